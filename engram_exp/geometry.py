@@ -1,0 +1,207 @@
+"""The numbers of one Engram layer. Every byte and FLOP formula of the project stands here and nowhere else.
+
+Symbols, as in "Conditional Memory via Scalable Lookup" (arXiv 2601.07372): T tokens, H hash columns (orders x heads),
+D values per row, C hidden size, M hyper-connection copies. `value_bytes` is the size of one value of the compute dtype.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+
+from engram_exp.errors import ConfigError
+
+TOKEN_ID_BYTES = 8  # ids are int64
+
+PrimeSource = Callable[[int, tuple[int, ...], int], Sequence[Sequence[int]]]
+
+
+def search_primes(layers: int, vocab_per_order: tuple[int, ...], heads: int) -> list[list[int]]:
+    """Rows of every hash column, [layers][H]: for each layer and order in turn, the next `heads` primes from the
+    order's vocab on that no column before has taken."""
+    from sympy import nextprime  # slow to import, and seldom needed: `Builder` keeps what it found on disk
+
+    taken: set[int] = set()
+    primes = []
+    for _ in range(layers):
+        columns = []
+        for vocab in vocab_per_order:
+            prime = vocab - 1
+            for _ in range(heads):
+                prime = nextprime(prime)
+                while prime in taken:
+                    prime = nextprime(prime)
+                taken.add(prime)
+                columns.append(int(prime))
+        primes.append(columns)
+    return primes
+
+
+@dataclass(frozen=True)
+class EngramGeometry:
+    """One layer of a model with Engram tables.
+
+    Args:
+        layers: every layer that has a table; their order decides which primes each one gets.
+        layer: the layer at hand, one of `layers`.
+        orders: n-gram orders, ascending.
+        heads: hash heads per order.
+        vocab_per_order: rows asked for by each head of an order; the prime search starts there.
+        row_values: D, values in one row.
+        hidden_size: C.
+        hc_mult: M, hyper-connection copies, each with a key of its own.
+        bias: whether the projections add a bias.
+        norm_eps: epsilon of the keys' RMSNorm.
+        hash_seed: seed of the hash multipliers.
+        pad_id: the token id that stands before the start of a sequence.
+        table_scale: share of `vocab_per_order` that is used, 0 < s <= 1.
+        prime_source: finds the columns' primes; called as `search_primes`.
+
+    Raises:
+        ConfigError: a number out of range; the message names the key.
+    """
+
+    layers: tuple[int, ...]
+    layer: int
+    orders: tuple[int, ...]
+    heads: int
+    vocab_per_order: tuple[int, ...]
+    row_values: int
+    hidden_size: int
+    hc_mult: int
+    bias: bool
+    norm_eps: float
+    hash_seed: int = 0
+    pad_id: int = 0
+    table_scale: float = 1.0
+    prime_source: PrimeSource = field(default=search_primes, compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        for name in ("heads", "row_values", "hidden_size", "hc_mult"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"model.{name}", getattr(self, name), "must be at least 1")
+        for name in ("hash_seed", "pad_id"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"model.{name}", getattr(self, name), "must be at least 0")
+        if not self.orders or min(self.orders) < 1 or list(self.orders) != sorted(set(self.orders)):
+            raise ConfigError("model.orders", list(self.orders), "must be ascending whole numbers of at least 1")
+        if len(self.vocab_per_order) != len(self.orders) or min(self.vocab_per_order) < 1:
+            raise ConfigError(
+                "model.vocab_per_order",
+                list(self.vocab_per_order),
+                f"must hold one positive number for each of the orders {list(self.orders)}",
+            )
+        if not 0 < self.table_scale <= 1:
+            raise ConfigError("model.table_scale", self.table_scale, "must be above 0 and at most 1")
+        if not self.norm_eps > 0:
+            raise ConfigError("model.norm_eps", self.norm_eps, "must be above 0")
+        if len(set(self.layers)) != len(self.layers) or any(layer < 0 for layer in self.layers):
+            raise ConfigError("model.layers", list(self.layers), "must be distinct whole numbers of at least 0")
+        if self.layer not in self.layers:
+            raise ConfigError(
+                "layer", self.layer, f"this model has tables on the layers {', '.join(map(str, self.layers))}"
+            )
+
+    @property
+    def max_order(self) -> int:
+        """N, the longest n-gram; a sequence needs the N - 1 ids before it as history."""
+        return self.orders[-1]
+
+    @property
+    def columns(self) -> int:
+        """H, row ids per token."""
+        return len(self.orders) * self.heads
+
+    @property
+    def embedding_width(self) -> int:
+        """H * D, values that one token looks up."""
+        return self.columns * self.row_values
+
+    @property
+    def kv_width(self) -> int:
+        """(M + 1) * C, values of one token's keys and value."""
+        return (self.hc_mult + 1) * self.hidden_size
+
+    @cached_property
+    def head_rows(self) -> tuple[int, ...]:
+        """Rows of each hash column of this layer at `table_scale`, int [H]: distinct primes."""
+        return self._head_rows(self.table_scale)
+
+    @cached_property
+    def rows(self) -> int:
+        """Rows of this layer's table at `table_scale`."""
+        return sum(self.head_rows)
+
+    @cached_property
+    def true_rows(self) -> int:
+        """Rows of this layer's table in the real model, whatever `table_scale` is."""
+        return sum(self._head_rows(1.0))
+
+    def _head_rows(self, scale: float) -> tuple[int, ...]:
+        position = self.layers.index(self.layer)
+        vocab_per_order = tuple(max(1, round(vocab * scale)) for vocab in self.vocab_per_order)
+        return tuple(self.prime_source(position + 1, vocab_per_order, self.heads)[position])
+
+    @property
+    def row_id_bytes(self) -> int:
+        """Row ids are int32 where the table allows it, else int64."""
+        return 4 if self.rows <= 2**31 else 8
+
+    def row_bytes(self, value_bytes: int) -> int:
+        """Bytes of one row."""
+        return self.row_values * value_bytes
+
+    def table_bytes(self, value_bytes: int) -> int:
+        """Bytes of the whole table at `table_scale`."""
+        return self.rows * self.row_bytes(value_bytes)
+
+    def ids_bytes(self, tokens: int, sequences: int) -> int:
+        """Bytes of the ids of T tokens in B sequences, each with its history of N - 1 ids."""
+        return (tokens + sequences * (self.max_order - 1)) * TOKEN_ID_BYTES
+
+    def row_ids_bytes(self, tokens: int) -> int:
+        """Bytes of the row ids of T tokens."""
+        return tokens * self.columns * self.row_id_bytes
+
+    def embeddings_bytes(self, tokens: int, value_bytes: int) -> int:
+        """Bytes of the rows that T tokens look up."""
+        return tokens * self.columns * self.row_bytes(value_bytes)
+
+    def kv_bytes(self, tokens: int, value_bytes: int) -> int:
+        """Bytes of the keys and value of T tokens."""
+        return tokens * self.kv_width * value_bytes
+
+    def weights_bytes(self, value_bytes: int) -> int:
+        """Bytes of the projection's weight, bias and key norms."""
+        bias = self.kv_width if self.bias else 0
+        return (self.kv_width * self.embedding_width + bias + self.hc_mult * self.hidden_size) * value_bytes
+
+    def projection_flops(self, tokens: int) -> int:
+        """Multiplications and additions of the projection's matrix product."""
+        return 2 * tokens * self.embedding_width * self.kv_width
+
+    def output_bytes(self, stage: str, tokens: int, sequences: int, value_bytes: int) -> int:
+        """Bytes that a stage leaves behind for the next one, of T tokens in B sequences."""
+        return {
+            "hashing": self.row_ids_bytes(tokens),
+            "lookup": self.embeddings_bytes(tokens, value_bytes),
+            "projection": self.kv_bytes(tokens, value_bytes),
+            "up_ids": self.ids_bytes(tokens, sequences),
+            "up_rows": self.row_ids_bytes(tokens),
+            "up_embed": self.embeddings_bytes(tokens, value_bytes),
+            "up_kv": self.kv_bytes(tokens, value_bytes),
+        }[stage]
+
+    def bytes_moved(self, stage: str, tokens: int, sequences: int, value_bytes: int) -> int:
+        """The fewest bytes a stage must move: over the link for an upload, else each input read and output written."""
+        read = {
+            "hashing": self.ids_bytes(tokens, sequences),
+            "lookup": self.row_ids_bytes(tokens) + self.embeddings_bytes(tokens, value_bytes),
+            "projection": self.embeddings_bytes(tokens, value_bytes) + self.weights_bytes(value_bytes),
+        }
+        return self.output_bytes(stage, tokens, sequences, value_bytes) + read.get(stage, 0)
+
+    def flops(self, stage: str, tokens: int) -> int:
+        """Floating-point operations of a stage."""
+        return self.projection_flops(tokens) if stage == "projection" else 0
