@@ -1,0 +1,107 @@
+"""What a run needs, and what is free, before anything is allocated. All sizes in bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import torch
+
+from engram_exp.errors import DoesNotFitError
+from engram_exp.geometry import EngramGeometry
+from engram_exp.plan import DEVICE, HOST, LINK, PlannedStage
+
+CGROUP = Path("/sys/fs/cgroup")
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """Kept memory of a run: the table, the weights, and what each stage reads and leaves behind."""
+
+    host_bytes: int
+    device_bytes: int
+    table_bytes: int
+
+
+def footprint(
+    geometry: EngramGeometry,
+    stages: Sequence[PlannedStage],
+    made_up: Sequence[str],
+    shape: tuple[int, int],
+    value_bytes: int,
+    batches: int,
+    kv_buffers: int,
+) -> Footprint:
+    """What the given stages keep in host and device memory.
+
+    Args:
+        geometry: of the layer.
+        stages: those that are built.
+        made_up: names of those whose input is made up, and kept, too.
+        shape: B and L.
+        value_bytes: size of one value of the compute dtype.
+        batches: distinct token batches; each keeps its ids and row ids.
+        kv_buffers: keys and values that the projection holds at a time.
+    """
+    sequences, tokens = shape[0], shape[0] * shape[1]
+    kept = {HOST: batches * geometry.ids_bytes(tokens, sequences), DEVICE: 0}
+    table_bytes = 0
+    for stage in stages:
+        output_bytes = geometry.output_bytes(stage.name, tokens, sequences, value_bytes)
+        kept[DEVICE if stage.place == LINK else stage.place] += output_bytes
+        if stage.name in made_up and stage.place == LINK:
+            kept[HOST] += output_bytes
+        if stage.name in made_up and stage.name == "projection":
+            kept[stage.place] += geometry.embeddings_bytes(tokens, value_bytes)
+        if stage.name == "lookup":
+            table_bytes = geometry.table_bytes(value_bytes)
+            kept[stage.place] += table_bytes + batches * geometry.row_ids_bytes(tokens)
+        if stage.name == "projection":
+            kept[stage.place] += geometry.weights_bytes(value_bytes)
+            kept[stage.place] += (kv_buffers - 1) * geometry.kv_bytes(tokens, value_bytes)
+            kept[HOST] += geometry.weights_bytes(4)  # in float32, for the reference
+    return Footprint(kept[HOST], kept[DEVICE], table_bytes)
+
+
+def free_host_bytes() -> int:
+    """Host memory that can be allocated: what the system has, or less where a control group allows less."""
+    free = psutil.virtual_memory().available
+    try:
+        limit, used = ((CGROUP / name).read_text().strip() for name in ("memory.max", "memory.current"))
+        if limit == "max":
+            return free
+        usage = dict(line.split() for line in (CGROUP / "memory.stat").read_text().splitlines())
+        reclaimable = int(usage["inactive_file"])  # cached files, which the kernel drops when it needs the room
+        return max(0, min(free, int(limit) - int(used) + reclaimable))
+    except (OSError, ValueError, KeyError):
+        return free
+
+
+def free_device_bytes(device: torch.device) -> int:
+    """Device memory that can be allocated; host memory where the CPU stands in for the device."""
+    if device.type == "cpu":
+        return free_host_bytes()
+    free, _ = torch.accelerator.get_memory_info(device)
+    return int(free)
+
+
+def check_fits(needed: Footprint, free_host: int, free_device: int, device: torch.device, table_scale: float) -> None:
+    """Refuse what does not fit.
+
+    Raises:
+        DoesNotFitError: with the bytes needed and free, and the `table_scale` that would fit if there is one.
+    """
+    host, on_device = needed.host_bytes, needed.device_bytes
+    if device.type == "cpu":
+        host, on_device = host + on_device, 0
+    for where, wanted, free in (("host", host, free_host), ("device", on_device, free_device)):
+        if wanted > free:
+            rest = wanted - needed.table_bytes
+            if where == "host" and needed.table_bytes and rest < 0.9 * free:
+                scale = (0.9 * free - rest) / needed.table_bytes * table_scale
+                remedy = f"model.table_scale={scale:.2g} would fit"
+            else:
+                remedy = "a smaller batch_size or seq_len would need less"
+            raise DoesNotFitError(where, wanted, free, remedy)

@@ -1,0 +1,59 @@
+"""Refuses a run, or a whole sweep, before any of it is started."""
+
+from __future__ import annotations
+
+import sys
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from hydra import compose
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig
+
+from engram_exp.config import check
+from engram_exp.errors import ConfigError
+
+EXIT_REFUSED = 2
+
+
+class Preflight(Callback):
+    """Checks every configuration that Hydra is about to run.
+
+    Hydra turns an exception in a callback into a warning; `SystemExit` is none, and ends the program.
+    """
+
+    def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Check the one configuration."""
+        self._refuse_unless_sound([config], Path(config.hydra.run.dir))
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Check every configuration of the sweep."""
+        params = config.hydra.sweeper.params or {}
+        overrides = [f"{key}={value}" for key, value in params.items()] + list(config.hydra.overrides.task)
+        parsed = OverridesParser.create().parse_overrides(overrides)
+        latest = {override.key_or_group: override for override in parsed}.values()
+        jobs = chain.from_iterable(BasicSweeper.split_arguments(list(latest), max_batch_size=None))
+        configs = [compose(config.hydra.job.config_name, overrides=list(job)) for job in jobs]
+        self._refuse_unless_sound(configs, Path(config.hydra.sweep.dir))
+
+    def _refuse_unless_sound(self, configs: list[DictConfig], output_dir: Path) -> None:
+        try:
+            for config in configs:
+                check(config)
+            _check_writable(output_dir)
+        except ConfigError as error:
+            print(f"refused: {error}", file=sys.stderr)
+            raise SystemExit(EXIT_REFUSED) from None
+
+
+def _check_writable(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / ".writable"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise ConfigError("output_dir", folder, f"cannot be written ({error.strerror})") from error

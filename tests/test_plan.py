@@ -1,0 +1,61 @@
+import pytest
+
+from engram_exp.config import stages_of
+from engram_exp.errors import ConfigError
+from engram_exp.plan import made_up_inputs, needed_stages, plan_stages, select_cases
+
+
+def names(hashing, lookup, projection):
+    stages = plan_stages({"hashing": hashing, "lookup": lookup, "projection": projection})
+    return [stage.name for stage in stages]
+
+
+def test_an_upload_stands_wherever_the_link_is_crossed():
+    assert names("host", "host", "host") == ["hashing", "lookup", "projection", "up_kv"]
+    assert names("host", "host", "device") == ["hashing", "lookup", "up_embed", "projection"]
+    assert names("host", "device", "device") == ["hashing", "up_rows", "lookup", "projection"]
+    assert names("device", "device", "device") == ["up_ids", "hashing", "lookup", "projection"]
+
+
+@pytest.mark.parametrize(
+    ("places", "key"),
+    [
+        (("device", "host", "device"), "strategy.lookup"),
+        (("host", "device", "host"), "strategy.projection"),
+        (("disk", "host", "host"), "strategy.hashing"),
+    ],
+)
+def test_impossible_placements_are_refused(places, key):
+    with pytest.raises(ConfigError, match=rf"^{key}="):
+        names(*places)
+
+
+def test_cases_and_their_aliases(configure):
+    on_gpu, on_cpu = (stages_of(configure(f"strategy={name}")) for name in ("kv_on_gpu", "kv_on_cpu"))
+    assert select_cases("all", on_gpu) == ("hashing", "lookup", "up_embed", "projection", "full")
+    assert select_cases(["all"], on_cpu) == ("hashing", "lookup", "projection", "up_kv", "full")
+    assert select_cases(["compute", "hash"], on_gpu) == ("hashing", "lookup", "projection")
+    assert select_cases(["up_kv", "up_embed"], on_gpu) == ("up_embed", "up_kv")
+    assert select_cases("full", on_cpu) == ("full",)
+
+
+@pytest.mark.parametrize("requested", [[], ["hashing", "sleep"], "", [1], None, 5])
+def test_unknown_cases_are_refused(configure, requested):
+    with pytest.raises(ConfigError, match=r"^cases=.*hashing, lookup, projection.*hash, compute"):
+        select_cases(requested, stages_of(configure()))
+
+
+def test_only_what_the_cases_need_is_built(configure):
+    stages = stages_of(configure("strategy=kv_on_gpu"))
+    assert needed_stages(["hashing"], stages) == ("hashing",)
+    assert needed_stages(["lookup"], stages) == ("hashing", "lookup")
+    assert needed_stages(["projection", "up_kv"], stages) == ("projection", "up_kv")
+    assert needed_stages(["full", "up_kv"], stages) == ("hashing", "lookup", "up_embed", "projection", "up_kv")
+
+
+def test_inputs_are_made_up_where_nothing_makes_them(configure):
+    stages = stages_of(configure("strategy=kv_on_gpu"))
+    assert made_up_inputs(["hashing", "lookup", "up_embed", "projection", "up_kv"], stages) == ("up_kv",)
+    assert made_up_inputs(["hashing", "lookup"], stages) == ()
+    assert made_up_inputs(["projection"], stages) == ("projection",)
+    assert made_up_inputs(["lookup", "up_embed"], stages) == ("lookup",)
