@@ -1,0 +1,60 @@
+"""Three clocks around one call."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from time import perf_counter_ns
+from typing import NamedTuple
+
+import torch
+
+
+class Sample(NamedTuple):
+    """One timed iteration, in milliseconds.
+
+    wall_ms: from the call until its work is done everywhere.
+    device_ms: between events on the device's stream before and after; None where the case does no device work. CPU
+        work between the two counts.
+    enqueue_ms: until the call returned and the host was free again; None where the case does no device work.
+    """
+
+    wall_ms: float
+    device_ms: float | None
+    enqueue_ms: float | None
+
+
+class Clock:
+    """Times calls that may leave work on a device.
+
+    Args:
+        device: what is waited for.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.has_stream = device.type != "cpu"
+        if self.has_stream:
+            self.start = torch.Event(device=device.type, enable_timing=True)
+            self.end = torch.Event(device=device.type, enable_timing=True)
+
+    def synchronize(self) -> None:
+        """Wait until the device is idle."""
+        if self.has_stream:
+            torch.accelerator.synchronize()
+
+    def time(self, call: Callable[[], object], *, uses_device: bool) -> Sample:
+        """Time one call. Nothing but the call and two events happens between the first and the last look at a clock."""
+        if not (uses_device and self.has_stream):
+            self.synchronize()
+            began = perf_counter_ns()
+            call()
+            return Sample((perf_counter_ns() - began) / 1e6, None, None)
+        self.synchronize()
+        began = perf_counter_ns()
+        self.start.record()
+        call()
+        self.end.record()
+        returned = perf_counter_ns()
+        self.synchronize()
+        ended = perf_counter_ns()
+        return Sample((ended - began) / 1e6, self.start.elapsed_time(self.end), (returned - began) / 1e6)
