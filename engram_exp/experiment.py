@@ -1,0 +1,193 @@
+"""One run: build, verify, time, and make rows. A failure is a row, not an exception."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import resource
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from engram_exp import results
+from engram_exp.build import Builder
+from engram_exp.card import make_card
+from engram_exp.errors import ConfigError, DoesNotFitError, MismatchError
+from engram_exp.flow import Flow
+from engram_exp.job import Job
+from engram_exp.measure.clock import Clock
+from engram_exp.measure.environment import cpu_name, gpus, record, stamp
+from engram_exp.measure.loop import Case, Timing, measure
+from engram_exp.measure.statistics import summarise
+from engram_exp.memory import check_fits, footprint, free_device_bytes, free_host_bytes
+from engram_exp.plan import FULL, HOST, LINK, UPLOADS, PlannedStage, made_up_inputs, needed_stages
+from engram_exp.results import OK, SKIPPED
+from engram_exp.terminal import Terminal
+
+log = logging.getLogger(__name__)
+
+NO_LINK = "no accelerator: host and device are the same memory"
+ALLOCATION_FAILED = "can't allocate memory"  # what PyTorch's CPU allocator says
+
+
+def run(job: Job, terminal: Terminal) -> list[dict[str, Any]]:
+    """Run a job, leave its files in its folder, and return its rows: one per case."""
+    folder = Path(job.folder)
+    samples: list[dict[str, Any]] = []
+    try:
+        rows = Run(job, terminal).rows(samples)
+    except ConfigError as error:
+        rows = _failed(job, results.REFUSED, error)
+    except MismatchError as error:
+        rows = _failed(job, results.MISMATCH, error)
+    except DoesNotFitError as error:
+        rows = _failed(job, results.OOM_DEVICE if error.where == "device" else results.OOM_HOST, error)
+    except torch.OutOfMemoryError as error:
+        rows = _failed(job, results.OOM_DEVICE, error)
+    except MemoryError as error:
+        rows = _failed(job, results.OOM_HOST, error)
+    except Exception as error:
+        log.exception("the run crashed")
+        no_memory = ALLOCATION_FAILED in str(error) or getattr(error, "errno", None) == errno.ENOMEM
+        rows = _failed(job, results.OOM_HOST if no_memory else results.CRASH, error)
+    results.write_environment(folder, record())
+    results.write_samples(folder, samples)
+    results.write_results(folder, rows)
+    terminal.results(rows)
+    return rows
+
+
+def _failed(job: Job, status: str, error: BaseException) -> list[dict[str, Any]]:
+    text = str(error) if isinstance(error, (ConfigError, MismatchError, DoesNotFitError)) else repr(error)
+    return [{**stamp(), **row} for row in job.failed_rows(status, text)]
+
+
+class Run:
+    """The parts of one run.
+
+    Args:
+        job: what to run.
+        terminal: where to show it.
+    """
+
+    def __init__(self, job: Job, terminal: Terminal) -> None:
+        self.job = job
+        self.terminal = terminal
+        self.builder = Builder(job.config)
+        self.builder.wake_device()
+        self.builder.check_components()
+        self.geometry = self.builder.geometry
+        self.has_link = self.builder.device.type != "cpu"
+        self.planned = [stage for stage in self.builder.planned if self.has_link or stage.place != LINK]
+        self.skipped = [case for case in job.cases if case in UPLOADS and not self.has_link]
+        self.cases = [case for case in job.cases if case not in self.skipped]
+        self.names = needed_stages(self.cases, self.planned)
+
+    def rows(self, samples: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Build, verify and time; every timed iteration is added to `samples`.
+
+        Raises:
+            ConfigError, DoesNotFitError, MismatchError: as the parts of a run do.
+        """
+        config, builder = self.job.config, self.builder
+        stages = [PlannedStage(name, builder.place_of(name)) for name in self.names]
+        made_up = made_up_inputs(self.names, self.planned)
+        shape = (config.batch_size, config.seq_len)
+        needed = footprint(
+            self.geometry, stages, made_up, shape, builder.dtype.itemsize, config.batches, builder.kv_buffers
+        )
+        free = free_host_bytes(), free_device_bytes(builder.device)
+        self.terminal.card(make_card(self.job, builder, self.cases, needed, free, self.work_of))
+        builder.check_dtype()
+        check_fits(needed, *free, builder.device, config.model.table_scale)
+
+        clock = Clock(builder.device)
+        with torch.inference_mode():
+            flow = Flow(builder, self.names, self.planned, clock)
+            log.info("the stages are built")
+            flow.verify(verify_full=FULL in self.cases)
+            log.info("the stages are verified")
+            if config.save_tensors:
+                flow.save_tensors(Path(self.job.folder) / "tensors.safetensors")
+            cases = [
+                Case(name, flow.calls(name), name == FULL or flow.stage(name).place != HOST) for name in self.cases
+            ]
+            with self.terminal.progress(config.iterations, config.budget_s) as progress:
+                timings = measure(
+                    cases,
+                    clock,
+                    iterations=config.iterations,
+                    budget_s=config.budget_s,
+                    seed=config.seed,
+                    progress=progress,
+                )
+        samples.extend(_sample_rows(self.job.run_id, timings))
+        common = {**stamp(), **self.job.columns(), **self._run_columns(flow, needed.table_bytes)}
+        return [{**common, "case": case, **self._case_columns(case, flow, timings)} for case in self.job.cases]
+
+    def work_of(self, case: str) -> tuple[int, int]:
+        """What a case must move and compute; `full` is the sum of its stages."""
+        names = [stage.name for stage in self.planned] if case == FULL else [case]
+        tokens, value_bytes = self.builder.tokens, self.builder.dtype.itemsize
+        return (
+            sum(self.geometry.bytes_moved(name, tokens, self.job.config.batch_size, value_bytes) for name in names),
+            sum(self.geometry.flops(name, tokens) for name in names),
+        )
+
+    def _run_columns(self, flow: Flow, table_bytes: int) -> dict[str, Any]:
+        device = self.builder.device
+        return {
+            "device": str(device),
+            "device_name": torch.cuda.get_device_name() if device.type == "cuda" else cpu_name(),
+            "driver": gpus()[0]["driver"] if device.type == "cuda" and gpus() else None,
+            "batches": len(self.builder.batches),
+            "true_rows": self.geometry.true_rows,
+            "used_rows": self.geometry.rows,
+            "table_bytes": table_bytes,
+            "peak_device_bytes": torch.accelerator.max_memory_allocated() if self.has_link else 0,
+            "peak_host_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+            "pinned_bytes": torch.cuda.host_memory_stats()["allocated_bytes.peak"] if device.type == "cuda" else 0,
+            "unique_row_fraction": flow.unique_row_fraction(),
+        }
+
+    def _case_columns(self, case: str, flow: Flow, timings: dict[str, Timing]) -> dict[str, Any]:
+        if case in self.skipped:
+            return {"status": SKIPPED, "error": NO_LINK}
+        timing = timings[case]
+        times = summarise([sample.wall_ms for sample in timing.samples])
+        median_ms = times["wall_ms_median"]
+        assert median_ms is not None
+        per_second = 1e3 / median_ms
+        stages = flow.strategy.stages if case == FULL else [flow.stage(case)]
+        moved, flops = sum(stage.bytes_moved for stage in stages), sum(stage.flops for stage in stages)
+        tokens = self.builder.tokens
+        return {
+            "status": OK,
+            "iterations": len(timing.samples),
+            "stop_reason": timing.stop_reason,
+            "steady": timing.steady,
+            **times,
+            "device_ms_median": _median([sample.device_ms for sample in timing.samples]),
+            "enqueue_ms_median": _median([sample.enqueue_ms for sample in timing.samples]),
+            "bytes_moved": moved,
+            "gb_per_s": moved * per_second / 1e9,
+            "flops": flops,
+            "tflop_per_s": flops * per_second / 1e12,
+            "rows_per_s": tokens * self.geometry.columns * per_second if case in ("hashing", "lookup", FULL) else None,
+            "tokens_per_s": tokens * per_second,
+        }
+
+
+def _median(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return summarise(known)["wall_ms_median"] if known else None
+
+
+def _sample_rows(run_id: str, timings: dict[str, Timing]) -> list[dict[str, Any]]:
+    return [
+        {"run_id": run_id, "case": case, "iteration": iteration, "order": order, **sample._asdict()}
+        for case, timing in timings.items()
+        for iteration, (order, sample) in enumerate(zip(timing.order, timing.samples, strict=True))
+    ]

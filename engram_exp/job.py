@@ -1,0 +1,91 @@
+"""One run as it is handed from the process that composes configurations to the one that measures."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from engram_exp.config import cases_of, threads_of
+
+FILE = "job.yaml"
+GROUP_COLUMNS = (
+    "strategy", "model", "dtype", "tokens", "hashing", "table", "lookup", "projection", "upload", "hardware", "shape",
+    "components", "experiment",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a worker needs to know.
+
+    Args:
+        run_id: unique among all runs.
+        folder: where the run leaves its files.
+        started_at: UTC, ISO 8601.
+        choices: the option chosen in each group.
+        config: without interpolations.
+    """
+
+    run_id: str
+    folder: str
+    started_at: str
+    choices: dict[str, str | None]
+    config: DictConfig
+
+    @classmethod
+    def create(cls, config: DictConfig, choices: Mapping[str, str | None], folder: Path) -> Job:
+        """A job for a composed configuration."""
+        now = datetime.now(timezone.utc)
+        resolved = OmegaConf.create(OmegaConf.to_container(config, resolve=True))
+        assert isinstance(resolved, DictConfig)
+        return cls(
+            run_id=f"{now:%Y%m%dT%H%M%S}-{uuid.uuid4().hex[:8]}",
+            folder=str(folder),
+            started_at=now.isoformat(timespec="seconds"),
+            choices={group: choices.get(group) for group in GROUP_COLUMNS},
+            config=resolved,
+        )
+
+    @classmethod
+    def load(cls, folder: Path) -> Job:
+        """The job that `save` wrote into a folder."""
+        loaded = OmegaConf.load(folder / FILE)
+        plain: Any = OmegaConf.to_container(loaded)
+        return cls(**{**plain, "config": OmegaConf.create(plain["config"])})
+
+    def save(self) -> None:
+        """Write the job into its folder."""
+        plain = {**{k: v for k, v in asdict(self).items() if k != "config"}, "config": self.config}
+        OmegaConf.save(OmegaConf.create(plain), Path(self.folder) / FILE)
+
+    @property
+    def cases(self) -> tuple[str, ...]:
+        """The cases to time: each becomes a row, whatever happens."""
+        return cases_of(self.config)
+
+    def columns(self) -> dict[str, Any]:
+        """The columns of a row that are known before the run."""
+        config = self.config
+        return {
+            "run_id": self.run_id,
+            **{group: choice or "" for group, choice in self.choices.items()},
+            "layer": config.layer,
+            "batch_size": config.batch_size,
+            "seq_len": config.seq_len,
+            "history": config.tokens.get("history"),
+            "threads": threads_of(config),
+            "seed": config.seed,
+            "batches": config.batches,
+            "table_scale": config.model.table_scale,
+            "started_at": self.started_at,
+        }
+
+    def failed_rows(self, status: str, error: str) -> list[dict[str, Any]]:
+        """A row for every case of a run that gave none."""
+        return [{**self.columns(), "status": status, "error": error, "case": case} for case in self.cases]

@@ -1,0 +1,163 @@
+"""The schema of what a run leaves behind: writing it, and loading many runs into one DataFrame."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import re
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+SCHEMA_VERSION = 1
+RESULTS, SAMPLES, SWEEP, ENVIRONMENT = "results.csv", "samples.csv", "sweep.csv", "environment.json"
+
+OK, SKIPPED, REFUSED = "ok", "skipped", "refused"
+MISMATCH, OOM_HOST, OOM_DEVICE, TIMEOUT, CRASH = "mismatch", "oom_host", "oom_device", "timeout", "crash"
+SUCCESSES = (OK, SKIPPED)
+
+IDENTITY_COLUMNS = ("schema_version", "run_id", "status", "error")
+CONFIG_COLUMNS = (
+    "strategy", "model", "layer", "dtype", "batch_size", "seq_len", "tokens", "hashing", "lookup", "projection",
+    "hardware", "device", "experiment", "components", "table", "upload", "shape", "history", "threads", "seed",
+    "batches", "table_scale", "true_rows", "used_rows",
+)  # fmt: skip
+CASE_COLUMNS = (
+    "case", "iterations", "stop_reason", "steady",
+    "wall_ms_median", "wall_ms_lo", "wall_ms_hi", "wall_ms_min", "wall_ms_mean", "wall_ms_max", "wall_ms_p95",
+    "wall_ms_p99", "device_ms_median", "enqueue_ms_median",
+    "bytes_moved", "gb_per_s", "flops", "tflop_per_s", "rows_per_s", "tokens_per_s",
+    "limit_ms", "limit_by", "efficiency",
+    "table_bytes", "peak_device_bytes", "peak_host_bytes", "pinned_bytes", "unique_row_fraction",
+)  # fmt: skip
+STAMP_COLUMNS = (
+    "git_sha", "git_dirty", "torch_version", "device_name", "driver", "cpu_name", "host", "started_at",
+)  # fmt: skip
+COLUMNS = (*IDENTITY_COLUMNS, *CONFIG_COLUMNS, *CASE_COLUMNS, *STAMP_COLUMNS)
+SAMPLE_COLUMNS = ("run_id", "case", "iteration", "order", "wall_ms", "device_ms", "enqueue_ms")
+TEXT_COLUMNS = {
+    "run_id", "status", "error", "strategy", "model", "dtype", "tokens", "hashing", "lookup", "projection", "hardware",
+    "device", "experiment", "components", "table", "upload", "shape", "case", "stop_reason", "limit_by", "git_sha",
+    "torch_version", "device_name", "driver", "cpu_name", "host", "started_at",
+}  # fmt: skip
+
+
+def write_results(folder: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write the rows of one run, one per case; columns that a row does not have stay empty."""
+    _write(folder / RESULTS, COLUMNS, ({"schema_version": SCHEMA_VERSION, **row} for row in rows))
+
+
+def write_samples(folder: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Write every timed iteration of one run."""
+    _write(folder / SAMPLES, SAMPLE_COLUMNS, rows)
+
+
+def write_environment(folder: Path, record: Mapping[str, Any]) -> None:
+    """Write the record of the machine."""
+    write_text(folder / ENVIRONMENT, json.dumps(record, indent=1))
+
+
+def write_sweep(folder: Path) -> pd.DataFrame:
+    """Gather all runs below a folder into its `sweep.csv`, and return them."""
+    write_text(folder / SWEEP, _gather(folder, RESULTS, COLUMNS))
+    return load_results(folder)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file under a temporary name and rename it, so that half a file never counts."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(text, encoding="utf-8", newline="")
+    os.replace(temporary, path)
+
+
+def load_results(path: str | Path) -> pd.DataFrame:
+    """Load every run below a folder, one row per case.
+
+    Args:
+        path: a `results.csv`, the folder of a run, or any folder of runs.
+
+    Returns:
+        Columns as `COLUMNS`; empty texts are "", other empty values NaN. A file that is damaged, cut or of an unknown
+        schema is named in a warning and left out.
+
+    Raises:
+        FileNotFoundError: the path does not exist.
+    """
+    return _load(Path(path), RESULTS, COLUMNS)
+
+
+def load_samples(path: str | Path) -> pd.DataFrame:
+    """Load every timed iteration of all runs below a folder; `run_id` and `case` tell them apart.
+
+    Raises:
+        FileNotFoundError: the path does not exist.
+    """
+    return _load(Path(path), SAMPLES, SAMPLE_COLUMNS)
+
+
+def _write(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    for row in rows:
+        writer.writerow({name: _cell(value) for name, value in row.items()})
+    write_text(path, text.getvalue())
+
+
+def _cell(value: Any) -> Any:
+    """One line and a short number per cell: a line of the file is a row of the table."""
+    if isinstance(value, float):
+        return f"{value:.9g}"
+    return " ".join(value.split()) if isinstance(value, str) else value
+
+
+def _load(path: Path, name: str, columns: Sequence[str]) -> pd.DataFrame:
+    import pandas as pd
+
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: no such file or folder")
+    kept_as_text = {column: str for column in columns if column in TEXT_COLUMNS}
+    frame = pd.read_csv(io.StringIO(_gather(path, name, columns)), dtype=kept_as_text)
+    return frame.fillna(dict.fromkeys(kept_as_text, ""))
+
+
+def _gather(path: Path, name: str, columns: Sequence[str]) -> str:
+    """One CSV text of all files of that name that are whole, run 10 of a sweep behind run 9."""
+    parts = [",".join(columns) + "\n"]
+    for file in [path] if path.is_file() else sorted(path.rglob(name), key=_natural_order):
+        try:
+            parts.append(_body(file.read_text(encoding="utf-8"), columns))
+        except (OSError, ValueError) as error:
+            warnings.warn(f"{file} is left out: {error}", stacklevel=4)
+    return "".join(parts)
+
+
+def _natural_order(path: Path) -> list[tuple[int, str]]:
+    return [(int(piece) if piece.isdecimal() else 0, piece) for piece in re.split(r"(\d+)", str(path))]
+
+
+def _body(text: str, columns: Sequence[str]) -> str:
+    """The lines below the header, if the file is whole.
+
+    Raises:
+        ValueError: saying what is wrong with it.
+    """
+    header, _, body = text.partition("\n")
+    if header.split(",") != list(columns):
+        raise ValueError("its header is not the one of this schema")
+    if body and not body.endswith("\n"):
+        raise ValueError("its last line is cut")
+    if not body and columns is COLUMNS:
+        raise ValueError("it holds no rows")
+    for number, row in enumerate(csv.reader(io.StringIO(body)), start=2):
+        if len(row) != len(columns):
+            raise ValueError(f"line {number} has {len(row)} fields instead of {len(columns)}")
+        if columns[0] == "schema_version" and row[0] != str(SCHEMA_VERSION):
+            raise ValueError(f"line {number} has the schema version {row[0]!r}, not {SCHEMA_VERSION}")
+    return body

@@ -1,0 +1,39 @@
+"""Compose the configuration, hand it over, exit with the right code. `python run.py --help` shows the choices."""
+
+import signal
+import sys
+
+import hydra
+from omegaconf import DictConfig
+
+from engram_exp.campaign import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_REFUSED, Campaign
+from engram_exp.config import register_schema
+
+
+def main() -> int:
+    """Run what the command line asks for: 0 all rows are good, 1 a run failed, 2 refused, 130 interrupted."""
+    for name in (signal.SIGTERM, signal.SIGHUP):  # as Ctrl-C: a batch system's end of time loses no finished run
+        signal.signal(name, signal.default_int_handler)
+    register_schema()
+    campaign = Campaign()
+
+    @hydra.main(version_base="1.3", config_path="conf", config_name="config")
+    def run(config: DictConfig) -> None:
+        campaign.run(config)
+
+    try:
+        run()
+    except KeyboardInterrupt:
+        campaign.finish()
+        return EXIT_INTERRUPTED
+    except SystemExit as stopped:  # Hydra, the checks or the command line's parser have said why
+        if stopped.code and not campaign.statuses:
+            return EXIT_REFUSED
+        if stopped.code:
+            campaign.finish()
+            return EXIT_FAILED
+    return campaign.finish()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,252 @@
+"""Whole runs of a tiny model in this process."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from conftest import DEVICES
+from safetensors.torch import load_file
+
+from engram_exp import load_results, load_samples
+from engram_exp.hashing.numba import NumbaHasher
+from engram_exp.lookup.gather import GatherLookup
+from engram_exp.projection.fused import FusedProjection
+from engram_exp.projection.rms_norm import KeyNorm
+from engram_exp.results import COLUMNS
+from engram_exp.upload.pinned import PinnedUpload
+
+STRATEGIES = ["kv_on_cpu", "kv_on_gpu"]
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("components", ["tuned", "original"])
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_a_run_gives_a_row_for_every_case(run_inline, tmp_path, strategy, components, device):
+    rows = run_inline(f"strategy={strategy}", f"components={components}", f"hardware={device}")
+    upload = "up_kv" if strategy == "kv_on_cpu" else "up_embed"
+    statuses = {row["case"]: row["status"] for row in rows}
+    link = "ok" if device == "cuda" else "skipped"
+    assert statuses == {"hashing": "ok", "lookup": "ok", "projection": "ok", upload: link, "full": "ok"}
+
+    frame = load_results(tmp_path)
+    assert tuple(frame.columns) == COLUMNS
+    good = frame[frame["status"] == "ok"]
+    assert (good["iterations"] == 3).all()
+    assert (good["stop_reason"] == "iterations").all()
+    assert (good["wall_ms_min"] <= good["wall_ms_median"]).all()
+    assert (good["wall_ms_median"] <= good["wall_ms_max"]).all()
+    assert (good["bytes_moved"] > 0).all()
+    assert (good["gb_per_s"] * good["wall_ms_median"] * 1e6).to_numpy() == pytest.approx(good["bytes_moved"])
+    assert frame["wall_ms_p95"].isna().all(), "three samples carry no percentile"
+    assert frame["limit_ms"].isna().all()
+    assert (frame["used_rows"] == frame["true_rows"]).all()
+    assert (frame["table_bytes"] == frame["used_rows"] * 8 * 2).all()
+
+    samples = load_samples(tmp_path)
+    assert len(samples) == 3 * len(good)
+    assert sorted(samples["order"]) == list(range(len(samples)))
+    medians = samples.groupby("case")["wall_ms"].median()
+    assert good.set_index("case")["wall_ms_median"].to_dict() == pytest.approx(medians.to_dict(), rel=1e-6)
+    on_device = set(samples.loc[samples["device_ms"].notna(), "case"])
+    expected = {"full", upload, *(["projection"] if strategy == "kv_on_gpu" else [])}
+    assert on_device == (expected if device == "cuda" else set())
+
+    environment = json.loads((tmp_path / "environment.json").read_text())
+    assert environment["packages"]["torch"].partition("+")[0] == torch.__version__.partition("+")[0]
+    assert environment["cpu_name"] == frame["cpu_name"][0]
+
+
+def run_and_load(run_inline, tmp_path, *overrides):
+    rows = run_inline("save_tensors=true", *overrides)
+    assert {row["status"] for row in rows} <= {"ok", "skipped"}, rows
+    return load_file(tmp_path / "tensors.safetensors")
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("history", ["true", "false"])
+def test_all_strategies_and_components_give_the_same_keys_and_value(run_inline, tmp_path, device, history):
+    outcomes = [
+        run_and_load(
+            run_inline, tmp_path, f"strategy={strategy}", f"components={components}", f"hardware={device}",
+            "dtype=float32", f"tokens.history={history}", "cases=full",
+        )
+        for strategy in STRATEGIES
+        for components in ("tuned", "original")
+    ]  # fmt: skip
+    first = outcomes[0]
+    assert set(first) == {"token_ids", "history", "row_ids", "embeddings", "keys", "value"}
+    assert first["keys"].shape == (24, 2, 16)
+    assert (first["history"] >= 0).all() == (history == "true")
+    for other in outcomes[1:]:
+        for name in ("token_ids", "history", "row_ids", "embeddings"):
+            assert torch.equal(first[name], other[name]), name
+        for name in ("keys", "value"):
+            torch.testing.assert_close(first[name], other[name], rtol=1e-4, atol=1e-5)
+
+
+def test_tensors_hold_what_the_cases_make(run_inline, tmp_path):
+    assert set(run_and_load(run_inline, tmp_path, "cases=[hashing]")) == {"token_ids", "history", "row_ids"}
+    assert set(run_and_load(run_inline, tmp_path, "cases=[projection]")) == {"token_ids", "history"}
+    assert "value" not in run_and_load(run_inline, tmp_path, "cases=[lookup]")
+
+
+def wrong_hash(self, ids, history, original=NumbaHasher.__call__):
+    row_ids = original(self, ids, history)
+    row_ids[-1, -1, -1] += 1
+    return row_ids
+
+
+def unwritten_rows(self, row_ids):
+    return self.rows[: row_ids.numel()].view(row_ids.shape[0] * row_ids.shape[1], -1)
+
+
+def norm_with_another_gain(self, embeddings, original=FusedProjection.__call__):
+    self.norm = KeyNorm(self.weights)
+    self.norm.gain = self.norm.gain * 1.02
+    return original(self, embeddings)
+
+
+def stale_after_the_first_call(self, ids, history, original=NumbaHasher.__call__):
+    if not hasattr(self, "kept"):
+        self.kept = original(self, ids, history)
+    return self.kept
+
+
+@pytest.mark.parametrize(
+    ("component", "wrong", "says"),
+    [
+        (NumbaHasher, wrong_hash, "hashing: 1 of"),
+        (GatherLookup, unwritten_rows, "lookup: .* values differ"),
+        (FusedProjection, norm_with_another_gain, "projection, keys: .* vectors differ"),
+        (NumbaHasher, stale_after_the_first_call, "full, keys: .* vectors differ"),
+    ],
+)
+def test_a_wrong_component_is_a_mismatch_and_gets_no_time(run_inline, tmp_path, monkeypatch, component, wrong, says):
+    monkeypatch.setattr(component, "__call__", wrong)
+    rows = run_inline()
+    assert {row["status"] for row in rows} == {"mismatch"}
+    frame = load_results(tmp_path)
+    assert frame["error"].str.contains(says).all(), frame["error"][0]
+    assert frame["wall_ms_median"].isna().all()
+    assert load_samples(tmp_path).empty
+
+
+def test_a_wrong_value_in_mid_sequence_is_noticed(run_inline, monkeypatch):
+    def wrong_in_the_middle(self, embeddings, original=FusedProjection.__call__):
+        keys, value = original(self, embeddings)
+        value[900:1000] *= 1.1
+        return keys, value
+
+    monkeypatch.setattr(FusedProjection, "__call__", wrong_in_the_middle)
+    rows = run_inline("batch_size=1", "seq_len=2000", "cases=[projection]")
+    assert rows[0]["status"] == "mismatch", rows
+
+
+@pytest.mark.accelerator
+def test_a_wrong_upload_is_a_mismatch(run_inline, monkeypatch):
+    monkeypatch.setattr(PinnedUpload, "__call__", lambda self, tensors: tuple(t.cuda() * 0 for t in tensors))
+    rows = run_inline("hardware=cuda")
+    assert {row["status"] for row in rows} == {"mismatch"}
+    assert rows[0]["error"].startswith("up_embed:")
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (MemoryError("no more"), "oom_host"),
+        (OSError(12, "Cannot allocate memory"), "oom_host"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes"), "oom_host"),
+        (torch.OutOfMemoryError("CUDA out of memory"), "oom_device"),
+        (ZeroDivisionError("a defect"), "crash"),
+    ],
+)
+def test_a_failure_is_a_row(run_inline, tmp_path, monkeypatch, error, status):
+    def fail(self, *arguments):
+        raise error
+
+    monkeypatch.setattr(GatherLookup, "__call__", fail)
+    assert [row["status"] for row in run_inline()] == [status] * 5
+    assert str(error.args[-1]) in load_results(tmp_path)["error"][0]
+
+
+def test_what_does_not_fit_is_refused_before_it_is_allocated(run_inline, monkeypatch):
+    monkeypatch.setattr("engram_exp.tables.host.mmap.mmap", lambda *_, **__: pytest.fail("a table was allocated"))
+    rows = run_inline("model.vocab_per_order=[40000000000,40000000000]", "cases=lookup")
+    assert {row["status"] for row in rows} == {"oom_host"}
+    message = rows[0]["error"]
+    assert "needs 2560.00 GB of host memory" in message
+    assert "GB are free: model.table_scale=0.0" in message
+
+
+def test_tensors_that_do_not_fit_are_refused_before_they_are_made(run_inline):
+    rows = run_inline("batch_size=100000000", "seq_len=1000", "cases=[hashing]")
+    assert rows[0]["status"] == "oom_host"
+    assert rows[0]["error"].endswith("a smaller batch_size or seq_len would need less")
+
+
+def test_hashing_alone_builds_no_table(run_inline, monkeypatch, tmp_path):
+    monkeypatch.setattr("engram_exp.tables.host.mmap.mmap", lambda *_, **__: pytest.fail("a table was built"))
+    (row,) = run_inline("model.vocab_per_order=[16000000,16000000]", "cases=[hashing]")
+    assert row["status"] == "ok"
+    assert row["table_bytes"] == 0
+    assert row["used_rows"] > 64_000_000
+
+
+def test_a_table_scale_is_named(run_inline):
+    row = run_inline("model.vocab_per_order=[5000,7000]", "model.table_scale=0.1", "cases=[lookup]")[0]
+    assert row["true_rows"] > 24_000
+    assert row["used_rows"] < 2_600
+    assert row["table_scale"] == 0.1
+
+
+def test_uploads_can_be_timed_under_any_strategy(run_inline):
+    rows = run_inline("strategy=kv_on_gpu", "cases=[up_kv,up_ids,up_rows]")
+    assert [row["case"] for row in rows] == ["up_ids", "up_rows", "up_kv"]
+    assert {row["error"] for row in rows} == {"no accelerator: host and device are the same memory"}
+
+
+@pytest.mark.accelerator
+@pytest.mark.parametrize("upload", ["pinned", "pageable"])
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_every_upload_is_verified_and_timed_on_a_device(run_inline, strategy, upload):
+    rows = run_inline(
+        f"strategy={strategy}", "cases=[up_ids,up_rows,up_embed,up_kv]", f"upload={upload}", "hardware=cuda"
+    )
+    assert [row["status"] for row in rows] == ["ok"] * 4
+    assert all(row["device_ms_median"] > 0 for row in rows)
+
+
+@pytest.mark.accelerator
+def test_what_crosses_the_link_is_pinned_and_goes_in_one_transfer(run_inline, monkeypatch):
+    copies = []
+    copy = PinnedUpload._copy
+
+    def counted(self, slot, source):
+        assert source.is_pinned()
+        copies.append(source.numel())
+        return copy(self, slot, source)
+
+    monkeypatch.setattr(PinnedUpload, "_copy", counted)
+    rows = run_inline("strategy=kv_on_cpu", "cases=full", "hardware=cuda")
+    assert rows[0]["status"] == "ok", rows
+    assert rows[0]["pinned_bytes"] > 0
+    assert set(copies) == {24 * 3 * 16}, "keys and value cross together"
+
+
+def test_few_distinct_ids_rotate_fewer_batches(run_inline, tmp_path):
+    np.save(tmp_path / "ids.npy", np.arange(24).reshape(2, 12))
+    row = run_inline("tokens=ids", f"tokens.path={tmp_path / 'ids.npy'}", "batches=3", "cases=[hashing]")[0]
+    assert (row["status"], row["batches"]) == ("ok", 1)
+
+
+def test_the_budget_ends_a_case(run_inline):
+    rows = run_inline("budget_s=1e-9", "cases=[hashing]")
+    assert (rows[0]["iterations"], rows[0]["stop_reason"]) == (1, "budget")
+
+
+def test_repeated_rows_are_counted(run_inline, tmp_path):
+    np.save(tmp_path / "ids.npy", np.full((2, 12), 7))
+    row = run_inline("tokens=ids", f"tokens.path={tmp_path / 'ids.npy'}", "cases=[lookup]")[0]
+    # 4 columns: order 2 differs at the first token, order 3 at the first two; both sequences are the same
+    assert row["unique_row_fraction"] == pytest.approx((2 * 2 + 2 * 3) / (24 * 4))

@@ -1,0 +1,110 @@
+import csv
+
+import pytest
+
+import engram_exp
+from engram_exp import load_results, load_samples
+from engram_exp.results import COLUMNS, SAMPLE_COLUMNS, write_results, write_samples, write_sweep
+
+
+def write_run(folder, run_id="a", status="ok", **columns):
+    folder.mkdir(parents=True)
+    row = {"run_id": run_id, "status": status, "case": "full", "wall_ms_median": 1.5, "batch_size": 64, **columns}
+    write_results(folder, [row, {**row, "case": "lookup"}])
+    return folder / "results.csv"
+
+
+def test_many_runs_become_one_frame(tmp_path):
+    for number in range(3):
+        write_run(tmp_path / f"sweep/{number}", run_id=str(number), error="a, b\n  'c' \"d\"")
+    frame = load_results(tmp_path)
+    assert len(frame) == 6
+    assert tuple(frame.columns) == COLUMNS
+    assert frame["run_id"].tolist() == ["0", "0", "1", "1", "2", "2"], "text stays text"
+    assert frame["error"][0] == "a, b 'c' \"d\"", "a row is one line"
+    assert frame["wall_ms_median"].dtype == float
+    assert frame["batch_size"].dtype == int
+    assert (frame["schema_version"] == 1).all()
+    assert len(load_results(tmp_path / "sweep/1")) == len(load_results(tmp_path / "sweep/1/results.csv")) == 2
+
+
+def cut(text):
+    return text[:-20]
+
+
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        (lambda text: "", "header"),
+        (lambda text: text.partition("\n")[0] + "\n", "holds no rows"),
+        (cut, "last line is cut"),
+        (lambda text: cut(text) + "\n", "fields instead of"),
+        (lambda text: text.replace("wall_ms_median", "wall_s_median"), "header"),
+        (lambda text: text.replace("\n1,", "\n99,"), "schema version '99'"),
+        (lambda text: text.replace("full", "full,extra"), "fields instead of"),
+    ],
+)
+def test_damaged_files_are_named_and_skipped(tmp_path, damage, says):
+    write_run(tmp_path / "good", run_id="good")
+    bad = write_run(tmp_path / "bad", run_id="bad")
+    bad.write_text(damage(bad.read_text()))
+    with pytest.warns(UserWarning, match=rf"bad/results\.csv is left out: .*{says}"):
+        frame = load_results(tmp_path)
+    assert set(frame["run_id"]) == {"good"}
+
+
+def test_files_that_are_no_text_are_skipped(tmp_path):
+    write_run(tmp_path / "bad").write_bytes(b"\xff\xfe\x00")
+    with pytest.warns(UserWarning, match="left out"):
+        assert load_results(tmp_path).empty
+
+
+def test_empty_and_missing_folders(tmp_path):
+    assert tuple(load_results(tmp_path).columns) == COLUMNS
+    with pytest.raises(FileNotFoundError, match="no such file or folder"):
+        load_results(tmp_path / "missing")
+
+
+def test_half_a_file_never_counts(tmp_path, monkeypatch):
+    write_run(tmp_path / "run", run_id="first")
+    monkeypatch.setattr("os.replace", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        write_results(tmp_path / "run", [{"run_id": "second", "case": "full"}])
+    assert set(load_results(tmp_path)["run_id"]) == {"first"}
+
+
+def test_unknown_columns_are_a_defect(tmp_path):
+    with pytest.raises(ValueError, match="wall_seconds"):
+        write_results(tmp_path, [{"run_id": "a", "wall_seconds": 1}])
+
+
+def test_samples_load(tmp_path):
+    write_samples(tmp_path, [{"run_id": "a", "case": "full", "iteration": 0, "order": 1, "wall_ms": 1 / 3}])
+    frame = load_samples(tmp_path)
+    assert tuple(frame.columns) == SAMPLE_COLUMNS
+    assert frame["wall_ms"][0] == pytest.approx(1 / 3, rel=1e-8)
+    assert frame["device_ms"].isna().all()
+
+
+def test_a_sweep_gathers_its_runs_once(tmp_path):
+    write_run(tmp_path / "0", run_id="0")
+    write_run(tmp_path / "1", run_id="1", status="crash", wall_ms_median=None)
+    for _ in range(2):
+        assert len(write_sweep(tmp_path)) == 4
+    with (tmp_path / "sweep.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["run_id"] for row in rows] == ["0", "0", "1", "1"]
+    assert tuple(rows[0]) == COLUMNS
+    assert rows[3]["wall_ms_median"] == ""
+
+
+def test_run_10_follows_run_9(tmp_path):
+    for number in range(11):
+        write_run(tmp_path / str(number), run_id=f"r{number}")
+    assert load_results(tmp_path)["run_id"].tolist() == [f"r{number}" for number in range(11) for _ in range(2)]
+
+
+def test_only_what_is_public_is_there():
+    assert {"load_results", "load_samples"} <= set(engram_exp.__all__)
+    with pytest.raises(AttributeError, match="no attribute 'load_result'"):
+        _ = engram_exp.load_result
