@@ -63,7 +63,7 @@ def make_card(
     body = []
     for case in cases:
         moved, flops = work_of(case)
-        body.append((case, _component(case, builder, job), f"{moved / 1e9:.4f}", f"{flops / 1e9:.1f}" if flops else ""))
+        body.append((case, _component(case, builder, job), f"{moved / 1e9:.3g}", f"{flops / 1e9:.4g}" if flops else ""))
     return Card(f"{choices['strategy']}  (run {job.run_id}, in {job.folder})", lines, body)
 
 
