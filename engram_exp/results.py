@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 SCHEMA_VERSION = 1
 RESULTS, SAMPLES, SWEEP, ENVIRONMENT = "results.csv", "samples.csv", "sweep.csv", "environment.json"
 
+PUBLISHED = "reference"
+
 OK, SKIPPED, REFUSED = "ok", "skipped", "refused"
 MISMATCH, OOM_HOST, OOM_DEVICE, TIMEOUT, CRASH = "mismatch", "oom_host", "oom_device", "timeout", "crash"
 SUCCESSES = (OK, SKIPPED)
@@ -80,7 +82,8 @@ def load_results(path: str | Path) -> pd.DataFrame:
     """Load every run below a folder, one row per case.
 
     Args:
-        path: a `results.csv`, the folder of a run, or any folder of runs.
+        path: a `results.csv`, the folder of a run, or any folder of runs. Published campaigns in a folder `reference`
+            below it do not mix with one's own: to load them, name that folder.
 
     Returns:
         Columns as `COLUMNS`; empty texts are "", other empty values NaN. A file that is damaged, cut or of an unknown
@@ -130,7 +133,8 @@ def _load(path: Path, name: str, columns: Sequence[str]) -> pd.DataFrame:
 def _gather(path: Path, name: str, columns: Sequence[str]) -> str:
     """One CSV text of all files of that name that are whole, run 10 of a sweep behind run 9."""
     parts = [",".join(columns) + "\n"]
-    for file in [path] if path.is_file() else sorted(path.rglob(name), key=_natural_order):
+    found = [file for file in path.rglob(name) if PUBLISHED not in file.relative_to(path).parts]
+    for file in [path] if path.is_file() else sorted(found, key=_natural_order):
         try:
             parts.append(_body(file.read_text(encoding="utf-8"), columns))
         except (OSError, ValueError) as error:

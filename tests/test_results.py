@@ -98,6 +98,14 @@ def test_a_sweep_gathers_its_runs_once(tmp_path):
     assert rows[3]["wall_ms_median"] == ""
 
 
+def test_published_campaigns_do_not_mix_with_ones_own(tmp_path):
+    write_run(tmp_path / "mine", run_id="mine")
+    write_run(tmp_path / "reference/h200/0", run_id="published")
+    assert set(load_results(tmp_path)["run_id"]) == {"mine"}
+    for folder in ("reference", "reference/h200", "reference/h200/0/results.csv"):
+        assert set(load_results(tmp_path / folder)["run_id"]) == {"published"}
+
+
 def test_run_10_follows_run_9(tmp_path):
     for number in range(11):
         write_run(tmp_path / str(number), run_id=f"r{number}")
