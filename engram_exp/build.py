@@ -81,7 +81,7 @@ class Builder:
         return resolve_device(self.config.hardware.device)
 
     def wake_device(self) -> None:
-        """Let the driver set the device up while the CPU prepares tokens and table."""
+        """Let the driver set the device up while the components are imported."""
         if self.device.type != "cpu":
             threading.Thread(target=torch.empty, args=(1,), kwargs={"device": self.device}, daemon=True).start()
 

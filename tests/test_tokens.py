@@ -1,5 +1,4 @@
 import json
-import time
 
 import numpy as np
 import pytest
@@ -64,21 +63,16 @@ def test_the_default_text_is_real_python_and_prose(tokenizer, cache_dir):
     assert "def " in text
 
 
-def test_tokenised_text_is_kept(tokenizer, cache_dir, tmp_path, monkeypatch):
+def test_tokenised_text_is_kept(tokenizer, tmp_path):
     (tmp_path / "a.txt").write_text("one two three four five six seven")
     first = text_tokens(tokenizer, tmp_path / "cache", tmp_path / "a.txt").corpus
-    monkeypatch.setattr(type(tokenizer), "load", lambda self: pytest.fail("tokenised again"), raising=False)
     frozen = open_tokenizer(BUNDLED)
     object.__setattr__(frozen, "load", lambda: pytest.fail("tokenised again"))
     assert np.array_equal(text_tokens(frozen, tmp_path / "cache", tmp_path / "a.txt").corpus, first)
 
 
-def test_the_default_text_takes_seconds_not_minutes(tokenizer, tmp_path):
-    """A guard against a blow-up; the speed itself is in the README's table of start-up times."""
-    began = time.perf_counter()
-    source = text_tokens(tokenizer, tmp_path, max_mb=4.0)
-    assert time.perf_counter() - began < 60
-    assert len(source.corpus) > 64 * 4096 * 3
+def test_the_default_text_is_longer_than_a_default_batch(tokenizer, tmp_path):
+    assert len(text_tokens(tokenizer, tmp_path, max_mb=4.0).corpus) > 64 * 4096 * 3
 
 
 def test_folders_and_jsonl_are_read_in_order(tmp_path):
