@@ -27,3 +27,7 @@ class DoesNotFitError(MemoryError):
 
 class MismatchError(AssertionError):
     """A step whose output differs from the reference."""
+
+
+class SkippedError(RuntimeError):
+    """Something that this machine cannot do; not the fault of the configuration."""

@@ -1,7 +1,7 @@
 """The numbers of one Engram layer. Every byte and FLOP formula of the project stands here and nowhere else.
 
 Symbols, as in "Conditional Memory via Scalable Lookup" (arXiv 2601.07372): T tokens, H hash columns (orders x heads),
-D values per row, C hidden size, M hyper-connection copies. `value_bytes` is the size of one value of the compute dtype.
+D values per row, C hidden size, M hyper-connection copies.
 """
 
 from __future__ import annotations
@@ -56,6 +56,9 @@ class EngramGeometry:
         hash_seed: seed of the hash multipliers.
         pad_id: the token id that stands before the start of a sequence.
         table_scale: share of `vocab_per_order` that is used, 0 < s <= 1.
+        value_bytes: size of one value of the compute dtype.
+        values_per_scale: None if rows are stored in the compute dtype; else a row holds one byte for each value and one
+            scale byte for so many of them.
         prime_source: finds the columns' primes; called as `search_primes`.
 
     Raises:
@@ -75,6 +78,8 @@ class EngramGeometry:
     hash_seed: int = 0
     pad_id: int = 0
     table_scale: float = 1.0
+    value_bytes: int = 2
+    values_per_scale: int | None = None
     prime_source: PrimeSource = field(default=search_primes, compare=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -94,6 +99,8 @@ class EngramGeometry:
             )
         if not 0 < self.table_scale <= 1:
             raise ConfigError("model.table_scale", self.table_scale, "must be above 0 and at most 1")
+        if self.values_per_scale is not None and self.values_per_scale < 1:
+            raise ConfigError("dtype.values_per_scale", self.values_per_scale, "must be at least 1, or null")
         if not self.norm_eps > 0:
             raise ConfigError("model.norm_eps", self.norm_eps, "must be above 0")
         if len(set(self.layers)) != len(self.layers) or any(layer < 0 for layer in self.layers):
@@ -148,13 +155,17 @@ class EngramGeometry:
         """Row ids are int32 where the table allows it, else int64."""
         return 4 if self.rows <= 2**31 else 8
 
-    def row_bytes(self, value_bytes: int) -> int:
-        """Bytes of one row."""
-        return self.row_values * value_bytes
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one row as it is stored."""
+        if self.values_per_scale is None:
+            return self.row_values * self.value_bytes
+        return self.row_values + -(-self.row_values // self.values_per_scale)
 
-    def table_bytes(self, value_bytes: int) -> int:
+    @property
+    def table_bytes(self) -> int:
         """Bytes of the whole table at `table_scale`."""
-        return self.rows * self.row_bytes(value_bytes)
+        return self.rows * self.row_bytes
 
     def ids_bytes(self, tokens: int, sequences: int) -> int:
         """Bytes of the ids of T tokens in B sequences, each with its history of N - 1 ids."""
@@ -164,43 +175,59 @@ class EngramGeometry:
         """Bytes of the row ids of T tokens."""
         return tokens * self.columns * self.row_id_bytes
 
-    def embeddings_bytes(self, tokens: int, value_bytes: int) -> int:
-        """Bytes of the rows that T tokens look up."""
-        return tokens * self.columns * self.row_bytes(value_bytes)
+    def sort_bytes(self, tokens: int) -> int:
+        """Bytes of the sorted row ids of T tokens and their positions (int64), and of a radix sort's copies of both."""
+        return 2 * tokens * self.columns * (self.row_id_bytes + 8)
 
-    def kv_bytes(self, tokens: int, value_bytes: int) -> int:
+    def stored_bytes(self, tokens: int) -> int:
+        """Bytes of the rows that T tokens look up, as they are stored."""
+        return tokens * self.columns * self.row_bytes
+
+    def embeddings_bytes(self, tokens: int) -> int:
+        """Bytes of the embeddings of T tokens in the compute dtype."""
+        return tokens * self.embedding_width * self.value_bytes
+
+    def kv_bytes(self, tokens: int) -> int:
         """Bytes of the keys and value of T tokens."""
-        return tokens * self.kv_width * value_bytes
+        return tokens * self.kv_width * self.value_bytes
 
-    def weights_bytes(self, value_bytes: int) -> int:
-        """Bytes of the projection's weight, bias and key norms."""
+    @property
+    def weights(self) -> int:
+        """Numbers in the projection's weight, bias and key norms."""
         bias = self.kv_width if self.bias else 0
-        return (self.kv_width * self.embedding_width + bias + self.hc_mult * self.hidden_size) * value_bytes
+        return self.kv_width * self.embedding_width + bias + self.hc_mult * self.hidden_size
+
+    @property
+    def weights_bytes(self) -> int:
+        """Bytes of the projection's weight, bias and key norms."""
+        return self.weights * self.value_bytes
 
     def projection_flops(self, tokens: int) -> int:
         """Multiplications and additions of the projection's matrix product."""
         return 2 * tokens * self.embedding_width * self.kv_width
 
-    def output_bytes(self, stage: str, tokens: int, sequences: int, value_bytes: int) -> int:
+    def output_bytes(self, stage: str, tokens: int, sequences: int) -> int:
         """Bytes that a stage leaves behind for the next one, of T tokens in B sequences."""
         return {
             "hashing": self.row_ids_bytes(tokens),
-            "lookup": self.embeddings_bytes(tokens, value_bytes),
-            "projection": self.kv_bytes(tokens, value_bytes),
+            "lookup": self.stored_bytes(tokens),
+            "widening": self.embeddings_bytes(tokens),
+            "projection": self.kv_bytes(tokens),
             "up_ids": self.ids_bytes(tokens, sequences),
             "up_rows": self.row_ids_bytes(tokens),
-            "up_embed": self.embeddings_bytes(tokens, value_bytes),
-            "up_kv": self.kv_bytes(tokens, value_bytes),
+            "up_embed": self.stored_bytes(tokens),
+            "up_kv": self.kv_bytes(tokens),
         }[stage]
 
-    def bytes_moved(self, stage: str, tokens: int, sequences: int, value_bytes: int) -> int:
+    def bytes_moved(self, stage: str, tokens: int, sequences: int) -> int:
         """The fewest bytes a stage must move: over the link for an upload, else each input read and output written."""
         read = {
             "hashing": self.ids_bytes(tokens, sequences),
-            "lookup": self.row_ids_bytes(tokens) + self.embeddings_bytes(tokens, value_bytes),
-            "projection": self.embeddings_bytes(tokens, value_bytes) + self.weights_bytes(value_bytes),
+            "lookup": self.row_ids_bytes(tokens) + self.stored_bytes(tokens),
+            "widening": self.stored_bytes(tokens),
+            "projection": self.embeddings_bytes(tokens) + self.weights_bytes,
         }
-        return self.output_bytes(stage, tokens, sequences, value_bytes) + read.get(stage, 0)
+        return self.output_bytes(stage, tokens, sequences) + read.get(stage, 0)
 
     def flops(self, stage: str, tokens: int) -> int:
         """Floating-point operations of a stage."""

@@ -13,12 +13,12 @@ from itertools import pairwise
 from engram_exp.errors import ConfigError
 
 HOST, DEVICE, LINK = "host", "device", "link"
-STEPS = ("hashing", "lookup", "projection")
-UPLOAD_BEFORE = {"hashing": "up_ids", "lookup": "up_rows", "projection": "up_embed"}
+STEPS = ("hashing", "lookup", "projection")  # a strategy places these; widening, if any, goes with the projection
+UPLOAD_BEFORE = {"hashing": "up_ids", "lookup": "up_rows", "widening": "up_embed", "projection": "up_embed"}
 UPLOAD_AT_END = "up_kv"
-UPLOADS = (*UPLOAD_BEFORE.values(), UPLOAD_AT_END)
+UPLOADS = ("up_ids", "up_rows", "up_embed", UPLOAD_AT_END)
 FULL = "full"
-CASES = (*STEPS, *UPLOADS, FULL)
+CASES = ("hashing", "lookup", "widening", "projection", *UPLOADS, FULL)
 ALIASES = {"hash": ("hashing", "lookup"), "compute": ("projection",)}  # the original's names
 
 
@@ -30,19 +30,24 @@ class PlannedStage:
     place: str
 
 
-def plan_stages(places: Mapping[str, str]) -> tuple[PlannedStage, ...]:
+def plan_stages(places: Mapping[str, str], *, widens: bool = False) -> tuple[PlannedStage, ...]:
     """Put the steps in order and an upload wherever the link must be crossed.
 
     Args:
-        places: `host` or `device` for each of hashing, lookup and projection.
+        places: `host` or `device` for each of hashing, lookup and projection, and for the table.
+        widens: stored rows are not yet in the compute dtype.
 
     Raises:
-        ConfigError: an unknown place, or a step on the host behind one on the device.
+        ConfigError: an unknown place, a step on the host behind one on the device, or one that cannot reach the table.
     """
+    if places["table"] not in (HOST, DEVICE):
+        raise ConfigError("strategy.table", places["table"], f"must be {HOST} or {DEVICE}")
+    if (places["table"], places["lookup"]) == (DEVICE, HOST):
+        raise ConfigError("strategy.lookup", HOST, "must be device, since the table is there")
     stages: list[PlannedStage] = []
     crossed = False
-    for step in STEPS:
-        place = places[step]
+    for step in ("hashing", "lookup", *(["widening"] if widens else []), "projection"):
+        place = places["projection" if step == "widening" else step]
         if place not in (HOST, DEVICE):
             raise ConfigError(f"strategy.{step}", place, f"must be {HOST} or {DEVICE}")
         if crossed and place == HOST:
@@ -76,6 +81,8 @@ def select_cases(requested: object, stages: Sequence[PlannedStage]) -> tuple[str
             selected.update(own, [FULL])
         elif name in ALIASES:
             selected.update(ALIASES[name])
+        elif name == "widening" and name not in own:
+            raise ConfigError("cases", name, "rows are stored in the compute dtype; with dtype=fp8 they are widened")
         elif name in CASES:
             selected.add(name)
         else:

@@ -25,20 +25,20 @@ def test_published_figures_of_v41(configure):
     geometry = geometry_of(configure("model=deepseek_v41_flash"))
     assert geometry.columns == 24
     assert geometry.projection_flops(1) == pytest.approx(315e6, rel=0.01)
-    assert geometry.kv_bytes(1, 2) == 51_200
-    assert geometry.embeddings_bytes(1, 1) == 6144
+    assert geometry.kv_bytes(1) == 51_200
+    assert geometry.embeddings_bytes(1) == 2 * 6144
     assert (geometry.embedding_width, geometry.kv_width) == (6144, 25_600)
     assert geometry.row_id_bytes == 4
 
 
 def test_demo_moves_what_the_original_moved():
     geometry = demo_geometry()
-    assert geometry.output_bytes("up_embed", 64 * 4096, 64, 2) == 512 * 2**20
-    assert geometry.bytes_moved("up_kv", 64 * 4096, 64, 2) == 64 * 4096 * 5 * 1024 * 2
-    assert geometry.bytes_moved("lookup", 10, 2, 2) == 10 * 16 * (4 + 2 * 128)
-    assert geometry.bytes_moved("hashing", 10, 2, 2) == (10 + 2 * 2) * 8 + 10 * 16 * 4
-    assert geometry.bytes_moved("up_ids", 64, 64, 2) == 64 * 3 * 8, "each id of a decode step brings its history"
-    assert geometry.bytes_moved("projection", 10, 2, 2) == 2 * (10 * 1024 + 10 * 5120 + 5120 * 1024 + 5120 + 4096)
+    assert geometry.output_bytes("up_embed", 64 * 4096, 64) == 512 * 2**20
+    assert geometry.bytes_moved("up_kv", 64 * 4096, 64) == 64 * 4096 * 5 * 1024 * 2
+    assert geometry.bytes_moved("lookup", 10, 2) == 10 * 16 * (4 + 2 * 128)
+    assert geometry.bytes_moved("hashing", 10, 2) == (10 + 2 * 2) * 8 + 10 * 16 * 4
+    assert geometry.bytes_moved("up_ids", 64, 64) == 64 * 3 * 8, "each id of a decode step brings its history"
+    assert geometry.bytes_moved("projection", 10, 2) == 2 * (10 * 1024 + 10 * 5120 + 5120 * 1024 + 5120 + 4096)
 
 
 def test_table_scale_shrinks_the_table_and_keeps_the_true_rows():

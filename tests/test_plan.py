@@ -5,8 +5,9 @@ from engram_exp.errors import ConfigError
 from engram_exp.plan import made_up_inputs, needed_stages, plan_stages, select_cases
 
 
-def names(hashing, lookup, projection):
-    stages = plan_stages({"hashing": hashing, "lookup": lookup, "projection": projection})
+def names(hashing, lookup, projection, table="host", **changes):
+    places = {"table": table, "hashing": hashing, "lookup": lookup, "projection": projection}
+    stages = plan_stages(places, **changes)
     return [stage.name for stage in stages]
 
 
@@ -15,6 +16,13 @@ def test_an_upload_stands_wherever_the_link_is_crossed():
     assert names("host", "host", "device") == ["hashing", "lookup", "up_embed", "projection"]
     assert names("host", "device", "device") == ["hashing", "up_rows", "lookup", "projection"]
     assert names("device", "device", "device") == ["up_ids", "hashing", "lookup", "projection"]
+    assert names("device", "device", "device", table="device") == ["up_ids", "hashing", "lookup", "projection"]
+
+
+def test_stored_bytes_cross_the_link_and_are_widened_behind_it():
+    assert names("host", "host", "device", widens=True) == ["hashing", "lookup", "up_embed", "widening", "projection"]
+    assert names("host", "host", "host", widens=True) == ["hashing", "lookup", "widening", "projection", "up_kv"]
+    assert names("device", "device", "device", widens=True) == ["up_ids", "hashing", "lookup", "widening", "projection"]
 
 
 @pytest.mark.parametrize(
@@ -23,6 +31,8 @@ def test_an_upload_stands_wherever_the_link_is_crossed():
         (("device", "host", "device"), "strategy.lookup"),
         (("host", "device", "host"), "strategy.projection"),
         (("disk", "host", "host"), "strategy.hashing"),
+        (("host", "host", "host", "device"), "strategy.lookup"),
+        (("host", "host", "host", "moon"), "strategy.table"),
     ],
 )
 def test_impossible_placements_are_refused(places, key):
@@ -41,8 +51,14 @@ def test_cases_and_their_aliases(configure):
 
 @pytest.mark.parametrize("requested", [[], ["hashing", "sleep"], "", [1], None, 5])
 def test_unknown_cases_are_refused(configure, requested):
-    with pytest.raises(ConfigError, match=r"^cases=.*hashing, lookup, projection.*hash, compute"):
+    with pytest.raises(ConfigError, match=r"^cases=.*hashing, lookup, widening, projection.*hash, compute"):
         select_cases(requested, stages_of(configure()))
+
+
+def test_widening_needs_rows_that_are_not_yet_wide(configure):
+    with pytest.raises(ConfigError, match=r"^cases=widening: .*dtype=fp8"):
+        select_cases(["widening"], stages_of(configure()))
+    assert select_cases("widening", stages_of(configure("dtype=fp8"))) == ("widening",)
 
 
 def test_only_what_the_cases_need_is_built(configure):

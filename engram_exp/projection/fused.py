@@ -6,7 +6,7 @@ from typing import Protocol
 
 import torch
 
-from engram_exp.placement import Placement
+from engram_exp.placement import Placement, has_triton
 from engram_exp.projection.rms_norm import KeyNorm
 from engram_exp.projection.weights import ProjectionWeights
 
@@ -44,8 +44,8 @@ class FusedProjection:
 
 
 def _fastest_norm(weights: ProjectionWeights) -> Norm:
-    if weights.norm.device.type == "cuda":
-        from engram_exp.projection.rms_norm_triton import TritonKeyNorm  # Triton comes with PyTorch's CUDA builds only
+    if weights.norm.device.type == "cuda" and has_triton():
+        from engram_exp.projection.rms_norm_triton import TritonKeyNorm
 
         return TritonKeyNorm(weights)
     if weights.norm.device.type == "cpu" and weights.norm.dtype == torch.bfloat16:

@@ -1,7 +1,4 @@
-"""The bias and RMSNorm of all keys in one compiled pass over bfloat16 on the CPU, parallel over tokens.
-
-Numba knows no bfloat16: a value is the upper half of a float32's bits, and is rounded to nearest, ties to even.
-"""
+"""The bias and RMSNorm of all keys in one compiled pass over bfloat16 on the CPU, parallel over tokens."""
 
 from __future__ import annotations
 
@@ -11,6 +8,7 @@ import numpy as np
 import torch
 from numba import njit, prange
 
+from engram_exp.bfloat16 import bits_to_float, float_to_bits
 from engram_exp.projection.weights import ProjectionWeights
 
 REORDERED_SUMS = {"reassoc", "contract", "nsz"}  # vectorises the sum of squares; NaN and infinity keep their meaning
@@ -32,18 +30,6 @@ class NumbaKeyNorm:
         _add_bias_and_normalise(kv.view(torch.uint16).numpy(), self.bias, self.gain, self.eps)
 
 
-@njit(inline="always")
-def _to_float(bits):  # type: ignore[no-untyped-def]
-    return np.uint32(np.uint32(bits) << np.uint32(16)).view(np.float32)
-
-
-@njit(inline="always")
-def _to_bits(value):  # type: ignore[no-untyped-def]
-    bits = np.float32(value).view(np.uint32)
-    odd = np.uint32(np.uint32(bits >> np.uint32(16)) & np.uint32(1))
-    return np.uint16(np.uint32(bits + np.uint32(0x7FFF) + odd) >> np.uint32(16))
-
-
 @njit(parallel=True, cache=True, error_model="numpy", fastmath=REORDERED_SUMS)
 def _add_bias_and_normalise(kv, bias, gain, eps):  # type: ignore[no-untyped-def]
     tokens, vectors, hidden = kv.shape
@@ -52,13 +38,13 @@ def _add_bias_and_normalise(kv, bias, gain, eps):  # type: ignore[no-untyped-def
             row = kv[token, vector]
             if vector == vectors - 1:
                 for channel in range(hidden):
-                    row[channel] = _to_bits(_to_float(row[channel]) + bias[vector, channel])
+                    row[channel] = float_to_bits(bits_to_float(row[channel]) + bias[vector, channel])
             else:
                 squares = np.float32(0)
                 for channel in range(hidden):
-                    value = _to_float(row[channel]) + bias[vector, channel]
+                    value = bits_to_float(row[channel]) + bias[vector, channel]
                     squares += value * value
                 scale = np.float32(1) / np.float32(math.sqrt(squares / np.float32(hidden) + eps))
                 for channel in range(hidden):
-                    value = _to_float(row[channel]) + bias[vector, channel]
-                    row[channel] = _to_bits(value * scale * gain[vector, channel])
+                    value = bits_to_float(row[channel]) + bias[vector, channel]
+                    row[channel] = float_to_bits(value * scale * gain[vector, channel])
