@@ -11,13 +11,13 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 from numba.np import arrayobj
 
+from engram_exp.lookup.words import Words
 from engram_exp.placement import Placement
 from engram_exp.tables.host import HostTable
 
 ROWS_AHEAD = 12  # random rows come from memory in about the time that copying so many takes
 ROWS_PER_BLOCK = 512  # of one thread at a time
 CACHE_LINE_BYTES = 64
-WORDS = (torch.int64, torch.int32, torch.int16)  # rows are copied in the widest of these that fits
 
 
 class GatherLookup:
@@ -25,22 +25,24 @@ class GatherLookup:
 
     def __init__(self, table: HostTable, max_tokens: int, columns: int, placement: Placement) -> None:
         placement.require("cpu", "lookup=gather")
-        self.rows = placement.empty(max_tokens * columns, table.storage.shape[1], dtype=table.storage.dtype)
-        row_bytes = self.rows.shape[1] * self.rows.itemsize
-        self.word = next(word for word in WORDS if row_bytes % word.itemsize == 0)
-        self.table_words = table.storage.view(self.word).numpy()
+        row_format = table.row_format
+        self.rows = placement.empty(max_tokens * columns, row_format.width, dtype=row_format.storage_dtype)
+        self.words = Words(row_format)
+        self.tables = [part.view(self.words.dtype).numpy() for part in table.parts]
 
     def __call__(self, row_ids: torch.Tensor) -> torch.Tensor:
-        """Embeddings [T, H * D] of row ids [B, L, H]; overwritten by the next call.
+        """Stored rows [T, H * width] of row ids [B, L, H]; overwritten by the next call.
 
         Raises:
             IndexError: a row id outside the table.
         """
-        out = self.rows[: row_ids.numel()]
-        outside = _gather(self.table_words, row_ids.flatten().numpy(), out.view(self.word).numpy())
-        if outside:
-            raise IndexError(f"{outside} row ids are outside of 0 to {len(self.table_words) - 1}")
-        return out.view(row_ids.shape[0] * row_ids.shape[1], -1)
+        rows = self.rows[: row_ids.numel()]
+        flat, out = row_ids.flatten().numpy(), rows.view(self.words.dtype).numpy()
+        for table, first_word in zip(self.tables, self.words.first, strict=True):
+            outside = _gather(table, flat, out, first_word)
+            if outside:
+                raise IndexError(f"{outside} row ids are outside of 0 to {len(table) - 1}")
+        return rows.view(row_ids.shape[0] * row_ids.shape[1], -1)
 
 
 @intrinsic
@@ -62,22 +64,27 @@ def _prefetch(typing_context: Any, array: Any, row: Any, word: Any) -> Any:
     return types.void(array, row, word), generate
 
 
+@njit(inline="always")
+def prefetch_row(table, row):  # type: ignore[no-untyped-def]
+    """Ask for a row of words before it is needed."""
+    for word in range(0, table.shape[1], CACHE_LINE_BYTES // table.itemsize):
+        _prefetch(table, row, word)
+
+
 @njit(parallel=True, cache=True, error_model="numpy")
-def _gather(table, row_ids, out):  # type: ignore[no-untyped-def]
+def _gather(table, row_ids, out, first_word):  # type: ignore[no-untyped-def]
     rows, words = table.shape
-    words_per_line = CACHE_LINE_BYTES // table.itemsize
     outside = 0
     for block in prange((row_ids.size + ROWS_PER_BLOCK - 1) // ROWS_PER_BLOCK):
         first = block * ROWS_PER_BLOCK
         end = min(row_ids.size, first + ROWS_PER_BLOCK)
         for index in range(first, end):
             if index + ROWS_AHEAD < row_ids.size:
-                for word in range(0, words, words_per_line):
-                    _prefetch(table, row_ids[index + ROWS_AHEAD], word)
+                prefetch_row(table, row_ids[index + ROWS_AHEAD])
             row = row_ids[index]
             if 0 <= row < rows:
                 for word in range(words):
-                    out[index, word] = table[row, word]
+                    out[index, first_word + word] = table[row, word]
             else:
                 outside += 1
     return outside
