@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 import inspect
 import threading
-import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,23 +13,24 @@ from typing import Any
 import numpy as np
 import torch
 from hydra.utils import get_class, instantiate
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf import DictConfig
 
 from engram_exp.cache import cached_array
 from engram_exp.compression import TokenCompression, load_compression
-from engram_exp.config import geometry_of, stages_of
+from engram_exp.config import batches_of, chunk_tokens_of, geometry_of, stages_of, value_bytes_of
 from engram_exp.errors import ConfigError
 from engram_exp.geometry import EngramGeometry, search_primes
 from engram_exp.hashing.plan import HashPlan
+from engram_exp.options import CPU, check_options, resolve_device
 from engram_exp.placement import Placement
 from engram_exp.plan import DEVICE, HOST, LINK, UPLOADS, PlannedStage
 from engram_exp.projection.weights import ProjectionWeights
 from engram_exp.strategy import Stage, as_stage_function
+from engram_exp.tables.rows import RowFormat
 from engram_exp.tokenizer import TokenizerSource, open_tokenizer
 from engram_exp.tokens import Batch, distinct_batches
+from engram_exp.widening import build_widening
 
-CPU = torch.device("cpu")
 COMPONENT_GROUPS = ("tokens", "hashing", "table", "lookup", "projection", "upload")
 
 
@@ -52,7 +51,11 @@ class Builder:
             ConfigError: naming the key.
         """
         for group in COMPONENT_GROUPS:
-            _check_options(group, self.config[group])
+            check_options(group, self.config[group])
+        table: Any = get_class(self.config.table._target_)
+        if table.place != self.config.strategy.table:
+            remedy = f"lives on the {table.place}, but the strategy keeps its table on the {self.config.strategy.table}"
+            raise ConfigError("table", table.__name__, remedy)
 
     @property
     def cache_dir(self) -> Path:
@@ -88,7 +91,10 @@ class Builder:
     @cached_property
     def dtype(self) -> torch.dtype:
         """The compute dtype."""
-        return resolve_dtype(self.config.dtype.name)
+        value_bytes_of(self.config.dtype.name)
+        dtype = getattr(torch, self.config.dtype.name)
+        assert isinstance(dtype, torch.dtype)
+        return dtype
 
     def check_dtype(self) -> None:
         """Refuse a dtype that the device cannot compute in.
@@ -102,6 +108,14 @@ class Builder:
         except (RuntimeError, TypeError) as error:
             remedy = f"{self.device} cannot multiply matrices in it; try float32"
             raise ConfigError("dtype", self.config.dtype.name, remedy) from error
+        if self.row_format.values_per_scale and self.place_of("widening") == DEVICE:
+            try:
+                build_widening(self.row_format, 1, 1, Placement(self.device))(
+                    torch.zeros(1, self.row_format.width, dtype=torch.uint8, device=self.device)
+                )
+            except (RuntimeError, TypeError) as error:
+                remedy = f"{self.device} cannot convert it; use dtype={self.config.dtype.name}, or strategy=kv_on_cpu"
+                raise ConfigError("dtype", "fp8", remedy) from error
 
     @cached_property
     def tokenizer(self) -> TokenizerSource:
@@ -130,20 +144,28 @@ class Builder:
         }
         wanted = inspect.signature(get_class(config.tokens._target_)).parameters
         source = _make(config.tokens, **{name: available[name] for name in wanted if name in available})
-        seeds = range(config.seed * config.batches, (config.seed + 1) * config.batches)
-        return distinct_batches(source, seeds, (config.batch_size, config.seq_len))
+        number = batches_of(config)
+        seeds = range(config.seed * number, (config.seed + 1) * number)
+        batches = distinct_batches(source, seeds, (config.batch_size, config.seq_len))
+        return self.pinned(batches) if self.planned[0].place == LINK else batches
 
     @cached_property
     def table(self) -> Any:
         """The layer's table, filled."""
+        on_host = self.config.strategy.table == HOST
         return _make(
             self.config.table,
             rows=self.geometry.rows,
-            row_values=self.geometry.row_values,
-            dtype=self.dtype,
+            row_format=self.row_format,
             seed=self.config.seed,
-            placement=self._placement(self.place_of("lookup"), kept_for_upload=False),
+            placement=Placement(CPU, pinned=self.device.type == "cuda") if on_host else Placement(self.device),
         )
+
+    @cached_property
+    def row_format(self) -> RowFormat:
+        """How rows are stored."""
+        dtype = self.config.dtype
+        return RowFormat(self.geometry.row_values, self.dtype, dtype.values_per_scale, dtype.layout == "split")
 
     @cached_property
     def weights(self) -> ProjectionWeights:
@@ -155,46 +177,75 @@ class Builder:
         """T, tokens of a batch."""
         return self.config.batch_size * self.config.seq_len
 
-    def stages(self, names: Sequence[str]) -> list[Stage]:
-        """Build the named stages, in that order."""
-        return [self._stage(name) for name in names]
+    def stage(self, name: str, tokens: int | None = None, placement: Placement | None = None) -> Stage:
+        """Build one stage, for whole batches in buffers of its own unless told otherwise.
 
-    def _stage(self, name: str) -> Stage:
-        build = self._upload if name in UPLOADS else getattr(self, f"_{name}")
-        value_bytes = self.dtype.itemsize
-        return Stage(
-            name=name,
-            place=self.place_of(name),
-            run=build(),
-            bytes_moved=self.geometry.bytes_moved(name, self.tokens, self.config.batch_size, value_bytes),
-            flops=self.geometry.flops(name, self.tokens),
-        )
+        Args:
+            name: of the stage.
+            tokens: it must hold, at most.
+            placement: of its output.
+        """
+        tokens, placement = tokens or self.tokens, placement or self.placement_of(name)
+        if name in UPLOADS:
+            return Stage(name, LINK, _make(self.config.upload, placement=placement))
+        if name == "widening":
+            component = build_widening(self.row_format, tokens, self.geometry.columns, placement)
+        else:
+            parts = getattr(self, f"_parts_of_{name}")(placement)
+            component = _make(self.config[name], max_tokens=tokens, placement=placement, **parts)
+        return Stage(name, self.place_of(name), as_stage_function(component))
 
-    def _hashing(self) -> Callable[..., Any]:
-        return self._step("hashing", plan=self.hash_plan)
+    def _parts_of_hashing(self, placement: Placement) -> dict[str, Any]:
+        return {"plan": self.hash_plan}
 
-    def _lookup(self) -> Callable[..., Any]:
-        return self._step("lookup", table=self.table, columns=self.geometry.columns)
+    def _parts_of_lookup(self, placement: Placement) -> dict[str, Any]:
+        return {"table": self.table, "columns": self.geometry.columns}
 
-    def _projection(self) -> Callable[..., Any]:
-        return self._step("projection", weights=self.weights)
+    def _parts_of_projection(self, placement: Placement) -> dict[str, Any]:
+        if placement.device not in self._weights_on:  # the chunks of a pipeline share them
+            self._weights_on[placement.device] = self.weights.to(placement.device)
+        return {"weights": self._weights_on[placement.device]}
 
-    def _step(self, name: str, **parts: Any) -> Callable[..., Any]:
-        placement = self.placement_of(name)
-        return as_stage_function(_make(self.config[name], max_tokens=self.tokens, placement=placement, **parts))
+    @cached_property
+    def _weights_on(self) -> dict[torch.device, ProjectionWeights]:
+        return {CPU: self.weights}
 
-    def _upload(self) -> Callable[..., Any]:
-        return _make(self.config.upload, device=self.device)
+    @property
+    def pipelined(self) -> bool:
+        """Whether `full` runs in chunks."""
+        return self.chunk_tokens is not None
+
+    @cached_property
+    def chunk_tokens(self) -> int | None:
+        """Tokens of a chunk, at most; None where `full` takes whole batches."""
+        return chunk_tokens_of(self.config)
+
+    @property
+    def active(self) -> tuple[PlannedStage, ...]:
+        """The stages of the strategy that this machine has: without an accelerator there is no link."""
+        return tuple(stage for stage in self.planned if self.device.type != "cpu" or stage.place != LINK)
+
+    def pinned(self, batches: Sequence[Batch]) -> list[Batch]:
+        """Copies of batches of one shape in pinned memory, ids and history of each side by side, from where one
+        transfer takes them to the device."""
+        numbers = [tensor.numel() for tensor in batches[0]]
+        rows = Placement(CPU, pinned=self.pins).empty(len(batches), sum(numbers), dtype=torch.int64)
+        return [
+            Batch(*(part.view(of.shape).copy_(of) for part, of in zip(row.split(numbers), batch, strict=True)))
+            for row, batch in zip(rows, batches, strict=True)
+        ]
 
     def place_of(self, stage: str) -> str:
         """The place that a stage keeps busy: host, link or device."""
-        return LINK if stage in UPLOADS else str(self.config.strategy[stage])
+        return LINK if stage in UPLOADS else str(self.config.strategy["projection" if stage == "widening" else stage])
 
-    def placement_of(self, step: str) -> Placement:
-        """Where a step runs; pinned if its output crosses the link next."""
-        stages = [stage.name for stage in self.planned]
-        following = stages[stages.index(step) + 1 :][:1]
-        return self._placement(self.place_of(step), kept_for_upload=bool(following) and following[0] in UPLOADS)
+    def placement_of(self, stage: str) -> Placement:
+        """Where a stage leaves its output; pinned if that crosses the link next."""
+        if stage in UPLOADS:
+            return Placement(self.device)
+        names = [planned.name for planned in self.planned]
+        following = names[names.index(stage) + 1 :][:1]
+        return self._placement(self.place_of(stage), kept_for_upload=bool(following) and following[0] in UPLOADS)
 
     def _placement(self, place: str, *, kept_for_upload: bool) -> Placement:
         device = {HOST: CPU, DEVICE: self.device}[place]
@@ -217,52 +268,3 @@ def _make(node: DictConfig, **parts: Any) -> Any:
     """Instantiate a component with parts that are no configuration: Hydra would turn dataclasses among its own keyword
     arguments into configurations."""
     return instantiate(node, _partial_=True)(**parts)
-
-
-def resolve_device(name: str) -> torch.device:
-    """The device that `hardware.device` names.
-
-    Raises:
-        ConfigError: there is none of that kind.
-    """
-    accelerator = torch.accelerator.current_accelerator(check_available=True)
-    if name == "auto":
-        return accelerator or CPU
-    if name == "cpu":
-        return CPU
-    if accelerator is None or accelerator.type != name:
-        found = f"only {accelerator.type}" if accelerator else "no accelerator"
-        raise ConfigError("hardware.device", name, f"PyTorch finds {found}; auto and cpu would work")
-    return accelerator
-
-
-def resolve_dtype(name: str) -> torch.dtype:
-    """The compute dtype of that name.
-
-    Raises:
-        ConfigError: there is none.
-    """
-    dtypes = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-    if name not in dtypes:
-        raise ConfigError("dtype", name, "must be float32, float16 or bfloat16")
-    return dtypes[name]
-
-
-def _check_options(group: str, node: DictConfig) -> None:
-    """Hold a component's options to the annotations of its constructor."""
-    try:
-        target: Any = get_class(node._target_)
-    except Exception as error:  # Hydra raises whatever importing it raised
-        raise ConfigError(f"{group}._target_", node._target_, f"cannot be imported ({error})") from error
-    hints = typing.get_type_hints(target.__init__)
-    known = inspect.signature(target).parameters
-    fields = []
-    options = {str(name): node[name] for name in node if name != "_target_"}
-    for name in options:
-        if name not in known:
-            raise ConfigError(f"{group}.{name}", options[name], f"{target.__name__} has no such option")
-        fields.append((name, hints[name]))
-    try:
-        OmegaConf.merge(OmegaConf.structured(dataclasses.make_dataclass(target.__name__, fields)), options)
-    except OmegaConfBaseException as error:
-        raise ConfigError(f"{group}.{error.key}", options[str(error.key)], str(error).partition("\n")[0]) from error

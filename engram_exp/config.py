@@ -16,9 +16,17 @@ from omegaconf import MISSING, DictConfig
 
 from engram_exp.errors import ConfigError
 from engram_exp.geometry import EngramGeometry, PrimeSource, search_primes
-from engram_exp.plan import PlannedStage, plan_stages, select_cases
+from engram_exp.plan import HOST, STEPS, PlannedStage, plan_stages, select_cases
 
 WORKERS = ("process", "inline")
+LAYOUTS = ("packed", "split")
+CAPTURES = ("none", "graph")
+AUTO = "auto"
+BATCHES, ROTATED_BYTES = (4, 256), 2**30
+CHUNKS = 4
+CHUNK_BYTES = (4 * 2**20, 32 * 2**20)
+LIMITS = ("cached", "refresh", "none")
+VALUE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 
 # OmegaConf reads the annotations at run time and, on Python 3.10, knows optional types only as Optional[...].
 # ruff: noqa: UP045
@@ -26,8 +34,9 @@ WORKERS = ("process", "inline")
 
 @dataclass
 class StrategyConfig:
-    """Where each step runs: `host` or `device`."""
+    """Where the table lives and where each step runs: `host` or `device`."""
 
+    table: str = "host"
     hashing: str = MISSING
     lookup: str = MISSING
     projection: str = MISSING
@@ -54,10 +63,33 @@ class ModelConfig:
 
 @dataclass
 class DtypeConfig:
-    """The compute dtype, and how far from a float32 reference its keys and value may be."""
+    """The compute dtype, how far from a float32 reference its keys and value may be, and how rows are stored: in the
+    compute dtype, or in e4m3 with a ue8m0 scale for so many values, packed behind them or split off."""
 
     name: str = MISSING
     tolerance: float = MISSING
+    values_per_scale: Optional[int] = None
+    layout: str = "packed"
+
+
+@dataclass
+class ScheduleConfig:
+    """How the stages of `full` follow each other: a whole batch at a time (null), or overlapping in chunks of so many
+    tokens, or of as many as `chunk_tokens_of` finds."""
+
+    chunk_tokens: Any = None
+    ring_depth: int = MISSING
+
+
+@dataclass
+class DataSheetConfig:
+    """What the vendor promises: shown beside what is measured. Dense TFLOP/s by dtype; the link in one direction."""
+
+    gpu: str = MISSING
+    memory_gb: float = MISSING
+    memory_gb_per_s: float = MISSING
+    link_gb_per_s: float = MISSING
+    tflop_per_s: dict[str, float] = MISSING
 
 
 @dataclass
@@ -68,6 +100,7 @@ class HardwareConfig:
     threads: Optional[int] = None
     pin_threads: bool = MISSING
     affinity: Optional[list[int]] = None
+    data_sheet: Optional[DataSheetConfig] = None
 
 
 @dataclass
@@ -78,18 +111,22 @@ class RunConfig:
     seq_len: int = MISSING
     layer: int = MISSING
     seed: int = MISSING
-    batches: int = MISSING
+    batches: Any = MISSING
     cases: Any = MISSING
     iterations: int = MISSING
     budget_s: float = MISSING
+    capture: str = MISSING
     save_tensors: bool = MISSING
+    limits: str = MISSING
     worker: str = MISSING
     timeout_s: float = MISSING
     output_dir: str = MISSING
+    limits_dir: str = MISSING
     cache_dir: str = MISSING
     strategy: StrategyConfig = MISSING
     model: ModelConfig = MISSING
     dtype: DtypeConfig = MISSING
+    schedule: ScheduleConfig = MISSING
     hardware: HardwareConfig = MISSING
     tokens: Any = MISSING
     hashing: Any = MISSING
@@ -125,13 +162,40 @@ def geometry_of(config: DictConfig, prime_source: PrimeSource = search_primes) -
         hash_seed=model.hash_seed,
         pad_id=model.pad_id,
         table_scale=model.table_scale,
+        value_bytes=value_bytes_of(config.dtype.name),
+        values_per_scale=config.dtype.values_per_scale,
         prime_source=prime_source,
     )
 
 
 def stages_of(config: DictConfig) -> tuple[PlannedStage, ...]:
     """The stages of the strategy that a configuration names."""
-    return plan_stages({str(step): str(place) for step, place in config.strategy.items()})
+    places = {str(step): str(place) for step, place in config.strategy.items()}
+    return plan_stages(places, widens=config.dtype.values_per_scale is not None)
+
+
+def batches_of(config: DictConfig) -> int:
+    """Distinct token batches of a run. Unless a number is configured: as many as ask for 1 GiB of rows between them, so
+    that rows are not still in a cache when their batch comes again, but 4 to 256."""
+    if config.batches != AUTO:
+        return int(config.batches)
+    batch_bytes = geometry_of(config).stored_bytes(config.batch_size * config.seq_len)
+    least, most = BATCHES
+    return int(min(most, max(least, ROTATED_BYTES // batch_bytes)))
+
+
+def chunk_tokens_of(config: DictConfig) -> int | None:
+    """Tokens of a pipeline's chunk, None without a pipeline.
+
+    Unless a number is configured: a quarter of the batch, but at least 4 and at most 32 MiB of stored rows. On an H200
+    with 16 CPU threads smaller chunks lose more to opening parallel regions than they gain by overlapping.
+    """
+    chunk_tokens = config.schedule.chunk_tokens
+    if chunk_tokens != AUTO:
+        return None if chunk_tokens is None else int(chunk_tokens)
+    token_bytes = geometry_of(config).stored_bytes(1)
+    smallest, largest = (max(1, size_bytes // token_bytes) for size_bytes in CHUNK_BYTES)
+    return int(min(largest, max(smallest, config.batch_size * config.seq_len // CHUNKS)))
 
 
 def cases_of(config: DictConfig) -> tuple[str, ...]:
@@ -150,9 +214,11 @@ def check(config: DictConfig) -> None:
     Raises:
         ConfigError: naming the key, its value and what would work.
     """
-    for key in ("batch_size", "seq_len", "iterations", "batches"):
+    for key in ("batch_size", "seq_len", "iterations"):
         if config[key] < 1:
             raise ConfigError(key, config[key], "must be at least 1")
+    if config.batches != AUTO and (type(config.batches) is not int or config.batches < 1):
+        raise ConfigError("batches", config.batches, f"must be a whole number of at least 1, or {AUTO}")
     if config.seed < 0:
         raise ConfigError("seed", config.seed, "must be at least 0")
     for key in ("budget_s", "timeout_s"):
@@ -162,12 +228,49 @@ def check(config: DictConfig) -> None:
         raise ConfigError("worker", config.worker, f"must be one of {', '.join(WORKERS)}")
     if not 0 < config.dtype.tolerance < 1:
         raise ConfigError("dtype.tolerance", config.dtype.tolerance, "must be above 0 and below 1")
+    if config.limits not in LIMITS:
+        raise ConfigError("limits", config.limits, f"must be one of {', '.join(LIMITS)}")
+    if config.dtype.layout not in LAYOUTS:
+        raise ConfigError("dtype.layout", config.dtype.layout, f"must be one of {', '.join(LAYOUTS)}")
+    if config.dtype.layout == "split" and config.dtype.values_per_scale is None:
+        raise ConfigError("dtype.layout", "split", "there are no scales to split off; use it with dtype=fp8")
     _check_hardware(config.hardware)
     changed = [key for key in ("threads", "pin_threads", "affinity") if config.hardware[key]]
     if config.worker == "inline" and changed:
         raise ConfigError("worker", "inline", f"cannot change hardware.{changed[0]} of this process; use process")
     geometry_of(config)
     cases_of(config)
+    _check_schedule(config)
+
+
+def _check_schedule(config: DictConfig) -> None:
+    chunk_tokens, ring_depth = config.schedule.chunk_tokens, config.schedule.ring_depth
+    on_host = [step for step in STEPS if config.strategy[step] == HOST]
+    if config.capture not in CAPTURES:
+        raise ConfigError("capture", config.capture, f"must be one of {', '.join(CAPTURES)}")
+    if config.capture == "graph" and on_host:
+        raise ConfigError("capture", "graph", f"{on_host[0]} runs on the host here; strategy=uva or device would work")
+    if ring_depth < 1:
+        raise ConfigError("schedule.ring_depth", ring_depth, "must be at least 1")
+    if chunk_tokens is None and ring_depth > 1:
+        raise ConfigError("schedule.ring_depth", ring_depth, "whole batches need one buffer; use schedule=pipelined")
+    if chunk_tokens is not None:
+        if chunk_tokens != AUTO and (type(chunk_tokens) is not int or chunk_tokens < 1):
+            remedy = f"must be a whole number of at least 1, {AUTO}, or null for whole batches"
+            raise ConfigError("schedule.chunk_tokens", chunk_tokens, remedy)
+        if "lookup" not in on_host:
+            raise ConfigError("schedule", "pipelined", "needs a lookup on the host to overlap; use schedule=serial")
+
+
+def value_bytes_of(dtype: str) -> int:
+    """Size of a value of a compute dtype.
+
+    Raises:
+        ConfigError: there is none of that name.
+    """
+    if dtype not in VALUE_BYTES:
+        raise ConfigError("dtype", dtype, f"must be {', '.join(VALUE_BYTES)} or, for rows alone, fp8")
+    return VALUE_BYTES[dtype]
 
 
 def _check_hardware(hardware: Mapping[str, Any]) -> None:

@@ -15,9 +15,9 @@ from engram_exp.build import Builder
 from engram_exp.measure.clock import Clock
 from engram_exp.placement import Placement, poison
 from engram_exp.plan import FULL, UPLOAD_AT_END, UPLOADS, PlannedStage, made_up_inputs
-from engram_exp.strategy import Stage, Strategy
+from engram_exp.strategy import Stage, Tensors
 from engram_exp.tokens import Batch
-from engram_exp.verify import Tensors
+from engram_exp.whole import build_whole_run
 
 PATTERN_TOKENS = 256  # made-up input repeats this many random tokens
 
@@ -32,12 +32,16 @@ class Flow:
         names: stages to build.
         planned: all stages of the strategy.
         clock: of the run's device.
+        whole: also build what runs all of the strategy.
     """
 
-    def __init__(self, builder: Builder, names: Sequence[str], planned: Sequence[PlannedStage], clock: Clock) -> None:
+    def __init__(
+        self, builder: Builder, names: Sequence[str], planned: Sequence[PlannedStage], clock: Clock, *, whole: bool
+    ) -> None:
         self.builder = builder
         self.clock = clock
-        self.stages = {stage.name: stage for stage in builder.stages(names)}
+        self.stages = {name: builder.stage(name) for name in names}
+        self.whole_run = build_whole_run(builder, self.stages) if whole else None
         self.own = [stage.name for stage in planned]
         self.made_up = made_up_inputs(names, planned)
         self.inputs: dict[str, Tensors] = {}
@@ -47,44 +51,47 @@ class Flow:
         """A built stage."""
         return self.stages[name]
 
-    def verify(self, *, verify_full: bool) -> None:
+    def verify(self) -> None:
         """Run every built stage on the first batch and compare it with the reference; then the whole strategy on
         another batch, so that no stage can pass by what it left behind.
 
         Raises:
             MismatchError: a stage computes something else.
         """
+        builder = self.builder
         for name, stage in self.stages.items():
             self.inputs[name] = self._input_of(name)
             self.outputs[name] = self._run(stage, self.inputs[name])
             self._verify_stage(name)
-        if verify_full:
-            self._verify_full()
+        if self.whole_run:
+            for tensor in self.whole_run(builder.batches[0]):
+                poison(tensor)
+            self._verify_whole()
 
-    def _verify_full(self) -> None:
+    def _verify_whole(self) -> None:
         builder = self.builder
+        assert self.whole_run is not None
         first = builder.batches[0]
-        batch = Batch((first.ids + 1) % builder.compression.vocab_size, first.history)
-        for tensor in self.outputs[self.own[-1]]:
-            poison(tensor)
-        keys_and_value = self.strategy(batch)
+        shifted = Batch((first.ids + 1) % builder.compression.vocab_size, first.history)
+        (batch,) = builder.pinned([shifted])
+        keys_and_value = self.whole_run(batch)
         self.clock.synchronize()
-        tokens = verify.compared_tokens(builder.tokens, builder.config.seq_len)
-        embeddings = builder.table.contents(verify.reference_row_ids(builder.hash_plan, batch)[tokens]).flatten(1)
-        want = verify.reference_kv(builder.weights, embeddings)
+        tokens = self._compared_tokens()
+        stored = builder.table.contents(verify.reference_row_ids(builder.hash_plan, batch)[tokens])
+        want = verify.reference_kv(builder.weights, builder.row_format.widen(stored).flatten(1))
         verify.require_kv(FULL, keys_and_value, want, tokens, builder.config.dtype.tolerance)
 
-    @property
-    def strategy(self) -> Strategy:
-        """All stages of the strategy in a row."""
-        return Strategy([self.stages[name] for name in self.own])
+    def _compared_tokens(self) -> torch.Tensor:
+        config, tokens = self.builder.config, self.builder.tokens
+        return verify.compared_tokens(tokens, config.seq_len, self.builder.chunk_tokens or tokens)
 
     def calls(self, case: str) -> list[Callable[[], object]]:
         """What the iterations of a case call in turn. Token ids and row ids rotate, since they decide which table rows
         are touched; the time of the later stages does not depend on the values they read."""
         batches = self.builder.batches
         if case == FULL:
-            return [partial(self.strategy, batch) for batch in batches]
+            assert self.whole_run is not None
+            return [partial(self.whole_run, batch) for batch in batches]
         run = self.stages[case].run
         if case == "hashing":
             return [partial(run, self._ids_for_hashing(batch)) for batch in batches]
@@ -92,29 +99,28 @@ class Flow:
             return [partial(run, tuple(tensor.clone() for tensor in self._up_to(case, batch))) for batch in batches]
         return [partial(run, self.inputs[case])]
 
-    def unique_row_fraction(self) -> float | None:
-        """Distinct rows among those that the first batch asks for; None where nothing is looked up."""
-        if "lookup" not in self.stages:
-            return None
-        (row_ids,) = self._up_to("lookup", self.builder.batches[0])
-        return len(torch.unique(row_ids)) / row_ids.numel()
-
     def save_tensors(self, path: Path) -> None:
         """Write what the built stages make of the first batch, as safetensors.
 
-        Names: token_ids, history, row_ids, embeddings, keys, value.
+        Names: token_ids, history, row_ids, stored_rows (fp8), embeddings, keys, value.
         """
         batch = self.builder.batches[0]
         tensors: dict[str, torch.Tensor] = {"token_ids": batch.ids, "history": batch.history}
         names: dict[str, tuple[str, ...]] = {
-            "hashing": ("row_ids",), "lookup": ("embeddings",), "projection": ("keys", "value")
-        }  # fmt: skip
+            "hashing": ("row_ids",),
+            "lookup": ("stored_rows",) if "widening" in self.own else ("embeddings",),
+            "widening": ("embeddings",),
+            "projection": ("keys", "value"),
+        }
         flowing: Tensors = batch
         for name in self.own:
             if name not in self.stages:
                 break
             flowing = self._run(self.stages[name], flowing)
             tensors.update(zip(names.get(name, ()), flowing, strict=False))
+        if self.whole_run:
+            tensors.update(zip(("keys", "value"), self.whole_run(batch), strict=True))
+            self.clock.synchronize()
         temporary = path.with_suffix(".tmp")
         save_file({name: tensor.cpu().clone().contiguous() for name, tensor in tensors.items()}, temporary)
         os.replace(temporary, path)
@@ -152,9 +158,8 @@ class Flow:
             dtype = torch.int32 if geometry.row_id_bytes == 4 else torch.int64
             row_ids = placement.empty(*builder.batches[0].ids.shape, geometry.columns, dtype=dtype)
             return (row_ids.random_(geometry.rows),)
-        width = geometry.kv_width if name == UPLOAD_AT_END else geometry.embedding_width
-        values = placement.empty(tokens, width, dtype=builder.dtype)
-        pattern = torch.randn(min(tokens, PATTERN_TOKENS), width).to(values)
+        pattern = self._pattern(name)
+        values = placement.empty(tokens, pattern.shape[1], dtype=pattern.dtype)
         for chunk in values.split(len(pattern)):
             chunk.copy_(pattern[: len(chunk)])
         if name != UPLOAD_AT_END:
@@ -162,13 +167,21 @@ class Flow:
         vectors = values.view(tokens, geometry.hc_mult + 1, geometry.hidden_size)
         return vectors[:, :-1], vectors[:, -1]
 
+    def _pattern(self, name: str) -> torch.Tensor:
+        builder, geometry = self.builder, self.builder.geometry
+        if name == UPLOAD_AT_END:
+            return torch.randn(PATTERN_TOKENS, geometry.kv_width).to(builder.dtype)
+        row_ids = torch.randint(geometry.rows, (PATTERN_TOKENS, geometry.columns))
+        stored = builder.row_format.contents(row_ids, builder.config.seed)
+        return (builder.row_format.widen(stored) if name == "projection" else stored).flatten(1)
+
     def _ids_for_hashing(self, batch: Tensors) -> Tensors:
         device = self.builder.placement_of("hashing").device
         return tuple(tensor.to(device) for tensor in batch)
 
     def _verify_stage(self, name: str) -> None:
         builder, got = self.builder, self.outputs[name]
-        tokens = verify.compared_tokens(builder.tokens, builder.config.seq_len)
+        tokens = self._compared_tokens()
         if name == "hashing":
             want_ids = verify.reference_row_ids(builder.hash_plan, builder.batches[0])
             verify.require_equal(name, got[0].flatten(0, 1), want_ids)
@@ -176,10 +189,14 @@ class Flow:
             row_ids = self.inputs[name][0].flatten(0, 1).cpu()[tokens]
             embeddings = got[0][tokens.to(got[0].device)]
             verify.require_equal(name, embeddings, builder.table.contents(row_ids).flatten(1))
+        elif name == "widening":
+            stored = self.inputs[name][0][tokens.to(got[0].device)].cpu()
+            want = builder.row_format.widen(stored.view(len(tokens), -1, builder.row_format.width)).flatten(1)
+            verify.require_equal(name, got[0][tokens.to(got[0].device)], want)
         elif name == "projection":
             embeddings = self.inputs[name][0]
-            want = verify.reference_kv(builder.weights, embeddings[tokens.to(embeddings.device)].cpu())
-            verify.require_kv(name, got, want, tokens, builder.config.dtype.tolerance)
+            kv = verify.reference_kv(builder.weights, embeddings[tokens.to(embeddings.device)].cpu())
+            verify.require_kv(name, got, kv, tokens, builder.config.dtype.tolerance)
         else:
             for tensor, source in zip(got, self.inputs[name], strict=True):
                 sample = tokens if len(source) == builder.tokens else torch.arange(len(source))

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from engram_exp.tokens import Batch
+Tensors = tuple[torch.Tensor, ...]
 
 
 @dataclass(frozen=True)
@@ -19,35 +19,30 @@ class Stage:
         name: as the case and the CSV call it.
         place: host, link or device.
         run: takes the tensors that the stage before it returned and returns its own.
-        bytes_moved: the fewest bytes it must move (see `EngramGeometry.bytes_moved`).
-        flops: floating-point operations.
     """
 
     name: str
     place: str
-    run: Callable[[tuple[torch.Tensor, ...]], tuple[torch.Tensor, ...]]
-    bytes_moved: int
-    flops: int
+    run: Callable[[Tensors], Tensors]
 
 
 @dataclass(frozen=True)
 class Strategy:
-    """Stages in order; called on a batch, it returns keys [T, M, C] and value [T, C] on the device."""
+    """Stages in a row; all of them, called on a batch, return keys [T, M, C] and value [T, C] on the device."""
 
     stages: Sequence[Stage]
 
-    def __call__(self, batch: Batch) -> tuple[torch.Tensor, ...]:
+    def __call__(self, tensors: Tensors) -> Tensors:
         """Run every stage. Work on the device may still be under way when this returns."""
-        tensors: tuple[torch.Tensor, ...] = batch
         for stage in self.stages:
             tensors = stage.run(tensors)
         return tensors
 
 
-def as_stage_function(component: Callable[..., Any]) -> Callable[[tuple[torch.Tensor, ...]], tuple[torch.Tensor, ...]]:
+def as_stage_function(component: Callable[..., Any]) -> Callable[[Tensors], Tensors]:
     """Let a component that takes tensors and returns one or several be chained with others."""
 
-    def run(tensors: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+    def run(tensors: Tensors) -> Tensors:
         result = component(*tensors)
         return result if isinstance(result, tuple) else (result,)
 

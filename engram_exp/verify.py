@@ -14,19 +14,22 @@ from engram_exp.hashing.numpy import NumpyHasher
 from engram_exp.hashing.plan import HashPlan
 from engram_exp.placement import Placement
 from engram_exp.projection.weights import ProjectionWeights
+from engram_exp.strategy import Tensors
 from engram_exp.tokens import Batch
 
 EDGE = 32  # tokens at each end of a batch and of its first sequence ...
 SPREAD = 256  # ... and so many between them
 
-Tensors = tuple[torch.Tensor, ...]
 
+def compared_tokens(tokens: int, *lengths: int) -> torch.Tensor:
+    """Positions in a flattened batch of T tokens at which all but row ids are compared: int64, ascending.
 
-def compared_tokens(tokens: int, seq_len: int) -> torch.Tensor:
-    """Positions in a flattened batch of T tokens at which all but row ids are compared: int64, ascending."""
+    Among them are those on both sides of the first boundary between parts of each of the given lengths.
+    """
     edges = torch.arange(EDGE)
     spread = torch.arange(0, tokens, max(1, tokens // SPREAD))
-    chosen = torch.cat([edges, seq_len - 1 - edges, seq_len + edges, tokens - 1 - edges, spread])
+    boundaries = [length + offset for length in lengths for offset in (edges, -1 - edges)]
+    chosen = torch.cat([edges, tokens - 1 - edges, spread, *boundaries])
     return torch.unique(chosen[(chosen >= 0) & (chosen < tokens)])
 
 

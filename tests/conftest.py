@@ -32,7 +32,8 @@ CPU = Placement(torch.device("cpu"))
 
 TINY = (  # a model whose runs take milliseconds
     "model.heads=2", "model.vocab_per_order=[50,70]", "model.row_values=8", "model.hidden_size=16", "model.hc_mult=2",
-    "batch_size=2", "seq_len=12", "tokens=random", "iterations=3", "budget_s=1", "hardware=cpu",
+    "batch_size=2", "seq_len=12", "tokens=random", "iterations=3", "budget_s=1", "hardware=cpu", "limits=none",
+    "batches=4",
 )  # fmt: skip
 
 
@@ -72,6 +73,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                 item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
 
 
+KERNEL_DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")  # Triton's interpreter where there is none
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.accelerator)]
 
 Compose = Callable[..., DictConfig]

@@ -9,24 +9,28 @@ from conftest import ROOT, TINY
 from omegaconf.errors import OmegaConfBaseException
 
 from engram_exp.build import Builder
-from engram_exp.config import check, threads_of
+from engram_exp.config import batches_of, check, threads_of
 from engram_exp.errors import ConfigError
-from engram_exp.plan import needed_stages
+from engram_exp.plan import UPLOADS, needed_stages
 
 CONF = ROOT / "conf"
 GROUPS = {
     folder.name: sorted(file.stem for file in folder.glob("*.yaml")) for folder in CONF.iterdir() if folder.is_dir()
 }
+STEPS = [["hashing", "lookup", "projection"], ["hashing", "lookup", "widening", "projection"]]
 OPTIONS = [(group, option) for group, options in GROUPS.items() if group != "hydra" for option in options]
 
 
 @pytest.mark.parametrize(("group", "option"), OPTIONS)
 def test_every_option_composes_and_builds(configure, tmp_path, group, option):
-    if option == "cuda" and not torch.cuda.is_available():
+    if group == "hardware" and option not in ("auto", "cpu") and not torch.cuda.is_available():
+        assert configure(f"hardware={option}").hardware.device == "cuda"
         pytest.skip("needs a CUDA device")
     overrides = [f"{group}={option}", "batch_size=2", "seq_len=4", "model.table_scale=0.001", "tokens.history=false"]
     if group != "tokens":
         overrides.append("tokens=random")
+    if option in ("triton", "device"):  # steps on the device, a table there
+        overrides.append("strategy=device")
     if option == "ids":
         np.save(tmp_path / "ids.npy", np.arange(8).reshape(2, 4))
         overrides.append(f"tokens.path={tmp_path / 'ids.npy'}")
@@ -35,8 +39,8 @@ def test_every_option_composes_and_builds(configure, tmp_path, group, option):
     builder = Builder(config)
     builder.check_components()
     builder.check_dtype()
-    names = needed_stages(["full"], [stage for stage in builder.planned if stage.place != "link"])
-    assert [stage.name for stage in builder.stages(names)] == ["hashing", "lookup", "projection"]
+    names = needed_stages(["full"], builder.active)
+    assert [builder.stage(name).name for name in names if name not in UPLOADS] == STEPS[option == "fp8"]
     batch = builder.batches[0]
     assert batch.ids.shape == (2, 4)
     assert batch.history.shape == (2, builder.geometry.max_order - 1)
@@ -111,6 +115,21 @@ def test_wrong_types_are_refused_by_key(configure, override):
         (["worker=inline", "hardware.threads=2"], "worker"),
         (["strategy.hashing=device"], "strategy.lookup"),
         (["strategy.lookup=moon"], "strategy.lookup"),
+        (["strategy.table=device"], "strategy.lookup"),
+        (["schedule.chunk_tokens=0"], "schedule.chunk_tokens"),
+        (["schedule.chunk_tokens=most"], "schedule.chunk_tokens"),
+        (["schedule.ring_depth=0"], "schedule.ring_depth"),
+        (["strategy=uva", "schedule=pipelined"], "schedule"),
+        (["capture=graph"], "capture"),
+        (["capture=film", "strategy=uva"], "capture"),
+        (["limits=maybe"], "limits"),
+        (["dtype=fp8", "dtype.layout=mixed"], "dtype.layout"),
+        (["dtype.layout=split"], "dtype.layout"),
+        (["schedule.chunk_tokens=true"], "schedule.chunk_tokens"),
+        (["schedule=serial", "schedule.ring_depth=7"], "schedule.ring_depth"),
+        (["batches=some"], "batches"),
+        (["dtype=fp8", "dtype.values_per_scale=0"], "dtype.values_per_scale"),
+        (["dtype.name=int8"], "dtype"),
     ],
 )
 def test_what_cannot_run_is_refused_before_anything_starts(configure, overrides, key):
@@ -140,15 +159,28 @@ def test_options_of_components_are_held_to_their_constructors(configure, overrid
 @pytest.mark.parametrize(
     ("overrides", "says"),
     [
-        (["dtype.name=int8"], "dtype=int8: must be float32, float16 or bfloat16"),
-        (["dtype.name=float64"], "dtype=float64: must be float32, float16 or bfloat16"),
-        (["dtype.name=bfloat61"], "dtype=bfloat61: must be float32, float16 or bfloat16"),
+        (["dtype.name=int8"], "dtype=int8: must be float32, float16, bfloat16"),
+        (["dtype.name=float64"], "dtype=float64: must be float32, float16, bfloat16"),
+        (["dtype.name=bfloat61"], "dtype=bfloat61: must be float32, float16, bfloat16"),
     ],
 )
 def test_an_unknown_dtype_is_refused(configure, overrides, says):
     with pytest.raises(ConfigError) as refusal:
         _ = Builder(configure(*overrides)).dtype
     assert str(refusal.value).startswith(says)
+
+
+@pytest.mark.parametrize("overrides", [["table=device"], ["strategy=device", "table=huge"]])
+def test_a_table_lives_where_the_strategy_keeps_it(configure, overrides):
+    with pytest.raises(ConfigError, match=r"^table=(Device|Host)Table: lives on the (device|host), but the strategy"):
+        Builder(configure(*overrides)).check_components()
+
+
+def test_batches_are_as_many_as_leave_a_cache(configure):
+    assert batches_of(configure("batches=7")) == 7
+    assert batches_of(configure("batch_size=64", "seq_len=4096")) == 4
+    assert batches_of(configure("batch_size=1", "seq_len=8192")) == 64
+    assert batches_of(configure("shape=decode")) == 256
 
 
 def test_a_dtype_that_the_device_lacks_is_refused(configure, monkeypatch):
@@ -216,7 +248,7 @@ def test_a_new_component_and_a_new_strategy_cost_one_file_each(configure, tmp_pa
     assert config.lookup.times == 2
     builder = Builder(config)
     builder.check_components()
-    (stage,) = builder.stages(["lookup"])
+    stage = builder.stage("lookup")
     row_ids = torch.zeros(2, 12, 4, dtype=torch.int32)
     assert torch.equal(stage.run((row_ids,))[0], builder.table.contents(row_ids).reshape(24, 32))
     assert config.projection._target_.endswith("LinearProjection")

@@ -4,7 +4,7 @@ from conftest import demo_geometry
 
 from engram_exp import memory
 from engram_exp.errors import DoesNotFitError
-from engram_exp.memory import Footprint, check_fits, footprint
+from engram_exp.memory import Footprint, Ring, check_fits, footprint
 from engram_exp.plan import PlannedStage
 
 CUDA = torch.device("cuda")
@@ -17,19 +17,38 @@ GPU_STAGES = [
 def test_the_footprint_is_the_sum_of_what_is_kept():
     geometry = demo_geometry()
     tokens, weights = 64 * 4096, 5120 * 1024 + 5120 + 4096
-    needed = footprint(geometry, GPU_STAGES, [], (64, 4096), value_bytes=2, batches=4, kv_buffers=1)
+    needed = footprint(geometry, GPU_STAGES, [], (64, 4096), batches=4, kv_buffers=1)
     ids, row_ids = (tokens + 64 * 2) * 8, tokens * 16 * 4
     assert needed.table_bytes == 10_344_164 * 128
     assert needed.host_bytes == 4 * ids + 5 * row_ids + needed.table_bytes + 2**29 + weights * 4
     assert needed.device_bytes == 2**29 + tokens * 5120 * 2 + weights * 2
-    three = footprint(geometry, GPU_STAGES, [], (64, 4096), value_bytes=2, batches=4, kv_buffers=3)
+    three = footprint(geometry, GPU_STAGES, [], (64, 4096), batches=4, kv_buffers=3)
     assert three.device_bytes - needed.device_bytes == 2 * tokens * 5120 * 2
+
+
+def test_a_ring_keeps_a_few_chunks():
+    geometry = demo_geometry()
+    tokens, weights = 64 * 4096, 5120 * 1024 + 5120 + 4096
+    ring = Ring(GPU_STAGES, chunk_tokens=1000, depth=2)
+    needed = footprint(geometry, [], [], (64, 4096), batches=4, kv_buffers=1, ring=ring)
+    ids, chunk_ids, chunk_rows = (tokens + 64 * 2) * 8, 1000 * 16 * 4, 1000 * 16 * 128
+    assert needed.host_bytes == 4 * ids + chunk_ids + 2 * chunk_rows + needed.table_bytes + weights * 4
+    assert needed.device_bytes == 2 * chunk_rows + tokens * 5120 * 2 + weights * 2
+
+
+def test_a_table_counts_where_it_lives_and_a_gpu_may_sort():
+    geometry = demo_geometry()
+    stages = [PlannedStage(name, "device") for name in ("hashing", "lookup", "projection")]
+    there = footprint(geometry, stages, [], (1, 100), batches=1, kv_buffers=1, table="device")
+    here = footprint(geometry, stages, [], (1, 100), batches=1, kv_buffers=1, table="host")
+    assert there.device_bytes - here.device_bytes == here.host_bytes - there.host_bytes == geometry.table_bytes
+    assert here.device_bytes > geometry.sort_bytes(100) == 2 * 100 * 16 * 12
 
 
 def test_made_up_inputs_count():
     geometry = demo_geometry()
     upload, projection = PlannedStage("up_kv", "link"), PlannedStage("projection", "device")
-    shape = {"shape": (1, 100), "value_bytes": 2, "batches": 1, "kv_buffers": 1}
+    shape = {"shape": (1, 100), "batches": 1, "kv_buffers": 1}
     real, made_up = (footprint(geometry, [upload], names, **shape) for names in ([], ["up_kv"]))
     assert made_up.host_bytes - real.host_bytes == 100 * 5120 * 2
     real, made_up = (footprint(geometry, [projection], names, **shape) for names in ([], ["projection"]))

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import torch
 
+from engram_exp.placement import Placement
+
 
 class PageableUpload:
     """The driver stages the bytes through a pinned buffer of its own."""
 
     pinned_source = False
 
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
+    def __init__(self, placement: Placement) -> None:
+        self.device = placement.device
 
     def __call__(self, tensors: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
         """Copies of the tensors on the device, in memory of their own."""
