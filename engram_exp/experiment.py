@@ -6,6 +6,8 @@ import errno
 import logging
 import resource
 from collections.abc import Sequence
+from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -14,21 +16,29 @@ import torch
 from engram_exp import results
 from engram_exp.build import Builder
 from engram_exp.card import make_card
-from engram_exp.errors import ConfigError, DoesNotFitError, MismatchError
+from engram_exp.config import batches_of
+from engram_exp.errors import ConfigError, DoesNotFitError, MismatchError, SkippedError
 from engram_exp.flow import Flow
+from engram_exp.host_memory import HostMemory, RegistrationError
 from engram_exp.job import Job
+from engram_exp.limits import Limit, Limits, Workload
 from engram_exp.measure.clock import Clock
-from engram_exp.measure.environment import cpu_name, gpus, record, stamp
+from engram_exp.measure.environment import cpu_name, gpus, machine, record, stamp
 from engram_exp.measure.loop import Case, Timing, measure
+from engram_exp.measure.peaks import machine_limits
 from engram_exp.measure.statistics import summarise
-from engram_exp.memory import check_fits, footprint, free_device_bytes, free_host_bytes
-from engram_exp.plan import FULL, HOST, LINK, UPLOADS, PlannedStage, made_up_inputs, needed_stages
+from engram_exp.memory import Footprint, Ring, check_fits, footprint, free_device_bytes, free_host_bytes
+from engram_exp.placement import triton_is_interpreted
+from engram_exp.plan import DEVICE, FULL, HOST, UPLOADS, PlannedStage, made_up_inputs, needed_stages
 from engram_exp.results import OK, SKIPPED
 from engram_exp.terminal import Terminal
+from engram_exp.verify import reference_row_ids
+from engram_exp.whole import check_schedule
 
 log = logging.getLogger(__name__)
 
 NO_LINK = "no accelerator: host and device are the same memory"
+EXPLAINED = (ConfigError, RegistrationError, SkippedError, MismatchError, DoesNotFitError)
 ALLOCATION_FAILED = "can't allocate memory"  # what PyTorch's CPU allocator says
 
 
@@ -38,7 +48,9 @@ def run(job: Job, terminal: Terminal) -> list[dict[str, Any]]:
     samples: list[dict[str, Any]] = []
     try:
         rows = Run(job, terminal).rows(samples)
-    except ConfigError as error:
+    except SkippedError as error:
+        rows = _failed(job, results.SKIPPED, error)
+    except (ConfigError, RegistrationError) as error:
         rows = _failed(job, results.REFUSED, error)
     except MismatchError as error:
         rows = _failed(job, results.MISMATCH, error)
@@ -60,7 +72,7 @@ def run(job: Job, terminal: Terminal) -> list[dict[str, Any]]:
 
 
 def _failed(job: Job, status: str, error: BaseException) -> list[dict[str, Any]]:
-    text = str(error) if isinstance(error, (ConfigError, MismatchError, DoesNotFitError)) else repr(error)
+    text = str(error) if isinstance(error, EXPLAINED) else repr(error)
     return [{**stamp(), **row} for row in job.failed_rows(status, text)]
 
 
@@ -77,13 +89,52 @@ class Run:
         self.terminal = terminal
         self.builder = Builder(job.config)
         self.builder.wake_device()
-        self.builder.check_components()
-        self.geometry = self.builder.geometry
         self.has_link = self.builder.device.type != "cpu"
-        self.planned = [stage for stage in self.builder.planned if self.has_link or stage.place != LINK]
+        self.require_accelerator()
+        self.require_readable_table()
+        self.check_data_sheet()
+        self.builder.check_components()
+        check_schedule(self.builder)
+        self.geometry = self.builder.geometry
+        self.planned = self.builder.active
         self.skipped = [case for case in job.cases if case in UPLOADS and not self.has_link]
         self.cases = [case for case in job.cases if case not in self.skipped]
-        self.names = needed_stages(self.cases, self.planned)
+        whole_stages = not self.builder.pipelined or job.config.save_tensors  # a pipeline has stages of its own
+        self.names = needed_stages([case for case in self.cases if case != FULL or whole_stages], self.planned)
+        self.work: Workload | None = None
+        self.limits: Limits | None = None
+
+    def require_accelerator(self) -> None:
+        """Skip a strategy that reads the table from an accelerator where there is none.
+
+        Raises:
+            SkippedError: naming the step.
+        """
+        for step in ("hashing", "lookup"):
+            if not self.has_link and self.builder.place_of(step) == DEVICE and not triton_is_interpreted():
+                raise SkippedError(f"no accelerator: this strategy runs {step} on one")
+
+    def require_readable_table(self) -> None:
+        """Skip a kernel that would read host memory which is not pinned, before that is filled.
+
+        Raises:
+            SkippedError: saying which tables would do.
+        """
+        strategy, table = self.job.config.strategy, self.job.config.table
+        through_link = strategy.table == HOST and strategy.lookup == DEVICE and self.builder.device.type == "cuda"
+        if through_link and not table.get("pinned", False):
+            raise SkippedError("a kernel reads host memory only where it is pinned: table=pinned or table=huge")
+
+    def check_data_sheet(self) -> None:
+        """Refuse to show the peaks of another GPU.
+
+        Raises:
+            ConfigError: naming both.
+        """
+        sheet = self.job.config.hardware.data_sheet
+        if sheet and f" {sheet.gpu}" not in f" {self.device_name}":
+            remedy = f"the device is {self.device_name}; use its own option or hardware=auto"
+            raise ConfigError("hardware.data_sheet.gpu", sheet.gpu, remedy)
 
     def rows(self, samples: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """Build, verify and time; every timed iteration is added to `samples`.
@@ -92,22 +143,20 @@ class Run:
             ConfigError, DoesNotFitError, MismatchError: as the parts of a run do.
         """
         config, builder = self.job.config, self.builder
-        stages = [PlannedStage(name, builder.place_of(name)) for name in self.names]
-        made_up = made_up_inputs(self.names, self.planned)
-        shape = (config.batch_size, config.seq_len)
-        needed = footprint(
-            self.geometry, stages, made_up, shape, builder.dtype.itemsize, config.batches, builder.kv_buffers
-        )
+        needed = self.footprint()
         free = free_host_bytes(), free_device_bytes(builder.device)
-        self.terminal.card(make_card(self.job, builder, self.cases, needed, free, self.work_of))
         builder.check_dtype()
+        self.limits = self.known_limits()
+        self.terminal.card(
+            make_card(self.job, builder, self.cases, needed, free, self.work_of, self.limit_of, self.limits)
+        )
         check_fits(needed, *free, builder.device, config.model.table_scale)
 
         clock = Clock(builder.device)
         with torch.inference_mode():
-            flow = Flow(builder, self.names, self.planned, clock)
+            flow = Flow(builder, self.names, self.planned, clock, whole=FULL in self.cases)
             log.info("the stages are built")
-            flow.verify(verify_full=FULL in self.cases)
+            flow.verify()
             log.info("the stages are verified")
             if config.save_tensors:
                 flow.save_tensors(Path(self.job.folder) / "tensors.safetensors")
@@ -124,23 +173,89 @@ class Run:
                     progress=progress,
                 )
         samples.extend(_sample_rows(self.job.run_id, timings))
-        common = {**stamp(), **self.job.columns(), **self._run_columns(flow, needed.table_bytes)}
-        return [{**common, "case": case, **self._case_columns(case, flow, timings)} for case in self.job.cases]
+        common = {**stamp(), **self.job.columns(), **self._run_columns(needed.table_bytes)}
+        return [{**common, "case": case, **self._case_columns(case, timings)} for case in self.job.cases]
+
+    def footprint(self) -> Footprint:
+        """The memory that the run keeps."""
+        config, builder = self.job.config, self.builder
+        ring = None
+        if builder.chunk_tokens and FULL in self.cases:
+            chunk_tokens = min(builder.chunk_tokens, builder.tokens)
+            chunks = -(-builder.tokens // chunk_tokens)
+            ring = Ring(self.planned, chunk_tokens, min(config.schedule.ring_depth, chunks))
+        return footprint(
+            self.geometry,
+            [PlannedStage(name, builder.place_of(name)) for name in self.names],
+            made_up_inputs(self.names, self.planned),
+            (config.batch_size, config.seq_len),
+            batches_of(config),
+            builder.kv_buffers,
+            config.strategy.table,
+            ring,
+        )
+
+    def known_limits(self) -> Limits | None:
+        """What this machine can do, measured now if it has not been before; None if nobody asked."""
+        config, device = self.job.config, self.builder.device
+        if config.limits == "none":
+            return None
+        hardware = config.hardware
+        identity = {
+            **machine(),
+            "device_name": self.device_name,
+            "threads": torch.get_num_threads(),
+            "pin_threads": hardware.pin_threads,
+            "affinity": list(hardware.affinity or []),
+        }
+        folder, refresh = Path(config.limits_dir), config.limits == "refresh"
+        return machine_limits(folder, identity, device, refresh=refresh, announce=self.terminal.say)
+
+    def limit_of(self, case: str) -> Limit | None:
+        """The shortest time that this machine allows a case."""
+        if self.limits is None:
+            return None
+        if self.work is None:
+            config = self.job.config
+            self.work = Workload(
+                self.geometry,
+                self.builder.tokens,
+                config.batch_size,
+                config.dtype.name,
+                config.strategy.table,
+                self.unique_row_fraction,
+            )
+        if case == FULL:
+            return self.limits.of_all(self.planned, replace(self.work, staged=self.builder.pipelined))
+        return self.limits.of_stage(PlannedStage(case, self.builder.place_of(case)), self.work)
+
+    @cached_property
+    def unique_row_fraction(self) -> float:
+        """Distinct rows among those that the first batch asks for."""
+        row_ids = reference_row_ids(self.builder.hash_plan, self.builder.batches[0])
+        return len(torch.unique(row_ids)) / row_ids.numel()
+
+    @property
+    def device_name(self) -> str:
+        """Of the accelerator, or of the CPU that stands in for it."""
+        return torch.cuda.get_device_name() if self.builder.device.type == "cuda" else cpu_name()
 
     def work_of(self, case: str) -> tuple[int, int]:
         """What a case must move and compute; `full` is the sum of its stages."""
         names = [stage.name for stage in self.planned] if case == FULL else [case]
-        tokens, value_bytes = self.builder.tokens, self.builder.dtype.itemsize
+        tokens = self.builder.tokens
         return (
-            sum(self.geometry.bytes_moved(name, tokens, self.job.config.batch_size, value_bytes) for name in names),
+            sum(self.geometry.bytes_moved(name, tokens, self.job.config.batch_size) for name in names),
             sum(self.geometry.flops(name, tokens) for name in names),
         )
 
-    def _run_columns(self, flow: Flow, table_bytes: int) -> dict[str, Any]:
+    def _run_columns(self, table_bytes: int) -> dict[str, Any]:
         device = self.builder.device
+        looks_up = FULL in self.cases or "lookup" in self.names
+        pinned_by_torch = torch.cuda.host_memory_stats()["allocated_bytes.peak"] if device.type == "cuda" else 0
         return {
             "device": str(device),
-            "device_name": torch.cuda.get_device_name() if device.type == "cuda" else cpu_name(),
+            "device_name": self.device_name,
             "driver": gpus()[0]["driver"] if device.type == "cuda" and gpus() else None,
             "batches": len(self.builder.batches),
             "true_rows": self.geometry.true_rows,
@@ -148,11 +263,12 @@ class Run:
             "table_bytes": table_bytes,
             "peak_device_bytes": torch.accelerator.max_memory_allocated() if self.has_link else 0,
             "peak_host_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
-            "pinned_bytes": torch.cuda.host_memory_stats()["allocated_bytes.peak"] if device.type == "cuda" else 0,
-            "unique_row_fraction": flow.unique_row_fraction(),
+            "pinned_bytes": pinned_by_torch + HostMemory.peak_pinned_bytes,
+            "unique_row_fraction": self.unique_row_fraction if looks_up else None,
+            "huge_page_share": self.builder.table.huge_page_share if looks_up else None,
         }
 
-    def _case_columns(self, case: str, flow: Flow, timings: dict[str, Timing]) -> dict[str, Any]:
+    def _case_columns(self, case: str, timings: dict[str, Timing]) -> dict[str, Any]:
         if case in self.skipped:
             return {"status": SKIPPED, "error": NO_LINK}
         timing = timings[case]
@@ -160,9 +276,8 @@ class Run:
         median_ms = times["wall_ms_median"]
         assert median_ms is not None
         per_second = 1e3 / median_ms
-        stages = flow.strategy.stages if case == FULL else [flow.stage(case)]
-        moved, flops = sum(stage.bytes_moved for stage in stages), sum(stage.flops for stage in stages)
-        tokens = self.builder.tokens
+        moved, flops = self.work_of(case)
+        tokens, limit = self.builder.tokens, self.limit_of(case)
         return {
             "status": OK,
             "iterations": len(timing.samples),
@@ -177,6 +292,9 @@ class Run:
             "tflop_per_s": flops * per_second / 1e12,
             "rows_per_s": tokens * self.geometry.columns * per_second if case in ("hashing", "lookup", FULL) else None,
             "tokens_per_s": tokens * per_second,
+            "limit_ms": limit.ms if limit else None,
+            "limit_by": limit.by if limit else None,
+            "efficiency": limit.ms / median_ms if limit else None,
         }
 
 

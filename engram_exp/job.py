@@ -11,12 +11,14 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from engram_exp.config import cases_of, threads_of
+from engram_exp.config import batches_of, cases_of, chunk_tokens_of, geometry_of, threads_of
+from engram_exp.plan import HOST
 
 FILE = "job.yaml"
+LAUNCH_COLUMNS = ("rows_per_program", "warps", "programs")
 GROUP_COLUMNS = (
     "strategy", "model", "dtype", "tokens", "hashing", "table", "lookup", "projection", "upload", "hardware", "shape",
-    "components", "experiment",
+    "components", "experiment", "schedule",
 )  # fmt: skip
 
 
@@ -81,11 +83,27 @@ class Job:
             "history": config.tokens.get("history"),
             "threads": threads_of(config),
             "seed": config.seed,
-            "batches": config.batches,
+            "batches": batches_of(config),
             "table_scale": config.model.table_scale,
+            "chunk_tokens": chunk_tokens_of(config),
+            "ring_depth": config.schedule.ring_depth,
+            "capture": config.capture,
+            "row_order": _row_order(config),
+            **{name: config.lookup.get(name) for name in LAUNCH_COLUMNS},
+            "row_bytes": geometry_of(config).row_bytes,
+            "layout": config.dtype.layout if config.dtype.values_per_scale else "",
             "started_at": self.started_at,
         }
 
     def failed_rows(self, status: str, error: str) -> list[dict[str, Any]]:
         """A row for every case of a run that gave none."""
         return [{**self.columns(), "status": status, "error": error, "case": case} for case in self.cases]
+
+
+def _row_order(config: DictConfig) -> str:
+    """The order in which a kernel reads rows, empty where none does."""
+    order = str(config.lookup.get("order", ""))
+    if order != "auto":
+        return order
+    rows = config.batch_size * config.seq_len * geometry_of(config).columns
+    return "sorted" if config.strategy.table == HOST and rows >= config.lookup.sort_from_rows else "as_asked"

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import io
 import json
 import os
 import re
 import warnings
+import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import pandas as pd
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 RESULTS, SAMPLES, SWEEP, ENVIRONMENT = "results.csv", "samples.csv", "sweep.csv", "environment.json"
 
 PUBLISHED = "reference"
@@ -41,12 +43,19 @@ CASE_COLUMNS = (
 STAMP_COLUMNS = (
     "git_sha", "git_dirty", "torch_version", "device_name", "driver", "cpu_name", "host", "started_at",
 )  # fmt: skip
-COLUMNS = (*IDENTITY_COLUMNS, *CONFIG_COLUMNS, *CASE_COLUMNS, *STAMP_COLUMNS)
+COLUMNS_OF_VERSION_1 = (*IDENTITY_COLUMNS, *CONFIG_COLUMNS, *CASE_COLUMNS, *STAMP_COLUMNS)
+SCHEDULE_COLUMNS = (
+    "schedule", "chunk_tokens", "ring_depth", "capture", "row_order", "rows_per_program", "warps", "programs", "layout",
+    "row_bytes",
+)  # fmt: skip
+COLUMNS = (*COLUMNS_OF_VERSION_1, *SCHEDULE_COLUMNS, "huge_page_share")
+COLUMNS_OF = {1: COLUMNS_OF_VERSION_1, 2: COLUMNS}
 SAMPLE_COLUMNS = ("run_id", "case", "iteration", "order", "wall_ms", "device_ms", "enqueue_ms")
 TEXT_COLUMNS = {
     "run_id", "status", "error", "strategy", "model", "dtype", "tokens", "hashing", "lookup", "projection", "hardware",
     "device", "experiment", "components", "table", "upload", "shape", "case", "stop_reason", "limit_by", "git_sha",
-    "torch_version", "device_name", "driver", "cpu_name", "host", "started_at",
+    "torch_version", "device_name", "driver", "cpu_name", "host", "started_at", "schedule", "capture", "row_order",
+    "layout",
 }  # fmt: skip
 
 
@@ -96,7 +105,7 @@ def load_results(path: str | Path) -> pd.DataFrame:
 
 
 def load_samples(path: str | Path) -> pd.DataFrame:
-    """Load every timed iteration of all runs below a folder; `run_id` and `case` tell them apart.
+    """Load every timed iteration of all runs below a folder; `run_id` and `case` tell them apart. Files may be gzipped.
 
     Raises:
         FileNotFoundError: the path does not exist.
@@ -133,13 +142,19 @@ def _load(path: Path, name: str, columns: Sequence[str]) -> pd.DataFrame:
 def _gather(path: Path, name: str, columns: Sequence[str]) -> str:
     """One CSV text of all files of that name that are whole, run 10 of a sweep behind run 9."""
     parts = [",".join(columns) + "\n"]
-    found = [file for file in path.rglob(name) if PUBLISHED not in file.relative_to(path).parts]
+    found = [file for packed in ("", ".gz") for file in path.rglob(name + packed)]
+    found = [file for file in found if PUBLISHED not in file.relative_to(path).parts]
     for file in [path] if path.is_file() else sorted(found, key=_natural_order):
         try:
-            parts.append(_body(file.read_text(encoding="utf-8"), columns))
-        except (OSError, ValueError) as error:
+            parts.append(_body(_read(file), columns))
+        except (OSError, EOFError, zlib.error, ValueError) as error:
             warnings.warn(f"{file} is left out: {error}", stacklevel=4)
     return "".join(parts)
+
+
+def _read(file: Path) -> str:
+    content = file.read_bytes()
+    return (gzip.decompress(content) if file.suffix == ".gz" else content).decode("utf-8")
 
 
 def _natural_order(path: Path) -> list[tuple[int, str]]:
@@ -147,21 +162,23 @@ def _natural_order(path: Path) -> list[tuple[int, str]]:
 
 
 def _body(text: str, columns: Sequence[str]) -> str:
-    """The lines below the header, if the file is whole.
+    """The lines below the header, if the file is whole; columns that its schema did not have yet are empty.
 
     Raises:
         ValueError: saying what is wrong with it.
     """
     header, _, body = text.partition("\n")
-    if header.split(",") != list(columns):
+    known = COLUMNS_OF if columns is COLUMNS else {SCHEMA_VERSION: columns}
+    version = next((version for version, names in known.items() if header.split(",") == list(names)), None)
+    if version is None:
         raise ValueError("its header is not the one of this schema")
     if body and not body.endswith("\n"):
         raise ValueError("its last line is cut")
     if not body and columns is COLUMNS:
         raise ValueError("it holds no rows")
     for number, row in enumerate(csv.reader(io.StringIO(body)), start=2):
-        if len(row) != len(columns):
-            raise ValueError(f"line {number} has {len(row)} fields instead of {len(columns)}")
-        if columns[0] == "schema_version" and row[0] != str(SCHEMA_VERSION):
-            raise ValueError(f"line {number} has the schema version {row[0]!r}, not {SCHEMA_VERSION}")
-    return body
+        if len(row) != len(known[version]):
+            raise ValueError(f"line {number} has {len(row)} fields instead of {len(known[version])}")
+        if columns is COLUMNS and row[0] != str(version):
+            raise ValueError(f"line {number} has the schema version {row[0]!r}, not {version}")
+    return body.replace("\n", "," * (len(columns) - len(known[version])) + "\n")

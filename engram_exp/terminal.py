@@ -41,7 +41,7 @@ class Terminal:
         width = max(len(label) for label, _ in card.lines)
         for label, text in card.lines:
             self.console.print(f"  {label:<{width}}  {text}", soft_wrap=True)
-        self._table(("case", "runs on", "GB moved", "GFLOP"), card.cases)
+        self._table(("case", "runs on", "GB moved", "GFLOP", "limit ms", "limit by"), card.cases)
 
     @contextmanager
     def progress(self, iterations: int, budget_s: float) -> Iterator[ReportProgress]:
@@ -56,19 +56,22 @@ class Terminal:
 
     def results(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Show the rows of one run."""
-        heads = ("case", "median ms", "95 % interval", "device ms", "n", "GB/s", "TFLOP/s", "Mtokens/s")
+        heads = ("case", "median ms", "95 % interval", "device ms", "n", "GB/s", "TFLOP/s", "Mtokens/s", "of limit")
         self._table(heads, [_result_cells(row) for row in rows])
         for status, error in dict.fromkeys((row["status"], row.get("error")) for row in rows if row["status"] != OK):
             self.say(f"  {status}: {error}")
+        for row in rows:
+            if (row.get("efficiency") or 0) > 1:
+                self.say(f"  {row['case']} beats its limit: the limit or the time is wrong; try limits=refresh")
 
     def summary(self, frame: pd.DataFrame) -> None:
         """Show the runs of a sweep: what differs between them, and the median of every case."""
-        from engram_exp.results import CONFIG_COLUMNS
+        from engram_exp.results import CONFIG_COLUMNS, SCHEDULE_COLUMNS
 
         if frame.empty:
             self.console.print("no run left results")
             return
-        varying = [name for name in CONFIG_COLUMNS if frame[name].replace("", None).nunique() > 1]
+        varying = [name for name in (*CONFIG_COLUMNS, *SCHEDULE_COLUMNS) if frame[name].replace("", None).nunique() > 1]
         cases = list(dict.fromkeys(frame["case"]))
         body = []
         for _, run in frame.groupby("run_id", sort=False):
@@ -154,7 +157,7 @@ class _Lines:
 
 def _result_cells(row: Mapping[str, Any]) -> list[str]:
     if row["status"] != OK:
-        return [row["case"], row["status"], *[""] * 6]
+        return [row["case"], row["status"], *[""] * 7]
     interval = "" if row["wall_ms_lo"] is None else f"{row['wall_ms_lo']:.3f} .. {row['wall_ms_hi']:.3f}"
     device = "" if row["device_ms_median"] is None else f"{row['device_ms_median']:.3f}"
     flops = f"{row['tflop_per_s']:.2f}" if row["flops"] else ""
@@ -167,6 +170,7 @@ def _result_cells(row: Mapping[str, Any]) -> list[str]:
         f"{row['gb_per_s']:.2f}",
         flops,
         f"{row['tokens_per_s'] / 1e6:.3f}",
+        f"{row['efficiency']:.0%}" if row.get("efficiency") else "",
     ]
 
 

@@ -201,7 +201,11 @@ def test_help_shows_groups_choices_and_examples_without_pytorch():
         [sys.executable, "-X", "importtime", "run.py", "--help"], cwd=ROOT, capture_output=True, text=True
     )
     assert done.returncode == 0
-    for line in ("strategy: kv_on_cpu, kv_on_gpu", "dtype: bfloat16, float16, float32", "tokens: ids, random, text"):
+    for line in (
+        "strategy: device, kv_on_cpu, kv_on_gpu, uva",
+        "dtype: bfloat16, float16, float32, fp8",
+        "tokens: ids, random, text",
+    ):
         assert line in done.stdout
     assert sum("python run.py" in line for line in done.stdout.splitlines()) >= 3
     imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from conftest import DEVICES
+from conftest import DEVICES, KERNEL_DEVICE
 from safetensors.torch import load_file
 
 from engram_exp import load_results, load_samples
@@ -57,23 +57,67 @@ def test_a_run_gives_a_row_for_every_case(run_inline, tmp_path, strategy, compon
     assert environment["cpu_name"] == frame["cpu_name"][0]
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "fp8"])
+@pytest.mark.parametrize("strategy", ["uva", "device"])
+def test_steps_on_the_device_have_their_rows(run_inline, tmp_path, strategy, dtype):
+    device = KERNEL_DEVICE.type
+    capture = [] if device == "cuda" else ["capture=none"]
+    rows = run_inline(f"strategy={strategy}", f"hardware={device}", f"dtype={dtype}", *capture)
+    statuses = {row["case"]: row["status"] for row in rows}
+    widening = {"widening": "ok"} if dtype == "fp8" else {}
+    upload = "ok" if device == "cuda" else "skipped"
+    assert statuses == {
+        "up_ids": upload, "hashing": "ok", "lookup": "ok", **widening, "projection": "ok", "full": "ok",
+    }  # fmt: skip
+    frame = load_results(tmp_path)
+    assert (frame["row_order"] == "as_asked").all(), "too few rows to sort"
+    assert (frame["table_bytes"] == frame["used_rows"] * (9 if dtype == "fp8" else 16))[frame["status"] == "ok"].all()
+
+
+@pytest.mark.parametrize("strategy", ["uva", "device"])
+def test_a_strategy_of_the_device_is_skipped_without_one(run_inline, monkeypatch, strategy):
+    monkeypatch.setenv("TRITON_INTERPRET", "0")
+    rows = run_inline(f"strategy={strategy}")
+    assert {row["status"] for row in rows} == {"skipped"}
+    assert rows[0]["error"] == "no accelerator: this strategy runs hashing on one"
+
+
+@pytest.mark.accelerator
+def test_a_kernel_skips_what_it_cannot_read(run_inline):
+    rows = run_inline("strategy=uva", "table=pageable", "hardware=cuda")
+    assert {row["status"] for row in rows} == {"skipped"}
+
+
+@pytest.mark.accelerator
+def test_the_data_sheet_of_another_gpu_is_refused(run_inline):
+    rows = run_inline("hardware=h200", "hardware.data_sheet.gpu=Nonesuch")
+    assert {row["status"] for row in rows} == {"refused"}
+    assert rows[0]["error"].startswith("hardware.data_sheet.gpu=Nonesuch: the device is ")
+
+
 def run_and_load(run_inline, tmp_path, *overrides):
     rows = run_inline("save_tensors=true", *overrides)
     assert {row["status"] for row in rows} <= {"ok", "skipped"}, rows
     return load_file(tmp_path / "tensors.safetensors")
 
 
-@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("history", ["true", "false"])
-def test_all_strategies_and_components_give_the_same_keys_and_value(run_inline, tmp_path, device, history):
+def test_all_strategies_and_components_give_the_same_keys_and_value(run_inline, tmp_path, history):
+    device = KERNEL_DEVICE.type
+    common = (f"hardware={device}", "dtype=float32", f"tokens.history={history}", "cases=full")
+    capture = "capture=none" if device == "cpu" else "capture=graph"
     outcomes = [
-        run_and_load(
-            run_inline, tmp_path, f"strategy={strategy}", f"components={components}", f"hardware={device}",
-            "dtype=float32", f"tokens.history={history}", "cases=full",
+        run_and_load(run_inline, tmp_path, f"strategy={strategy}", *more, *common)
+        for strategy, *more in (
+            ("kv_on_cpu", "schedule=serial"),
+            ("kv_on_cpu", "components=original"),
+            ("kv_on_gpu", "schedule=serial"),
+            ("kv_on_gpu", "components=original"),
+            ("uva", capture),
+            ("uva", "capture=none", "lookup.order=sorted"),
+            ("device", capture),
         )
-        for strategy in STRATEGIES
-        for components in ("tuned", "original")
-    ]  # fmt: skip
+    ]
     first = outcomes[0]
     assert set(first) == {"token_ids", "history", "row_ids", "embeddings", "keys", "value"}
     assert first["keys"].shape == (24, 2, 16)
@@ -171,7 +215,7 @@ def test_a_failure_is_a_row(run_inline, tmp_path, monkeypatch, error, status):
 
 
 def test_what_does_not_fit_is_refused_before_it_is_allocated(run_inline, monkeypatch):
-    monkeypatch.setattr("engram_exp.tables.host.mmap.mmap", lambda *_, **__: pytest.fail("a table was allocated"))
+    monkeypatch.setattr("engram_exp.tables.host.HostMemory", lambda *_, **__: pytest.fail("a table was allocated"))
     rows = run_inline("model.vocab_per_order=[40000000000,40000000000]", "cases=lookup")
     assert {row["status"] for row in rows} == {"oom_host"}
     message = rows[0]["error"]
@@ -186,7 +230,7 @@ def test_tensors_that_do_not_fit_are_refused_before_they_are_made(run_inline):
 
 
 def test_hashing_alone_builds_no_table(run_inline, monkeypatch, tmp_path):
-    monkeypatch.setattr("engram_exp.tables.host.mmap.mmap", lambda *_, **__: pytest.fail("a table was built"))
+    monkeypatch.setattr("engram_exp.tables.host.HostMemory", lambda *_, **__: pytest.fail("a table was built"))
     (row,) = run_inline("model.vocab_per_order=[16000000,16000000]", "cases=[hashing]")
     assert row["status"] == "ok"
     assert row["table_bytes"] == 0
@@ -220,18 +264,19 @@ def test_every_upload_is_verified_and_timed_on_a_device(run_inline, strategy, up
 @pytest.mark.accelerator
 def test_what_crosses_the_link_is_pinned_and_goes_in_one_transfer(run_inline, monkeypatch):
     copies = []
-    copy = PinnedUpload._copy
+    route_of = PinnedUpload._route
 
-    def counted(self, slot, source):
-        assert source.is_pinned()
-        copies.append(source.numel())
-        return copy(self, slot, source)
+    def counted(self, tensors):
+        route = route_of(self, tensors)
+        assert all(source.is_pinned() for source in route.sources)
+        copies.append([source.numel() for source in route.sources])
+        return route
 
-    monkeypatch.setattr(PinnedUpload, "_copy", counted)
+    monkeypatch.setattr(PinnedUpload, "_route", counted)
     rows = run_inline("strategy=kv_on_cpu", "cases=full", "hardware=cuda")
     assert rows[0]["status"] == "ok", rows
     assert rows[0]["pinned_bytes"] > 0
-    assert set(copies) == {24 * 3 * 16}, "keys and value cross together"
+    assert set(map(tuple, copies)) == {(24 * 3 * 16,)}, "keys and value cross together"
 
 
 def test_few_distinct_ids_rotate_fewer_batches(run_inline, tmp_path):

@@ -34,6 +34,16 @@ def stamp() -> dict[str, Any]:
     }
 
 
+def machine() -> dict[str, Any]:
+    """What the speed of this machine depends on, apart from the accelerator's name."""
+    return {
+        "cpu_name": cpu_name(),
+        "host": platform.node(),
+        "torch_version": _version("torch"),
+        "driver": gpus()[0]["driver"] if gpus() else None,
+    }
+
+
 def record() -> dict[str, Any]:
     """Everything about this machine and process that a reader of the numbers may ask for."""
     return {

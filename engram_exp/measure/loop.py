@@ -6,8 +6,9 @@ import gc
 import logging
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import cycle
 
 from engram_exp.measure.clock import Clock, Sample
 
@@ -64,9 +65,10 @@ def measure(
     gc.collect()
     gc.disable()
     try:
+        turns = {case.name: cycle(case.calls) for case in cases}
         for case in cases:
             progress(case.name, timings)
-            timings[case.name].steady = _warm_up(case, clock, budget_s * WARMUP_SHARE)
+            timings[case.name].steady = _warm_up(case, turns[case.name], clock, budget_s * WARMUP_SHARE)
         log.info("warmed up; the first timed sample follows")
         order = random.Random(seed)
         running = list(cases)
@@ -76,7 +78,7 @@ def measure(
             for case in tuple(running):
                 timing = timings[case.name]
                 progress(case.name, timings)
-                call = case.calls[len(timing.samples) % len(case.calls)]
+                call = next(turns[case.name])
                 timing.samples.append(clock.time(call, uses_device=case.uses_device))
                 timing.order.append(taken)
                 taken += 1
@@ -89,13 +91,12 @@ def measure(
     return timings
 
 
-def _warm_up(case: Case, clock: Clock, budget_s: float) -> bool:
+def _warm_up(case: Case, turns: Iterator[Callable[[], object]], clock: Clock, budget_s: float) -> bool:
     """Call a case at least once, until its times stop falling or the budget is spent; whether they stopped."""
     times_ms: list[float] = []
     deadline = time.perf_counter() + budget_s
     while not times_ms or time.perf_counter() < deadline:
-        call = case.calls[len(times_ms) % len(case.calls)]
-        times_ms.append(clock.time(call, uses_device=case.uses_device).wall_ms)
+        times_ms.append(clock.time(next(turns), uses_device=case.uses_device).wall_ms)
         earlier, latest = times_ms[-2 * WINDOW_CALLS : -WINDOW_CALLS], times_ms[-WINDOW_CALLS:]
         if len(earlier) == WINDOW_CALLS and sum(latest) >= (1 - STEADY_GAIN) * sum(earlier):
             return True
