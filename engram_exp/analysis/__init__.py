@@ -1,0 +1,1 @@
+"""What campaigns say: comparisons, advice, reports. Nothing here imports PyTorch."""

@@ -1,0 +1,123 @@
+"""Is B faster than A? Ratios of runs that are comparable, and a verdict that may be `undecided`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pandas as pd
+
+from engram_exp.analysis.ranks import ratio_of
+from engram_exp.results import OK
+
+THRESHOLD = 0.02
+SAME, FASTER, SLOWER, UNDECIDED = "same", "faster", "slower", "undecided"
+
+# What is asked of a run: two that differ here are never comparable.
+WORKLOAD = (
+    "model", "layer", "dtype", "layout", "row_bytes", "table_scale", "tokens", "history", "seed", "batches",
+    "batch_size", "seq_len", "threads",
+)  # fmt: skip
+# How it is done: a difference here is what a comparison is about, or goes with it.
+CHOICES = (
+    "strategy", "hashing", "table", "lookup", "projection", "upload", "components", "schedule", "chunk_tokens",
+    "ring_depth", "capture", "row_order",
+)  # fmt: skip
+GOES_WITH = {"dtype": ("layout", "row_bytes"), "model": ("layer", "layout", "row_bytes")}
+MACHINE = ("host", "cpu_name", "device_name", "driver", "torch_version")
+
+
+class ComparisonError(ValueError):
+    """Two campaigns that cannot be compared, and why."""
+
+
+def compare(
+    a: pd.DataFrame, b: pd.DataFrame, *, threshold: float = THRESHOLD, other_machine: bool = False
+) -> pd.DataFrame:
+    """Compare every case of every configuration that both sides have.
+
+    Args:
+        a, b: rows as `load_results` returns them; those that are not `ok` are left out. A run is one replication: what
+            was measured once on either side is `undecided`.
+        threshold: a difference below this share is of no interest.
+        other_machine: compare although machines or libraries differ; `marked` then says in what.
+
+    Returns:
+        One row for each case: the columns that it was paired by, `case`, `runs_a`, `runs_b`, `wall_ms_a`, `wall_ms_b`
+        (medians of the runs' medians), `ratio` (B to A), `ratio_lo`, `ratio_hi`, `verdict` on B, `marked`.
+
+    Raises:
+        ComparisonError: nothing in common, or different machines.
+    """
+    a, b = a[a["status"] == OK], b[b["status"] == OK]
+    if a.empty or b.empty:
+        raise ComparisonError(f"side {'A' if a.empty else 'B'} holds no measured case")
+    marked = _different(a, b, MACHINE)
+    if marked and not other_machine:
+        raise ComparisonError(f"the sides differ in {', '.join(marked)}; --other-machine compares them nevertheless")
+    keys = [*WORKLOAD, *(name for name in CHOICES if name not in _different(a, b, CHOICES)), "case"]
+    sides = [
+        frame.assign(**{name: _plain(frame[name]) for name in keys})
+        .groupby(keys, sort=False)["wall_ms_median"]
+        .agg(list)
+        for frame in (a, b)
+    ]
+    pairs = pd.concat(sides, axis=1, keys=["a", "b"], join="inner")
+    if pairs.empty:
+        apart = ", ".join(_different(a, b, WORKLOAD)) or "how values of several columns are combined"
+        raise ComparisonError(f"no configuration in common: the sides differ in {apart}")
+    rows = [
+        {**dict(zip(keys, key, strict=True)), **_judge(pair.a, pair.b, threshold), "marked": ", ".join(marked)}
+        for key, pair in zip(pairs.index, pairs.itertuples(), strict=True)
+    ]
+    return pd.DataFrame(rows)
+
+
+def compare_values(frame: pd.DataFrame, column: str, a: str, b: str, **options: Any) -> pd.DataFrame:
+    """Compare two values of a column within one campaign; otherwise as `compare`.
+
+    Raises:
+        ComparisonError: no such column or value.
+    """
+    if column not in frame:
+        raise ComparisonError(f"no column {column}; choose from {', '.join(CHOICES)}")
+    texts = frame[column].astype(str)
+    for value in (a, b):
+        if value not in set(texts):
+            raise ComparisonError(f"{column} is never {value}; it is {', '.join(sorted(set(texts)))}")
+    sides = [frame[texts == value] for value in (a, b)]
+    if column in WORKLOAD:
+        ignored = dict.fromkeys([column, *GOES_WITH.get(column, ())], "")
+        sides = [side.assign(**ignored) for side in sides]
+    return compare(*sides, **options)
+
+
+def _different(a: pd.DataFrame, b: pd.DataFrame, columns: Sequence[str]) -> list[str]:
+    """Columns of which the sides share no value."""
+    return [name for name in columns if set(_plain(a[name])).isdisjoint(_plain(b[name]))]
+
+
+def _plain(column: pd.Series[Any]) -> pd.Series[Any]:
+    """A column in which empty values equal each other."""
+    return column.astype(object).where(column.notna(), "")
+
+
+def _judge(a: list[float], b: list[float], threshold: float) -> dict[str, Any]:
+    ratio, lo, hi = ratio_of(a, b)
+    verdict = UNDECIDED
+    if lo is not None and hi is not None:
+        significant = not lo <= 1 <= hi
+        if significant and abs(ratio - 1) >= threshold:
+            verdict = FASTER if ratio < 1 else SLOWER
+        elif 1 - threshold <= lo and hi <= 1 + threshold:
+            verdict = SAME
+    return {
+        "runs_a": len(a),
+        "runs_b": len(b),
+        "wall_ms_a": float(pd.Series(a).median()),
+        "wall_ms_b": float(pd.Series(b).median()),
+        "ratio": ratio,
+        "ratio_lo": lo,
+        "ratio_hi": hi,
+        "verdict": verdict,
+    }

@@ -1,0 +1,141 @@
+"""Comparisons: paired by what is the same, decided by runs, and silent where there is nothing to say."""
+
+import itertools
+import random
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import ROOT
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from engram_exp import load_results, load_samples
+from engram_exp.analysis.compare import ComparisonError, compare, compare_values
+from engram_exp.analysis.ranks import _mann_whitney_counts, _rank_below, ratio_of
+from engram_exp.results import COLUMNS
+
+
+def runs(times, **columns):
+    """Rows of `full`, one for each run."""
+    base = dict.fromkeys(COLUMNS, "") | {"status": "ok", "case": "full", "strategy": "uva", "batch_size": 64}
+    return pd.DataFrame([{**base, "run_id": str(n), "wall_ms_median": t, **columns} for n, t in enumerate(times)])
+
+
+@pytest.mark.parametrize(("n", "m"), [(1, 1), (2, 3), (3, 3), (4, 2), (5, 5)])
+def test_the_rank_statistic_is_counted_exactly(n, m):
+    counts = [0] * (n * m + 1)
+    for chosen in itertools.combinations(range(n + m), n):
+        rest = [rank for rank in range(n + m) if rank not in chosen]
+        counts[sum(x > y for x in chosen for y in rest)] += 1
+    assert _mann_whitney_counts(n, m) == counts
+
+
+def test_how_many_runs_an_interval_needs():
+    assert _rank_below(3, 3, 0.025) == 0
+    assert _rank_below(4, 4, 0.025) == 1
+    assert _rank_below(5, 5, 0.025) == 3  # table A.6 of Hollander, Wolfe and Chicken: P(U <= 2) = 4/252
+    assert _rank_below(40, 40, 0.025) == pytest.approx(_rank_below(30, 30, 0.025) * (40 / 30) ** 2, rel=0.1)
+
+
+@settings(max_examples=50, deadline=None)
+@given(a=st.lists(st.floats(0.01, 1e4), min_size=4, max_size=8), factor=st.floats(0.1, 10), data=st.data())
+def test_ratios_scale_and_mirror(a, factor, data):
+    b = data.draw(st.lists(st.floats(0.01, 1e4), min_size=4, max_size=8))
+    ratio, lo, hi = ratio_of(a, b)
+    assert lo <= ratio * (1 + 1e-9)
+    assert ratio <= hi * (1 + 1e-9)
+    assert ratio_of(a, [factor * value for value in b]) == pytest.approx((factor * ratio, factor * lo, factor * hi))
+    assert ratio_of(b, a) == pytest.approx((1 / ratio, 1 / hi, 1 / lo))
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "verdict"),
+    [
+        ([10.0, 10.1, 10.2, 10.1, 10.0], [8.0, 8.1, 8.2, 8.1, 8.0], "faster"),
+        ([8.0, 8.1, 8.2, 8.1, 8.0], [10.0, 10.1, 10.2, 10.1, 10.0], "slower"),
+        ([10.0, 10.01, 10.02, 9.99, 10.0], [10.0, 10.02, 9.98, 10.01, 10.0], "same"),
+        ([10.0, 10.01, 10.02, 10.0, 10.01], [10.1, 10.11, 10.12, 10.1, 10.11], "same"),  # significant, but 1 %
+        ([10.0, 14.0, 9.0, 12.0, 8.0], [11.0, 13.0, 9.5, 8.5, 12.5], "undecided"),
+        ([10.0], [5.0], "undecided"),
+    ],
+)
+def test_verdicts(a, b, verdict):
+    (row,) = compare(runs(a), runs(b)).to_dict("records")
+    assert row["verdict"] == verdict
+    assert (row["runs_a"], row["runs_b"]) == (len(a), len(b))
+
+
+def test_a_against_a_is_never_decided_on_real_samples():
+    """Ten runs of a case, dealt to two sides: 100 times, at most 5 of them may call one side faster."""
+    folder = ROOT / "outputs/reference/h200/strategies"
+    samples = load_samples(folder).merge(load_results(folder)[["run_id", "case", "strategy", "seq_len"]])
+    wrong = total = 0
+    for _, group in samples[(samples["case"] == "full")].groupby("run_id"):
+        times = group["wall_ms"].to_numpy()
+        if len(times) < 50 or total == 3:
+            continue
+        medians = [float(np.median(part)) for part in np.array_split(times, 10)]
+        dealer = random.Random(0)
+        verdicts = []
+        for _ in range(100):
+            dealer.shuffle(medians)
+            verdicts += compare(runs(medians[:5]), runs(medians[5:]))["verdict"].tolist()
+        wrong = max(wrong, sum(verdict in ("faster", "slower") for verdict in verdicts))
+        total += 1
+    assert total == 3
+    assert wrong <= 5
+
+
+def test_a_difference_of_a_tenth_is_found_among_the_same_samples():
+    samples = load_samples(ROOT / "outputs/reference/h200/strategies")
+    samples = samples.merge(load_results(ROOT / "outputs/reference/h200/strategies")[["run_id", "case", "strategy"]])
+    times = samples[(samples["case"] == "full") & (samples["strategy"] == "uva")].groupby("run_id")["wall_ms"]
+    medians = [float(np.median(part)) for part in np.array_split(next(iter(times))[1].to_numpy(), 10)]
+    assert compare(runs(medians[:5]), runs([1.1 * t for t in medians[5:]]))["verdict"].tolist() == ["slower"]
+
+
+def test_only_what_is_comparable_is_paired():
+    a = pd.concat([runs([1.0], batch_size=1), runs([2.0], batch_size=64), runs([3.0], batch_size=64, status="crash")])
+    b = pd.concat([runs([4.0], batch_size=64), runs([5.0], batch_size=256)])
+    (row,) = compare(a, b).to_dict("records")
+    assert (row["batch_size"], row["wall_ms_a"], row["wall_ms_b"]) == (64, 2.0, 4.0)
+
+
+def test_two_values_of_a_column_are_compared_with_what_goes_with_them():
+    frame = pd.concat(
+        [
+            runs([1.0, 1.0], strategy="uva", hashing="triton", chunk_tokens=float("nan")),
+            runs([2.0, 2.0], strategy="kv_on_gpu", hashing="numba", chunk_tokens=2048.0),
+        ]
+    )
+    (row,) = compare_values(frame, "strategy", "uva", "kv_on_gpu").to_dict("records")
+    assert row["ratio"] == 2
+    (row,) = compare_values(frame.assign(strategy="x", dtype=["fp8"] * 2 + ["bf"] * 2), "dtype", "fp8", "bf").to_dict(
+        "records"
+    )
+    assert row["ratio"] == 2
+    with pytest.raises(ComparisonError, match="strategy is never device; it is kv_on_gpu, uva"):
+        compare_values(frame, "strategy", "uva", "device")
+    with pytest.raises(ComparisonError, match="no column weather"):
+        compare_values(frame, "weather", "good", "bad")
+
+
+def test_what_cannot_be_compared_says_why():
+    with pytest.raises(ComparisonError, match="no configuration in common: the sides differ in batch_size"):
+        compare(runs([1.0], batch_size=1), runs([1.0], batch_size=2))
+    with pytest.raises(ComparisonError, match="side B holds no measured case"):
+        compare(runs([1.0]), runs([1.0], status="crash"))
+    with pytest.raises(ComparisonError, match="the sides differ in driver, torch_version; --other-machine"):
+        compare(runs([1.0], driver="1", torch_version="2.11"), runs([1.0], driver="2", torch_version="2.13"))
+    marked = compare(runs([1.0], driver="1"), runs([1.0], driver="2"), other_machine=True)
+    assert marked["marked"].tolist() == ["driver"]
+
+
+def test_the_published_campaign_compares():
+    frame = load_results(ROOT / "outputs/reference/h200/crossover")
+    found = compare_values(frame, "strategy", "kv_on_gpu", "uva")
+    full = found[found["case"] == "full"]
+    assert len(full) == 10
+    assert (full["ratio"] < 1).all()
+    assert set(full["verdict"]) == {"undecided"}, "one run each is no replication"
