@@ -1,15 +1,25 @@
 import csv
+import gzip
 
 import pytest
 
 import engram_exp
-from engram_exp import load_results, load_samples
-from engram_exp.results import COLUMNS, SAMPLE_COLUMNS, write_results, write_samples, write_sweep
+from engram_exp import load_results, load_samples, summary
+from engram_exp.results import COLUMNS, COLUMNS_OF, SAMPLE_COLUMNS, write_results, write_samples, write_sweep
+from engram_exp.summary import markdown
 
 
 def write_run(folder, run_id="a", status="ok", **columns):
     folder.mkdir(parents=True)
-    row = {"run_id": run_id, "status": status, "case": "full", "wall_ms_median": 1.5, "batch_size": 64, **columns}
+    row = {
+        "run_id": run_id,
+        "status": status,
+        "case": "full",
+        "wall_ms_median": 1.5,
+        "strategy": "uva",
+        "batch_size": 64,
+        **columns,
+    }
     write_results(folder, [row, {**row, "case": "lookup"}])
     return folder / "results.csv"
 
@@ -24,8 +34,19 @@ def test_many_runs_become_one_frame(tmp_path):
     assert frame["error"][0] == "a, b 'c' \"d\"", "a row is one line"
     assert frame["wall_ms_median"].dtype == float
     assert frame["batch_size"].dtype == int
-    assert (frame["schema_version"] == 1).all()
+    assert (frame["schema_version"] == 2).all()
     assert len(load_results(tmp_path / "sweep/1")) == len(load_results(tmp_path / "sweep/1/results.csv")) == 2
+
+
+def test_files_of_the_first_schema_load(tmp_path):
+    write_run(tmp_path / "new", run_id="new")
+    old = write_run(tmp_path / "old", run_id="old")
+    newer = len(COLUMNS) - len(COLUMNS_OF[1])
+    lines = [line.rsplit(",", newer)[0] for line in old.read_text().splitlines()]
+    old.write_text("".join(f"{'1' + line[1:] if line[0] == '2' else line}\n" for line in lines))
+    frame = load_results(tmp_path)
+    assert frame.groupby("schema_version")["run_id"].unique().map(list).to_dict() == {1: ["old"], 2: ["new"]}
+    assert frame["schedule"].tolist() == [""] * 4
 
 
 def cut(text):
@@ -40,7 +61,7 @@ def cut(text):
         (cut, "last line is cut"),
         (lambda text: cut(text) + "\n", "fields instead of"),
         (lambda text: text.replace("wall_ms_median", "wall_s_median"), "header"),
-        (lambda text: text.replace("\n1,", "\n99,"), "schema version '99'"),
+        (lambda text: text.replace("\n2,", "\n99,"), "schema version '99'"),
         (lambda text: text.replace("full", "full,extra"), "fields instead of"),
     ],
 )
@@ -116,3 +137,30 @@ def test_only_what_is_public_is_there():
     assert {"load_results", "load_samples"} <= set(engram_exp.__all__)
     with pytest.raises(AttributeError, match="no attribute 'load_result'"):
         _ = engram_exp.load_result
+
+
+def test_gzipped_samples_load_and_cut_ones_are_named(tmp_path):
+    samples = [{"run_id": "a", "case": "full", "iteration": i, "order": i, "wall_ms": i + 1.0} for i in range(50)]
+    for name in ("whole", "cut"):
+        (tmp_path / name).mkdir()
+        write_samples(tmp_path / name, samples)
+        packed = gzip.compress((tmp_path / name / "samples.csv").read_bytes())
+        (tmp_path / name / "samples.csv").unlink()
+        (tmp_path / name / "samples.csv.gz").write_bytes(packed if name == "whole" else packed[:-30])
+    with pytest.warns(UserWarning, match=r"cut/samples\.csv\.gz is left out"):
+        assert len(load_samples(tmp_path)) == 50
+
+
+def test_a_table_of_medians(tmp_path, capsys, monkeypatch):
+    write_run(tmp_path / "0", run_id="0")
+    assert markdown(load_results(tmp_path), ["strategy"]).splitlines()[0].startswith("| strategy | ")
+    monkeypatch.setattr("sys.argv", ["summary", str(tmp_path), "strategy", "--case", "full", "--columns", "batch_size"])
+    summary.main()
+    head, rule, line = capsys.readouterr().out.splitlines()
+    assert head.startswith("| strategy | ")
+    assert (rule, line) == ("|---|---:|", "| uva | 1.5 |")
+    for wrong in (["nonsense"], ["strategy", "--case", "nap"]):
+        monkeypatch.setattr("sys.argv", ["summary", str(tmp_path), *wrong])
+        with pytest.raises(SystemExit):
+            summary.main()
+    assert "no column nonsense" in capsys.readouterr().err
