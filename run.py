@@ -6,7 +6,7 @@ import sys
 import hydra
 from omegaconf import DictConfig
 
-from engram_exp.campaign import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_REFUSED, Campaign
+from engram_exp.campaign import EXIT_INTERRUPTED, EXIT_REFUSED, Campaign
 from engram_exp.config import register_schema
 
 
@@ -18,20 +18,18 @@ def main() -> int:
     campaign = Campaign()
 
     @hydra.main(version_base="1.3", config_path="conf", config_name="config")
-    def run(config: DictConfig) -> None:
-        campaign.run(config)
+    def compose(config: DictConfig) -> None:
+        campaign.take(config)
 
     try:
-        run()
+        compose()
+        campaign.run()
     except KeyboardInterrupt:
         campaign.finish()
         return EXIT_INTERRUPTED
     except SystemExit as stopped:  # Hydra, the checks or the command line's parser have said why
-        if stopped.code and not campaign.statuses:
-            return EXIT_REFUSED
         if stopped.code:
-            campaign.finish()
-            return EXIT_FAILED
+            return EXIT_REFUSED
     return campaign.finish()
 
 

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-import csv
 import os
+import random
 import signal
 import subprocess
 import sys
+import time
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import NamedTuple
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from engram_exp.job import Job
+from engram_exp.config import cases_of
+from engram_exp.job import Job, earlier_runs, fingerprint, fingerprint_in, statuses_of
 from engram_exp.measure.environment import PROJECT, record, stamp
 from engram_exp.results import (
     CRASH,
@@ -29,47 +33,105 @@ from engram_exp.results import (
 )  # fmt: skip
 from engram_exp.terminal import Terminal
 
+STARTUP_S = 10  # of a worker: libraries, driver, table, verification
 EXIT_OK, EXIT_FAILED, EXIT_REFUSED, EXIT_INTERRUPTED = 0, 1, 2, 130
 
 
+class Planned(NamedTuple):
+    """A run that is still to be done: what Hydra composed, where it goes, and which repetition it is."""
+
+    config: DictConfig
+    choices: Mapping[str, str | None]
+    folder: Path
+    repeat: int
+
+
 class Campaign:
-    """All runs of one call of the program. No run that fails keeps the next one from running."""
+    """All runs of one call of the program: Hydra composes them, and then they run, one after the other, each in a
+    process of its own. No run that fails keeps the next one from running.
+    """
 
     def __init__(self) -> None:
+        self.planned: list[Planned] = []
         self.statuses: set[str] = set()
-        self.sweep_folder: Path | None = None
+        self.root: Path | None = None
+        self.is_sweep = False
 
-    def run(self, config: DictConfig) -> None:
-        """Run one configuration that Hydra composed."""
+    def take(self, config: DictConfig) -> None:
+        """Take one configuration that Hydra composed. Where another launcher than Hydra's own has carried it to some
+        other machine, run it there at once."""
         hydra = HydraConfig.get()
-        if hydra.mode == RunMode.MULTIRUN:
-            self.sweep_folder = Path(hydra.sweep.dir)
-        job = Job.create(config, hydra.runtime.choices, Path(hydra.runtime.output_dir))
+        self.is_sweep = hydra.mode == RunMode.MULTIRUN
+        self.root = Path(hydra.sweep.dir if self.is_sweep else hydra.runtime.output_dir)
+        folder = Path(hydra.runtime.output_dir)
+        self.planned += [
+            Planned(config, dict(hydra.runtime.choices), folder / str(repeat) if config.repeats > 1 else folder, repeat)
+            for repeat in range(config.repeats)
+        ]
+        if self.is_sweep and not str(hydra.launcher._target_).endswith("BasicLauncher"):
+            self.run()
+
+    def run(self) -> None:
+        """Run what was planned, unless it is done already: in the order of the sweep, or shuffled where runs repeat, so
+        that drift favours nobody."""
+        todo, self.planned = self.planned, []
+        if not todo or self.root is None:
+            return
+        config = todo[0].config
+        if config.repeats > 1:
+            random.Random(config.seed).shuffle(todo)
+        known = earlier_runs(self.root)
+        wanted = [run for run in todo if self._is_wanted(run, known)]
+        terminal = Terminal()
+        if len(todo) > 1 or not wanted:
+            terminal.say(_plan(todo, wanted))
+        began = time.monotonic()
+        for number, run in enumerate(wanted):
+            if len(wanted) > 1:
+                left_s = (time.monotonic() - began) / number * (len(wanted) - number) if number else None
+                left = f", about {_duration(left_s)} left" if left_s is not None else ""
+                terminal.say(f"\nrun {number + 1} of {len(wanted)}{left}")
+            self._run(run)
+
+    def finish(self) -> int:
+        """Close a sweep with its `sweep.csv` and summary; returns the exit code of the program."""
+        if self.is_sweep and self.root is not None:
+            terminal = Terminal()
+            terminal.summary(write_sweep(self.root))
+            terminal.say(f"{self.root}/sweep.csv")
+        if self.statuses.issubset(SUCCESSES):
+            return EXIT_OK
+        return EXIT_REFUSED if self.statuses == {REFUSED} else EXIT_FAILED
+
+    def _is_wanted(self, run: Planned, known: Mapping[str, set[str]]) -> bool:
+        statuses = known.get(fingerprint(run.config, run.choices, run.repeat))
+        good = statuses is not None and statuses.issubset(SUCCESSES)
+        if run.config.retry == "failed":
+            return statuses is not None and not good
+        if not (run.config.resume and good):
+            return True
+        self.statuses |= statuses or set()
+        return False
+
+    def _run(self, run: Planned) -> None:
+        config = run.config
+        mark = fingerprint(config, run.choices, run.repeat)
+        job = Job.create(config, run.choices, _folder_for(run.folder, mark), repeat=run.repeat, fingerprint=mark)
+        Path(job.folder).mkdir(parents=True, exist_ok=True)
         for left_over in (RESULTS, SAMPLES):  # of an earlier run in the same folder
             (Path(job.folder) / left_over).unlink(missing_ok=True)
         job.save()
         try:
             if config.worker == "inline":
-                from engram_exp.experiment import run
+                from engram_exp.experiment import run as run_inline
 
-                run(job, Terminal())
+                run_inline(job, Terminal())
             else:
                 self._run_in_process(job)
         except KeyboardInterrupt:
             self._require_results(job, CRASH, "interrupted by Ctrl-C")
             raise
-        with (Path(job.folder) / RESULTS).open(encoding="utf-8", newline="") as file:
-            self.statuses.update(row["status"] for row in csv.DictReader(file))
-
-    def finish(self) -> int:
-        """Close a sweep with its `sweep.csv` and summary; returns the exit code of the program."""
-        if self.sweep_folder is not None:
-            terminal = Terminal()
-            terminal.summary(write_sweep(self.sweep_folder))
-            terminal.say(f"{self.sweep_folder}/sweep.csv")
-        if self.statuses.issubset(SUCCESSES):
-            return EXIT_OK
-        return EXIT_REFUSED if self.statuses == {REFUSED} else EXIT_FAILED
+        self.statuses |= statuses_of(Path(job.folder))
 
     def _run_in_process(self, job: Job) -> None:
         command = [sys.executable, "-m", "engram_exp.worker", job.folder]
@@ -94,6 +156,35 @@ class Campaign:
             write_environment(Path(job.folder), record())
             write_results(Path(job.folder), rows)
             Terminal().results(rows)
+
+
+def _folder_for(folder: Path, mark: str) -> Path:
+    """The folder, or one beside it where results of another configuration stand."""
+    number, free = 1, folder
+    while (free / RESULTS).exists() and fingerprint_in(free) != mark:
+        number, free = number + 1, folder.with_name(f"{folder.name}-{number + 1}")
+    return free
+
+
+def _plan(todo: Sequence[Planned], wanted: Sequence[Planned]) -> str:
+    repeats = todo[0].config.repeats
+    text = f"{len(todo)} runs" + (f" ({repeats} of each configuration, shuffled)" if repeats > 1 else "")
+    if len(wanted) < len(todo):
+        text += f", {len(wanted)} of them to be done: the folder holds the others, or retry=failed leaves them out"
+    if not wanted:
+        return text
+    most_s = sum(STARTUP_S + len(cases_of(run.config)) * run.config.budget_s for run in wanted)
+    return f"{text}: at most about {_duration(most_s)}"
+
+
+def _duration(seconds: float) -> str:
+    return (
+        f"{seconds:.0f} s"
+        if seconds < 120
+        else f"{seconds / 60:.0f} min"
+        if seconds < 7200
+        else f"{seconds / 3600:.1f} h"
+    )
 
 
 def _kill(worker: subprocess.Popen[bytes]) -> None:

@@ -21,6 +21,7 @@ from engram_exp.plan import HOST, STEPS, PlannedStage, plan_stages, select_cases
 WORKERS = ("process", "inline")
 LAYOUTS = ("packed", "split")
 CAPTURES = ("none", "graph")
+RETRIES = ("none", "failed")
 AUTO = "auto"
 BATCHES, ROTATED_BYTES = (4, 256), 2**30
 CHUNKS = 4
@@ -118,6 +119,10 @@ class RunConfig:
     capture: str = MISSING
     save_tensors: bool = MISSING
     limits: str = MISSING
+    campaign: str = MISSING
+    repeats: int = MISSING
+    resume: bool = MISSING
+    retry: str = MISSING
     worker: str = MISSING
     timeout_s: float = MISSING
     output_dir: str = MISSING
@@ -214,7 +219,7 @@ def check(config: DictConfig) -> None:
     Raises:
         ConfigError: naming the key, its value and what would work.
     """
-    for key in ("batch_size", "seq_len", "iterations"):
+    for key in ("batch_size", "seq_len", "iterations", "repeats"):
         if config[key] < 1:
             raise ConfigError(key, config[key], "must be at least 1")
     if config.batches != AUTO and (type(config.batches) is not int or config.batches < 1):
@@ -224,6 +229,8 @@ def check(config: DictConfig) -> None:
     for key in ("budget_s", "timeout_s"):
         if not config[key] > 0:
             raise ConfigError(key, config[key], "must be above 0")
+    if config.retry not in RETRIES:
+        raise ConfigError("retry", config.retry, f"must be one of {', '.join(RETRIES)}")
     if config.worker not in WORKERS:
         raise ConfigError("worker", config.worker, f"must be one of {', '.join(WORKERS)}")
     if not 0 < config.dtype.tolerance < 1:

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import csv
+import hashlib
+import json
+import re
 import uuid
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +18,12 @@ from omegaconf import DictConfig, OmegaConf
 
 from engram_exp.config import batches_of, cases_of, chunk_tokens_of, geometry_of, threads_of
 from engram_exp.plan import HOST
+from engram_exp.results import RESULTS
 
 FILE = "job.yaml"
+SAYS_NOTHING = (  # of what a run measures
+    "output_dir", "cache_dir", "limits_dir", "campaign", "repeats", "resume", "retry", "worker", "timeout_s",
+)  # fmt: skip
 LAUNCH_COLUMNS = ("rows_per_program", "warps", "programs")
 GROUP_COLUMNS = (
     "strategy", "model", "dtype", "tokens", "hashing", "table", "lookup", "projection", "upload", "hardware", "shape",
@@ -32,6 +41,8 @@ class Job:
         started_at: UTC, ISO 8601.
         choices: the option chosen in each group.
         config: without interpolations.
+        repeat: which repetition of its configuration it is, from 0.
+        fingerprint: of configuration, repetition and code.
     """
 
     run_id: str
@@ -39,19 +50,31 @@ class Job:
     started_at: str
     choices: dict[str, str | None]
     config: DictConfig
+    repeat: int = 0
+    fingerprint: str = ""
 
     @classmethod
-    def create(cls, config: DictConfig, choices: Mapping[str, str | None], folder: Path) -> Job:
+    def create(
+        cls,
+        config: DictConfig,
+        choices: Mapping[str, str | None],
+        folder: Path,
+        *,
+        repeat: int = 0,
+        fingerprint: str = "",
+    ) -> Job:
         """A job for a composed configuration."""
         now = datetime.now(timezone.utc)
         resolved = OmegaConf.create(OmegaConf.to_container(config, resolve=True))
         assert isinstance(resolved, DictConfig)
         return cls(
-            run_id=f"{now:%Y%m%dT%H%M%S}-{uuid.uuid4().hex[:8]}",
+            run_id=f"{now:%Y%m%dT%H%M%S%f}-{uuid.uuid4().hex[:8]}",
             folder=str(folder),
             started_at=now.isoformat(timespec="seconds"),
             choices={group: choices.get(group) for group in GROUP_COLUMNS},
             config=resolved,
+            repeat=repeat,
+            fingerprint=fingerprint,
         )
 
     @classmethod
@@ -83,6 +106,7 @@ class Job:
             "history": config.tokens.get("history"),
             "threads": threads_of(config),
             "seed": config.seed,
+            "repeat": self.repeat,
             "batches": batches_of(config),
             "table_scale": config.model.table_scale,
             "chunk_tokens": chunk_tokens_of(config),
@@ -98,6 +122,48 @@ class Job:
     def failed_rows(self, status: str, error: str) -> list[dict[str, Any]]:
         """A row for every case of a run that gave none."""
         return [{**self.columns(), "status": status, "error": error, "case": case} for case in self.cases]
+
+
+def fingerprint(config: DictConfig, choices: Mapping[str, str | None], repeat: int) -> str:
+    """What two runs share if there is no need for the second: configuration, repetition and code."""
+    plain: Any = OmegaConf.to_container(config, resolve=True)
+    told = {key: value for key, value in plain.items() if key not in SAYS_NOTHING}
+    chosen = {group: choices.get(group) for group in GROUP_COLUMNS}
+    text = json.dumps([told, chosen, repeat, _code()], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+@cache
+def _code() -> str:
+    digest = hashlib.sha256()
+    for file in sorted(Path(__file__).parent.rglob("*.py")):
+        digest.update(file.read_bytes())
+    return digest.hexdigest()
+
+
+def fingerprint_in(folder: Path) -> str | None:
+    """The fingerprint of the run that left its job in a folder."""
+    try:
+        found = re.search(r"^fingerprint: '?(\w+)'?$", (folder / FILE).read_text(encoding="utf-8"), flags=re.MULTILINE)
+    except OSError:
+        return None
+    return found[1] if found else None
+
+
+def earlier_runs(root: Path) -> dict[str, set[str]]:
+    """Statuses of the rows of every run below a folder, by fingerprint; of two equal ones, the later."""
+    runs = sorted(root.rglob(FILE), key=lambda file: file.stat().st_mtime)
+    found = {fingerprint_in(file.parent): statuses_of(file.parent) for file in runs}
+    return {mark: statuses for mark, statuses in found.items() if mark and statuses}
+
+
+def statuses_of(folder: Path) -> set[str]:
+    """Statuses of the rows in a folder's results; none where there are no results."""
+    try:
+        with (folder / RESULTS).open(encoding="utf-8", newline="") as file:
+            return {row["status"] for row in csv.DictReader(file)}
+    except OSError:
+        return set()
 
 
 def _row_order(config: DictConfig) -> str:

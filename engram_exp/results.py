@@ -46,7 +46,7 @@ STAMP_COLUMNS = (
 COLUMNS_OF_VERSION_1 = (*IDENTITY_COLUMNS, *CONFIG_COLUMNS, *CASE_COLUMNS, *STAMP_COLUMNS)
 SCHEDULE_COLUMNS = (
     "schedule", "chunk_tokens", "ring_depth", "capture", "row_order", "rows_per_program", "warps", "programs", "layout",
-    "row_bytes",
+    "row_bytes", "repeat",
 )  # fmt: skip
 COLUMNS = (*COLUMNS_OF_VERSION_1, *SCHEDULE_COLUMNS, "huge_page_share")
 COLUMNS_OF = {1: COLUMNS_OF_VERSION_1, 2: COLUMNS}

@@ -1,11 +1,14 @@
 """Every choice in conf/ composes and gives components."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from conftest import ROOT, TINY
+from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from engram_exp.build import Builder
@@ -174,6 +177,38 @@ def test_an_unknown_dtype_is_refused(configure, overrides, says):
 def test_a_table_lives_where_the_strategy_keeps_it(configure, overrides):
     with pytest.raises(ConfigError, match=r"^table=(Device|Host)Table: lives on the (device|host), but the strategy"):
         Builder(configure(*overrides)).check_components()
+
+
+def test_without_triton_its_kernels_are_refused_and_others_run(configure, tmp_path):
+    """In a process of its own, in which importing Triton fails as it does where it is not installed."""
+    code = """
+import sys
+from importlib.abc import MetaPathFinder
+
+class NoTriton(MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name == "triton":
+            raise ModuleNotFoundError("No module named 'triton'", name=name)
+
+sys.meta_path.insert(0, NoTriton())
+from omegaconf import OmegaConf
+from engram_exp.build import Builder
+from engram_exp.errors import ConfigError
+for path in sys.argv[1:]:
+    try:
+        Builder(OmegaConf.load(path)).check_components()
+        print("runs")
+    except ConfigError as error:
+        print(error)
+"""
+    paths = []
+    for strategy in ("uva", "kv_on_gpu"):
+        paths.append(tmp_path / f"{strategy}.yaml")
+        OmegaConf.save(configure(f"strategy={strategy}"), paths[-1])
+    done = subprocess.run([sys.executable, "-c", code, *paths], cwd=ROOT, capture_output=True, text=True)
+    refused, runs = done.stdout.splitlines() or [done.stderr, ""]
+    assert refused.startswith("hashing=triton: needs Triton, which is not installed; strategy=kv_on_gpu"), refused
+    assert runs == "runs"
 
 
 def test_batches_are_as_many_as_leave_a_cache(configure):
