@@ -1,13 +1,18 @@
 """Measures where an Engram table and its steps should live."""
 
+from importlib import import_module
 from typing import Any
 
-__all__ = ["load_results", "load_samples"]
+_HOMES = {
+    "load_results": "engram_exp.results",
+    "load_samples": "engram_exp.results",
+    "compare": "engram_exp.analysis.compare",
+    "compare_values": "engram_exp.analysis.compare",
+}
+__all__ = ["compare", "compare_values", "load_results", "load_samples"]
 
 
 def __getattr__(name: str) -> Any:  # pandas is loaded by whoever reads results, not by `run.py --help`
-    if name in __all__:
-        from engram_exp import results
-
-        return getattr(results, name)
+    if name in _HOMES:
+        return getattr(import_module(_HOMES[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -11,7 +11,7 @@ import pytest
 from conftest import ROOT, TINY
 
 from engram_exp import load_results, load_samples
-from engram_exp.summary import markdown
+from engram_exp.analysis.summary import markdown
 
 README = (ROOT / "README.md").read_text()
 SMALLER = {"4096": "16", "8192": "24", "64": "2", "100": "3"}  # lengths, batches and iterations
@@ -52,6 +52,18 @@ def test_command(command, tmp_path, cache_dir):
         timeout=280,
     )
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    "command", [line for block in code_blocks("bash") for line in block.splitlines() if "-m engram_exp compare" in line]
+)
+def test_comparison(command):
+    arguments = [sys.executable, *shlex.split(command)[1:]]
+    if "outputs/before" in command:  # folders of the reader's own
+        arguments[-2:] = ["outputs/reference/h200/text"] * 2
+    done = subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "95 % interval" in done.stdout
 
 
 def test_there_are_commands():

@@ -4,9 +4,9 @@ import gzip
 import pytest
 
 import engram_exp
-from engram_exp import load_results, load_samples, summary
+from engram_exp import load_results, load_samples
+from engram_exp.analysis.summary import markdown
 from engram_exp.results import COLUMNS, COLUMNS_OF, SAMPLE_COLUMNS, write_results, write_samples, write_sweep
-from engram_exp.summary import markdown
 
 
 def write_run(folder, run_id="a", status="ok", **columns):
@@ -151,16 +151,11 @@ def test_gzipped_samples_load_and_cut_ones_are_named(tmp_path):
         assert len(load_samples(tmp_path)) == 50
 
 
-def test_a_table_of_medians(tmp_path, capsys, monkeypatch):
+def test_a_table_of_medians(tmp_path):
     write_run(tmp_path / "0", run_id="0")
-    assert markdown(load_results(tmp_path), ["strategy"]).splitlines()[0].startswith("| strategy | ")
-    monkeypatch.setattr("sys.argv", ["summary", str(tmp_path), "strategy", "--case", "full", "--columns", "batch_size"])
-    summary.main()
-    head, rule, line = capsys.readouterr().out.splitlines()
-    assert head.startswith("| strategy | ")
-    assert (rule, line) == ("|---|---:|", "| uva | 1.5 |")
-    for wrong in (["nonsense"], ["strategy", "--case", "nap"]):
-        monkeypatch.setattr("sys.argv", ["summary", str(tmp_path), *wrong])
-        with pytest.raises(SystemExit):
-            summary.main()
-    assert "no column nonsense" in capsys.readouterr().err
+    frame = load_results(tmp_path)
+    assert markdown(frame, ["strategy"]).splitlines()[0] == "| strategy | lookup | full |"
+    full = frame[frame["case"] == "full"]
+    assert markdown(full, ["strategy"], columns="batch_size").splitlines() == [
+        "| strategy | 64 |", "|---|---:|", "| uva | 1.5 |",
+    ]  # fmt: skip

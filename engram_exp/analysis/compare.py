@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Sequence
 from typing import Any
 
 import pandas as pd
+from rich.console import Console
+from rich.table import Table
 
 from engram_exp.analysis.ranks import ratio_of
-from engram_exp.results import OK
+from engram_exp.results import OK, load_results
 
 THRESHOLD = 0.02
+ENOUGH_RUNS = 4  # on each side, for an interval of 95 %
 SAME, FASTER, SLOWER, UNDECIDED = "same", "faster", "slower", "undecided"
 
 # What is asked of a run: two that differ here are never comparable.
@@ -121,3 +125,44 @@ def _judge(a: list[float], b: list[float], threshold: float) -> dict[str, Any]:
         "ratio_hi": hi,
         "verdict": verdict,
     }
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """What `python -m engram_exp compare` takes."""
+    parser.add_argument("a", metavar="A", help="a folder; with --by, a value of the column")
+    parser.add_argument("b", metavar="B", help="a folder; with --by, another value of the column")
+    parser.add_argument("--by", metavar="COLUMN", help="compare two values of this column within one folder")
+    parser.add_argument("--folder", default="outputs", help="with --by: the folder (default: outputs)")
+    parser.add_argument("--threshold", type=float, default=THRESHOLD, help="a share that matters (%(default)s)")
+    parser.add_argument("--other-machine", action="store_true", help="although machines or libraries differ")
+    parser.add_argument("--csv", action="store_true", help="print CSV")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Print a comparison.
+
+    Raises:
+        ComparisonError, FileNotFoundError: as `compare` and `load_results`.
+    """
+    options: dict[str, Any] = {"threshold": arguments.threshold, "other_machine": arguments.other_machine}
+    if arguments.by:
+        frame = load_results(arguments.folder)
+        found = compare_values(frame, arguments.by, arguments.a, arguments.b, **options)
+    else:
+        found = compare(load_results(arguments.a), load_results(arguments.b), **options)
+    if arguments.csv:
+        print(found.to_csv(index=False), end="")
+        return
+    varying = [name for name in (*WORKLOAD, *CHOICES) if name in found and found[name].nunique() > 1]
+    table = Table(*varying, "case", "runs", "A ms", "B ms", "B / A", "95 % interval", "B is")
+    for row in found.to_dict("records"):
+        interval = "" if row["ratio_lo"] is None else f"{row['ratio_lo']:.3f} .. {row['ratio_hi']:.3f}"
+        times = f"{row['wall_ms_a']:.4g}", f"{row['wall_ms_b']:.4g}", f"{row['ratio']:.3f}"
+        runs = f"{row['runs_a']}, {row['runs_b']}"
+        table.add_row(*(str(row[name]) for name in varying), row["case"], runs, *times, interval, row["verdict"])
+    console = Console(width=None if Console().is_terminal else 200, highlight=False)
+    console.print(table)
+    if found["marked"].any():
+        console.print(f"different machines or libraries: {found['marked'].iloc[0]}")
+    if (found[["runs_a", "runs_b"]].min(axis=1) < ENOUGH_RUNS).any():
+        console.print(f"fewer than {ENOUGH_RUNS} runs on a side decide nothing: measure with repeats=5")

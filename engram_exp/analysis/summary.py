@@ -1,4 +1,4 @@
-"""Published tables: `python -m engram_exp.summary FOLDER [COLUMN ...]` prints the medians of a campaign as Markdown."""
+"""Tables of medians: what the README shows of a campaign, as Markdown."""
 
 from __future__ import annotations
 
@@ -40,23 +40,27 @@ def _digits(value: float) -> str:
     return f"{value:.4g}" if value < 1e4 else f"{value:.0f}"
 
 
-def main() -> None:
-    """Print the table of a folder."""
-    parser = argparse.ArgumentParser(prog="python -m engram_exp.summary", description=__doc__)
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """What `python -m engram_exp summary` takes."""
     parser.add_argument("folder", help="of a campaign, or of any runs")
     parser.add_argument("index", nargs="*", default=["strategy"], metavar="COLUMN", help="tells the lines apart")
     parser.add_argument("--columns", default="case", help="becomes the table's columns (default: case)")
     parser.add_argument("--value", default="wall_ms_median", help="what stands in it (default: wall_ms_median)")
     parser.add_argument("--case", help="only this case")
-    arguments = parser.parse_args()
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Print the table of a folder.
+
+    Raises:
+        ValueError: a column that does not exist, or nothing to show.
+    """
     frame = load_results(arguments.folder)
+    for name in (*arguments.index, arguments.columns, arguments.value):
+        if name not in frame:
+            raise ValueError(f"no column {name}")
     if arguments.case:
         frame = frame[frame["case"] == arguments.case]
-    unknown = [name for name in (*arguments.index, arguments.columns, arguments.value) if name not in frame]
-    if unknown or frame.empty:
-        parser.error(f"no column {unknown[0]}" if unknown else f"no rows in {arguments.folder}")
+    if not (frame["status"] == OK).any():
+        raise ValueError(f"no measured case{f' {arguments.case}' if arguments.case else ''} in {arguments.folder}")
     print(markdown(frame, arguments.index, arguments.columns, arguments.value))
-
-
-if __name__ == "__main__":
-    main()

@@ -1,0 +1,34 @@
+"""What campaigns say: `python -m engram_exp compare|summary ...`. To measure, use `python run.py`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from engram_exp.analysis import compare, summary
+
+COMMANDS = {
+    "compare": (compare, "is B faster than A? two folders, or two values of a column"),
+    "summary": (summary, "a table of medians, as Markdown"),
+}
+
+
+def main() -> int:
+    """Run one command: 0, or 2 where it refuses."""
+    parser = argparse.ArgumentParser(prog="python -m engram_exp", description=__doc__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    for name, (module, text) in COMMANDS.items():
+        command = commands.add_parser(name, help=text, description=module.__doc__)
+        module.add_arguments(command)
+        command.set_defaults(run=module.run)
+    arguments = parser.parse_args()
+    try:
+        arguments.run(arguments)
+    except (ValueError, OSError) as error:
+        print(f"refused: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
