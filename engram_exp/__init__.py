@@ -4,12 +4,13 @@ from importlib import import_module
 from typing import Any
 
 _HOMES = {
+    "advise": "engram_exp.analysis.advise",
     "load_results": "engram_exp.results",
     "load_samples": "engram_exp.results",
     "compare": "engram_exp.analysis.compare",
     "compare_values": "engram_exp.analysis.compare",
 }
-__all__ = ["compare", "compare_values", "load_results", "load_samples"]
+__all__ = ["advise", "compare", "compare_values", "load_results", "load_samples"]
 
 
 def __getattr__(name: str) -> Any:  # pandas is loaded by whoever reads results, not by `run.py --help`

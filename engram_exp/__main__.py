@@ -1,13 +1,14 @@
-"""What campaigns say: `python -m engram_exp compare|summary ...`. To measure, use `python run.py`."""
+"""What campaigns say: `python -m engram_exp advise|compare|summary ...`. To measure, use `python run.py`."""
 
 from __future__ import annotations
 
 import argparse
 import sys
 
-from engram_exp.analysis import compare, summary
+from engram_exp.analysis import advise, compare, summary
 
 COMMANDS = {
+    "advise": (advise, "which strategy for decode and prefill, and what it costs"),
     "compare": (compare, "is B faster than A? two folders, or two values of a column"),
     "summary": (summary, "a table of medians, as Markdown"),
 }

@@ -66,6 +66,16 @@ def test_comparison(command):
     assert "95 % interval" in done.stdout
 
 
+@pytest.mark.parametrize(
+    "command", [line for block in code_blocks("bash") for line in block.splitlines() if "-m engram_exp advise" in line]
+)
+def test_advice(command):
+    arguments = [sys.executable, *shlex.split(command)[1:]]
+    done = subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "uva" in done.stdout
+
+
 def test_there_are_commands():
     assert len(COMMANDS) >= 5
 

@@ -1,0 +1,147 @@
+"""Advice: from what was measured, within a budget, and silent beyond."""
+
+import json
+
+import pandas as pd
+import pytest
+from conftest import ROOT
+from hypothesis import given
+from hypothesis import strategies as st
+
+from engram_exp import advise, load_results
+from engram_exp.__main__ import main
+from engram_exp.analysis.advise import AdviceError
+from engram_exp.analysis.curves import Time, curves, regimes, time_at
+from engram_exp.results import COLUMNS
+
+H200 = ROOT / "outputs/reference/h200"
+
+
+def rows(strategy, times, spread=0.01, **columns):
+    """`full` of a strategy: tokens -> ms."""
+    base = dict.fromkeys(COLUMNS, "") | {
+        "status": "ok", "case": "full", "strategy": strategy, "model": "demo", "dtype": "bfloat16", "tokens": "text",
+        "seq_len": 1, "table": "device" if strategy == "device" else "huge", "row_bytes": 128, "true_rows": 10**7,
+        "table_scale": 1.0, "rows_per_s": 1.0, "chunk_tokens": None,
+    }  # fmt: skip
+    return pd.DataFrame(
+        [
+            {**base, "batch_size": tokens, "wall_ms_median": ms, "wall_ms_lo": ms * (1 - spread),
+             "wall_ms_hi": ms * (1 + spread), **columns}
+            for tokens, ms in times.items()
+        ]
+    )  # fmt: skip
+
+
+def three(**columns):
+    return pd.concat(
+        [
+            rows("uva", {1: 0.1, 64: 0.2, 4096: 4.0, 65536: 64.0}, **columns),
+            rows("kv_on_gpu", {1: 0.3, 64: 0.4, 4096: 4.01, 65536: 32.0}, **columns),
+            rows("device", {1: 0.09, 64: 0.1, 4096: 0.5, 65536: 8.0}, **columns),
+        ]
+    )
+
+
+def ask(frame, **options):
+    return advise(frame, "demo", **{"decode": 64, "prefill": 65536, "device_memory_gb": 0, **options})
+
+
+def test_each_regime_gets_its_best_strategy_and_its_price():
+    advice = ask(three())
+    decode, prefill = advice.choices
+    assert (decode.strategy, prefill.strategy) == ("uva", "kv_on_gpu")
+    assert decode.ms_per_layer == (0.2, pytest.approx(0.198), pytest.approx(0.202), "measured")
+    assert decode.added_ms_per_step == pytest.approx(2 * (0.2 - 0.1)), "demo has two layers with a table"
+    assert (advice.table_gb, advice.freed_gb) == (pytest.approx(2.56), pytest.approx(2.56))
+    assert "cpu_offload" in decode.engines["vLLM"]
+    assert "cannot gather" in prefill.engines["SGLang"]
+
+
+def test_the_threshold_has_an_uncertainty():
+    uva, kv_on_gpu = ask(three()).regimes
+    assert (uva.strategy, uva.first, uva.last) == ("uva", 1, 4096)
+    assert (kv_on_gpu.strategy, kv_on_gpu.begins_after, kv_on_gpu.begins_by) == ("kv_on_gpu", 64, 65536)
+
+
+def test_a_budget_lets_the_table_onto_the_device():
+    advice = ask(three(), device_memory_gb=3)
+    assert [choice.strategy for choice in advice.choices] == ["device", "device"]
+    assert advice.freed_gb == 0
+    assert advice.choices[0].added_ms_per_step == 0
+
+
+def test_close_calls_are_undecided():
+    decode = ask(three(), decode=4096).choices[0]
+    assert (decode.strategy, decode.undecided) == ("uva", ["kv_on_gpu"])
+
+
+def test_between_sizes_is_interpolated_and_beyond_is_not_measured():
+    decode, prefill = ask(three(), decode=8, prefill=10**6).choices
+    assert decode.ms_per_layer.known == "interpolated"
+    assert 0.1 < decode.ms_per_layer.ms < 0.2
+    assert (prefill.strategy, prefill.ms_per_layer.known) == (None, "not measured")
+
+
+@given(st.dictionaries(st.integers(1, 10**6), st.floats(1e-3, 1e3), min_size=1, max_size=8), st.integers(1, 10**7))
+def test_nothing_is_extrapolated(points, tokens):
+    curve = {size: Time(ms, None, None, "measured") for size, ms in points.items()}
+    time = time_at(curve, tokens)
+    if min(points) <= tokens <= max(points):
+        assert min(points.values()) * (1 - 1e-9) <= time.ms <= max(points.values()) * (1 + 1e-9)
+    else:
+        assert time.ms is None
+
+
+def test_the_fastest_way_of_a_strategy_counts():
+    slow = rows("uva", {64: 0.9}, table="pinned")
+    assert curves(pd.concat([three(), slow]))["uva"][64].ms == 0.2
+
+
+def test_a_strategy_that_is_never_overtaken_has_one_regime():
+    (only,) = regimes(curves(three()), ["device", "uva"])
+    assert (only.strategy, only.begins_after, only.begins_by) == ("device", None, None)
+
+
+@pytest.mark.parametrize(
+    ("frame", "options", "says"),
+    [
+        (three().assign(status="crash"), {}, "no measured `full`"),
+        (three(model="other"), {}, "model=demo: not measured; the data hold other"),
+        (pd.concat([three(), three(dtype="fp8")]), {}, "dtype: the data hold bfloat16, fp8; choose one"),
+        (three(), {"ids": "random"}, "ids=random: not measured; the data hold text"),
+        (pd.concat([three(), three(row_bytes=512)]), {}, "rows of 128, 512 bytes"),
+        (rows("device", {64: 1.0}), {}, "nothing that was measured fits; the nearest is device, with 2.6 GB"),
+    ],
+)
+def test_what_gives_no_advice_says_why(frame, options, says):
+    with pytest.raises(AdviceError, match=says):
+        ask(frame, **options)
+
+
+def test_what_limits_the_advice_is_said():
+    advice = ask(three(table_scale=0.1)[lambda frame: frame["strategy"] != "device"])
+    assert advice.choices[0].added_ms_per_step is None
+    assert any("strategy=device was not measured" in note for note in advice.notes)
+    assert any("table_scale" in note for note in advice.notes)
+
+
+def test_the_published_campaign_gives_thresholds_that_agree_with_its_curve(monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["engram_exp", "advise", str(H200), "--dtype=bfloat16", "--ids=random", "--json"])
+    assert main() == 0
+    advice = json.loads(capsys.readouterr().out)
+    full = load_results(H200 / "crossover")
+    full = full[(full["case"] == "full") & (full["strategy"] != "device")]
+    best = full.loc[full.groupby("batch_size")["wall_ms_median"].idxmin()].set_index("batch_size")["strategy"]
+    for regime in advice["regimes"]:
+        assert set(best[(best.index >= regime["first"]) & (best.index <= regime["last"])]) == {regime["strategy"]}
+    assert advice["sort_rows"] == [4096, 16384]
+    assert advice["layers"] == 2
+
+
+def test_the_v41_campaign_gives_advice_in_words(monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["engram_exp", "advise", str(H200), "--model=deepseek_v41_flash"])
+    assert main() == 0
+    out = capsys.readouterr().out
+    assert "2 layers with 202.8 GB of tables" in out
+    assert "note: strategy=device was not measured" in out
