@@ -23,13 +23,13 @@ from engram_exp.host_memory import HostMemory, RegistrationError
 from engram_exp.job import Job
 from engram_exp.limits import Limit, Limits, Workload
 from engram_exp.measure.clock import Clock
-from engram_exp.measure.environment import cpu_name, gpus, machine, record, stamp
+from engram_exp.measure.environment import gpus, machine, record, stamp
 from engram_exp.measure.loop import Case, Timing, measure
 from engram_exp.measure.peaks import machine_limits
 from engram_exp.measure.statistics import summarise
 from engram_exp.memory import Footprint, Ring, check_fits, footprint, free_device_bytes, free_host_bytes
-from engram_exp.placement import triton_is_interpreted
-from engram_exp.plan import DEVICE, FULL, HOST, UPLOADS, PlannedStage, made_up_inputs, needed_stages
+from engram_exp.plan import FULL, HOST, UPLOADS, PlannedStage, made_up_inputs, needed_stages
+from engram_exp.requirements import device_name, require_machine
 from engram_exp.results import OK, SKIPPED
 from engram_exp.terminal import Terminal
 from engram_exp.verify import reference_row_ids
@@ -90,9 +90,7 @@ class Run:
         self.builder = Builder(job.config)
         self.builder.wake_device()
         self.has_link = self.builder.device.type != "cpu"
-        self.require_accelerator()
-        self.require_readable_table()
-        self.check_data_sheet()
+        require_machine(self.builder)
         self.builder.check_components()
         check_schedule(self.builder)
         self.geometry = self.builder.geometry
@@ -103,38 +101,6 @@ class Run:
         self.names = needed_stages([case for case in self.cases if case != FULL or whole_stages], self.planned)
         self.work: Workload | None = None
         self.limits: Limits | None = None
-
-    def require_accelerator(self) -> None:
-        """Skip a strategy that reads the table from an accelerator where there is none.
-
-        Raises:
-            SkippedError: naming the step.
-        """
-        for step in ("hashing", "lookup"):
-            if not self.has_link and self.builder.place_of(step) == DEVICE and not triton_is_interpreted():
-                raise SkippedError(f"no accelerator: this strategy runs {step} on one")
-
-    def require_readable_table(self) -> None:
-        """Skip a kernel that would read host memory which is not pinned, before that is filled.
-
-        Raises:
-            SkippedError: saying which tables would do.
-        """
-        strategy, table = self.job.config.strategy, self.job.config.table
-        through_link = strategy.table == HOST and strategy.lookup == DEVICE and self.builder.device.type == "cuda"
-        if through_link and not table.get("pinned", False):
-            raise SkippedError("a kernel reads host memory only where it is pinned: table=pinned or table=huge")
-
-    def check_data_sheet(self) -> None:
-        """Refuse to show the peaks of another GPU.
-
-        Raises:
-            ConfigError: naming both.
-        """
-        sheet = self.job.config.hardware.data_sheet
-        if sheet and f" {sheet.gpu}" not in f" {self.device_name}":
-            remedy = f"the device is {self.device_name}; use its own option or hardware=auto"
-            raise ConfigError("hardware.data_sheet.gpu", sheet.gpu, remedy)
 
     def rows(self, samples: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """Build, verify and time; every timed iteration is added to `samples`.
@@ -203,7 +169,7 @@ class Run:
         hardware = config.hardware
         identity = {
             **machine(),
-            "device_name": self.device_name,
+            "device_name": device_name(self.builder),
             "threads": torch.get_num_threads(),
             "pin_threads": hardware.pin_threads,
             "affinity": list(hardware.affinity or []),
@@ -223,22 +189,22 @@ class Run:
                 config.batch_size,
                 config.dtype.name,
                 config.strategy.table,
-                self.unique_row_fraction,
+                self.unique_row_fraction if self.looks_up else 1.0,
             )
         if case == FULL:
             return self.limits.of_all(self.planned, replace(self.work, staged=self.builder.pipelined))
         return self.limits.of_stage(PlannedStage(case, self.builder.place_of(case)), self.work)
+
+    @property
+    def looks_up(self) -> bool:
+        """Whether the run needs the table."""
+        return FULL in self.cases or "lookup" in self.names
 
     @cached_property
     def unique_row_fraction(self) -> float:
         """Distinct rows among those that the first batch asks for."""
         row_ids = reference_row_ids(self.builder.hash_plan, self.builder.batches[0])
         return len(torch.unique(row_ids)) / row_ids.numel()
-
-    @property
-    def device_name(self) -> str:
-        """Of the accelerator, or of the CPU that stands in for it."""
-        return torch.cuda.get_device_name() if self.builder.device.type == "cuda" else cpu_name()
 
     def work_of(self, case: str) -> tuple[int, int]:
         """What a case must move and compute; `full` is the sum of its stages."""
@@ -251,11 +217,10 @@ class Run:
 
     def _run_columns(self, table_bytes: int) -> dict[str, Any]:
         device = self.builder.device
-        looks_up = FULL in self.cases or "lookup" in self.names
         pinned_by_torch = torch.cuda.host_memory_stats()["allocated_bytes.peak"] if device.type == "cuda" else 0
         return {
             "device": str(device),
-            "device_name": self.device_name,
+            "device_name": device_name(self.builder),
             "driver": gpus()[0]["driver"] if device.type == "cuda" and gpus() else None,
             "batches": len(self.builder.batches),
             "true_rows": self.geometry.true_rows,
@@ -264,8 +229,8 @@ class Run:
             "peak_device_bytes": torch.accelerator.max_memory_allocated() if self.has_link else 0,
             "peak_host_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
             "pinned_bytes": pinned_by_torch + HostMemory.peak_pinned_bytes,
-            "unique_row_fraction": self.unique_row_fraction if looks_up else None,
-            "huge_page_share": self.builder.table.huge_page_share if looks_up else None,
+            "unique_row_fraction": self.unique_row_fraction if self.looks_up else None,
+            "huge_page_share": self.builder.table.huge_page_share if self.looks_up else None,
         }
 
     def _case_columns(self, case: str, timings: dict[str, Timing]) -> dict[str, Any]:
