@@ -58,8 +58,7 @@ class Campaign:
         self.is_sweep = False
 
     def take(self, config: DictConfig) -> None:
-        """Take one configuration that Hydra composed. Where another launcher than Hydra's own has carried it to some
-        other machine, run it there at once."""
+        """Take one configuration that Hydra composed."""
         hydra = HydraConfig.get()
         self.is_sweep = hydra.mode == RunMode.MULTIRUN
         self.root = Path(hydra.sweep.dir if self.is_sweep else hydra.runtime.output_dir)
@@ -68,8 +67,6 @@ class Campaign:
             Planned(config, dict(hydra.runtime.choices), folder / str(repeat) if config.repeats > 1 else folder, repeat)
             for repeat in range(config.repeats)
         ]
-        if self.is_sweep and not str(hydra.launcher._target_).endswith("BasicLauncher"):
-            self.run()
 
     def run(self) -> None:
         """Run what was planned, unless it is done already: in the order of the sweep, or shuffled where runs repeat, so
@@ -178,13 +175,10 @@ def _plan(todo: Sequence[Planned], wanted: Sequence[Planned]) -> str:
 
 
 def _duration(seconds: float) -> str:
-    return (
-        f"{seconds:.0f} s"
-        if seconds < 120
-        else f"{seconds / 60:.0f} min"
-        if seconds < 7200
-        else f"{seconds / 3600:.1f} h"
-    )
+    for unit, length, most in (("s", 1, 120), ("min", 60, 7200)):
+        if seconds < most:
+            return f"{seconds / length:.0f} {unit}"
+    return f"{seconds / 3600:.1f} h"
 
 
 def _kill(worker: subprocess.Popen[bytes]) -> None:

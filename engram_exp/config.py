@@ -16,7 +16,7 @@ from omegaconf import MISSING, DictConfig
 
 from engram_exp.errors import ConfigError
 from engram_exp.geometry import EngramGeometry, PrimeSource, search_primes
-from engram_exp.plan import HOST, STEPS, PlannedStage, plan_stages, select_cases
+from engram_exp.plan import HOST, STEPS, PlannedStage, plan_stages, row_order, select_cases
 
 WORKERS = ("process", "inline")
 LAYOUTS = ("packed", "split")
@@ -248,6 +248,8 @@ def check(config: DictConfig) -> None:
     geometry_of(config)
     cases_of(config)
     _check_schedule(config)
+    if "sort_from_rows" in config.lookup:
+        row_order(config.lookup.order, 0, 0, HOST)
 
 
 def _check_schedule(config: DictConfig) -> None:

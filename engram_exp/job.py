@@ -17,7 +17,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from engram_exp.config import batches_of, cases_of, chunk_tokens_of, geometry_of, threads_of
-from engram_exp.plan import HOST
+from engram_exp.plan import row_order
 from engram_exp.results import RESULTS
 
 FILE = "job.yaml"
@@ -112,12 +112,19 @@ class Job:
             "chunk_tokens": chunk_tokens_of(config),
             "ring_depth": config.schedule.ring_depth,
             "capture": config.capture,
-            "row_order": _row_order(config),
+            "row_order": self._row_order(),
             **{name: config.lookup.get(name) for name in LAUNCH_COLUMNS},
             "row_bytes": geometry_of(config).row_bytes,
             "layout": config.dtype.layout if config.dtype.values_per_scale else "",
             "started_at": self.started_at,
         }
+
+    def _row_order(self) -> str:
+        config, lookup = self.config, self.config.lookup
+        if "sort_from_rows" not in lookup:  # it reads rows as they are asked for
+            return ""
+        rows = config.batch_size * config.seq_len * geometry_of(config).columns
+        return row_order(lookup.order, rows, lookup.sort_from_rows, config.strategy.table)
 
     def failed_rows(self, status: str, error: str) -> list[dict[str, Any]]:
         """A row for every case of a run that gave none."""
@@ -164,12 +171,3 @@ def statuses_of(folder: Path) -> set[str]:
             return {row["status"] for row in csv.DictReader(file)}
     except OSError:
         return set()
-
-
-def _row_order(config: DictConfig) -> str:
-    """The order in which a kernel reads rows, empty where none does."""
-    order = str(config.lookup.get("order", ""))
-    if order != "auto":
-        return order
-    rows = config.batch_size * config.seq_len * geometry_of(config).columns
-    return "sorted" if config.strategy.table == HOST and rows >= config.lookup.sort_from_rows else "as_asked"

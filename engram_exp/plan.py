@@ -19,6 +19,7 @@ UPLOAD_AT_END = "up_kv"
 UPLOADS = ("up_ids", "up_rows", "up_embed", UPLOAD_AT_END)
 FULL = "full"
 CASES = ("hashing", "lookup", "widening", "projection", *UPLOADS, FULL)
+AS_ASKED, SORTED, AUTO_ORDER = ROW_ORDERS = ("as_asked", "sorted", "auto")
 ALIASES = {"hash": ("hashing", "lookup"), "compute": ("projection",)}  # the original's names
 
 
@@ -110,6 +111,21 @@ def made_up_inputs(names: Sequence[str], stages: Sequence[PlannedStage]) -> tupl
     own = [stage.name for stage in stages]
     real = [own[0], *(after for before, after in pairwise(own) if before in names)]
     return tuple(name for name in names if name not in real)
+
+
+def row_order(order: str, rows: int, sort_from_rows: int, table: str) -> str:
+    """The order in which a kernel reads rows: as_asked or sorted.
+
+    `auto` means sorted from `sort_from_rows` rows on, if they come through the link.
+
+    Raises:
+        ConfigError: an unknown order.
+    """
+    if order not in ROW_ORDERS:
+        raise ConfigError("lookup.order", order, f"must be one of {', '.join(ROW_ORDERS)}")
+    if order != AUTO_ORDER:
+        return order
+    return SORTED if table == HOST and rows >= sort_from_rows else AS_ASKED
 
 
 def _choices() -> str:

@@ -131,6 +131,7 @@ def test_wrong_types_are_refused_by_key(configure, override):
         (["schedule.chunk_tokens=true"], "schedule.chunk_tokens"),
         (["schedule=serial", "schedule.ring_depth=7"], "schedule.ring_depth"),
         (["batches=some"], "batches"),
+        (["strategy=uva", "lookup.order=random"], "lookup.order"),
         (["dtype=fp8", "dtype.values_per_scale=0"], "dtype.values_per_scale"),
         (["dtype.name=int8"], "dtype"),
     ],

@@ -2,7 +2,7 @@ import pytest
 
 from engram_exp.config import stages_of
 from engram_exp.errors import ConfigError
-from engram_exp.plan import made_up_inputs, needed_stages, plan_stages, select_cases
+from engram_exp.plan import made_up_inputs, needed_stages, plan_stages, row_order, select_cases
 
 
 def names(hashing, lookup, projection, table="host", **changes):
@@ -75,3 +75,22 @@ def test_inputs_are_made_up_where_nothing_makes_them(configure):
     assert made_up_inputs(["hashing", "lookup"], stages) == ()
     assert made_up_inputs(["projection"], stages) == ("projection",)
     assert made_up_inputs(["lookup", "up_embed"], stages) == ("lookup",)
+
+
+@pytest.mark.parametrize(
+    ("order", "rows", "table", "expected"),
+    [
+        ("as_asked", 10**6, "host", "as_asked"),
+        ("sorted", 1, "device", "sorted"),
+        ("auto", 16384, "host", "sorted"),
+        ("auto", 16383, "host", "as_asked"),
+        ("auto", 10**6, "device", "as_asked"),  # device memory gains nothing
+    ],
+)
+def test_rows_are_sorted_where_that_pays(order, rows, table, expected):
+    assert row_order(order, rows, 16384, table) == expected
+
+
+def test_an_unknown_order_is_refused():
+    with pytest.raises(ConfigError, match=r"^lookup\.order=random: must be one of as_asked, sorted, auto"):
+        row_order("random", 1, 1, "host")

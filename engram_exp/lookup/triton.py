@@ -9,11 +9,9 @@ import triton.language as tl
 from engram_exp.errors import ConfigError, SkippedError
 from engram_exp.lookup.words import Words
 from engram_exp.placement import Placement
-from engram_exp.plan import DEVICE
+from engram_exp.plan import HOST, SORTED, row_order
 from engram_exp.tables.device import DeviceTable
 from engram_exp.tables.host import HostTable
-
-ORDERS = ("as_asked", "sorted", "auto")
 
 
 class TritonLookup:
@@ -57,29 +55,23 @@ class TritonLookup:
         if not readable:
             raise SkippedError("a kernel reads host memory only where it is pinned: table=pinned or table=huge")
         row_format = table.row_format
-        device, max_rows = placement.device, max_tokens * columns
+        max_rows = max_tokens * columns
         self.rows = placement.empty(max_rows, row_format.width, dtype=row_format.storage_dtype)
         self.words = Words(row_format)
         self.tables = [part.view(self.words.dtype) for part in table.parts]
-        never = max_rows + 1
-        if table.place == DEVICE:
-            sort_from_rows = never
-        self.sorts_from = {"as_asked": never, "sorted": 0, "auto": sort_from_rows}[order]
-        self.sorted_ids: torch.Tensor | None = None
-        if max_rows >= self.sorts_from:
-            self.positions = torch.empty(max_rows, dtype=torch.int64, device=device)
+        self.order, self.sort_from_rows, self.table_place = order, sort_from_rows, table.place
+        self.ordered: tuple[torch.Tensor, torch.Tensor] | None = None  # row ids in order, and their places
         self.rows_per_program, self.warps, self.programs = rows_per_program, warps, programs
 
     def __call__(self, row_ids: torch.Tensor) -> torch.Tensor:
         """Stored rows [T, H * width] of row ids [B, L, H] inside of the table; overwritten by the next call."""
-        flat = row_ids.view(-1)
+        flat = positions = row_ids.view(-1)
         rows = self.rows[: len(flat)]
-        sorts = len(flat) >= self.sorts_from
-        positions = flat
+        sorts = row_order(self.order, len(flat), self.sort_from_rows, self.table_place) == SORTED
         if sorts:
-            if self.sorted_ids is None:
-                self.sorted_ids = torch.empty(len(self.rows), dtype=flat.dtype, device=flat.device)
-            flat, positions = self.sorted_ids[: len(flat)], self.positions[: len(flat)]
+            if self.ordered is None:
+                self.ordered = flat.new_empty(len(self.rows)), flat.new_empty(len(self.rows), dtype=torch.int64)
+            flat, positions = (tensor[: len(flat)] for tensor in self.ordered)
             torch.sort(row_ids.view(-1), out=(flat, positions))
         out = rows.view(self.words.dtype)
         blocks = triton.cdiv(len(flat), self.rows_per_program)
@@ -103,8 +95,7 @@ class TritonLookup:
 
 
 def _check(order: str, rows_per_program: int, warps: int, programs: int | None) -> None:
-    if order not in ORDERS:
-        raise ConfigError("lookup.order", order, f"must be one of {', '.join(ORDERS)}")
+    row_order(order, 0, 0, HOST)
     for name, number in (("rows_per_program", rows_per_program), ("warps", warps)):
         if number < 1 or number & (number - 1):
             raise ConfigError(f"lookup.{name}", number, "must be a power of two")
