@@ -98,7 +98,7 @@ def _data_sheet(sheet: DictConfig, dtype: str) -> str:
 
 def _component(case: str, builder: Builder, job: Job) -> str:
     if case == FULL:
-        chunks = f", {builder.chunk_tokens} tokens at a time" if builder.pipelined else ""
+        chunks = f", {min(builder.chunk_tokens, builder.tokens)} tokens at a time" if builder.chunk_tokens else ""
         return f"all of the strategy{chunks}{', one graph' if job.config.capture == 'graph' else ''}"
     if case == "widening":
         return f"{builder.place_of(case)}: fp8 to {job.config.dtype.name}"
