@@ -38,12 +38,14 @@ EXIT_OK, EXIT_FAILED, EXIT_REFUSED, EXIT_INTERRUPTED = 0, 1, 2, 130
 
 
 class Planned(NamedTuple):
-    """A run that is still to be done: what Hydra composed, where it goes, and which repetition it is."""
+    """A run that is still to be done: what Hydra composed, where it goes, which repetition it is, and what
+    the command line or the sweep set."""
 
     config: DictConfig
     choices: Mapping[str, str | None]
     folder: Path
     repeat: int
+    overrides: Sequence[str]
 
 
 class Campaign:
@@ -63,10 +65,11 @@ class Campaign:
         self.is_sweep = hydra.mode == RunMode.MULTIRUN
         self.root = Path(hydra.sweep.dir if self.is_sweep else hydra.runtime.output_dir)
         folder = Path(hydra.runtime.output_dir)
-        self.planned += [
-            Planned(config, dict(hydra.runtime.choices), folder / str(repeat) if config.repeats > 1 else folder, repeat)
-            for repeat in range(config.repeats)
-        ]
+        for repeat in range(config.repeats):
+            place = folder / str(repeat) if config.repeats > 1 else folder
+            self.planned.append(
+                Planned(config, dict(hydra.runtime.choices), place, repeat, tuple(hydra.overrides.task))
+            )
 
     def run(self) -> None:
         """Run what was planned, unless it is done already: in the order of the sweep, or shuffled where runs repeat, so
@@ -113,7 +116,14 @@ class Campaign:
     def _run(self, run: Planned) -> None:
         config = run.config
         mark = fingerprint(config, run.choices, run.repeat)
-        job = Job.create(config, run.choices, _folder_for(run.folder, mark), repeat=run.repeat, fingerprint=mark)
+        job = Job.create(
+            config,
+            run.choices,
+            _folder_for(run.folder, mark),
+            repeat=run.repeat,
+            fingerprint=mark,
+            overrides=run.overrides,
+        )
         Path(job.folder).mkdir(parents=True, exist_ok=True)
         for left_over in (RESULTS, SAMPLES):  # of an earlier run in the same folder
             (Path(job.folder) / left_over).unlink(missing_ok=True)
@@ -150,7 +160,7 @@ class Campaign:
         """Write the rows of a worker that did not live to write them."""
         if not (Path(job.folder) / RESULTS).exists():
             rows = [{**stamp(), **row} for row in job.failed_rows(status, error)]
-            write_environment(Path(job.folder), record())
+            write_environment(Path(job.folder), {"command": job.command, **record()})
             write_results(Path(job.folder), rows)
             Terminal().results(rows)
 

@@ -6,8 +6,9 @@ import csv
 import hashlib
 import json
 import re
+import shlex
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from functools import cache
@@ -43,6 +44,7 @@ class Job:
         config: without interpolations.
         repeat: which repetition of its configuration it is, from 0.
         fingerprint: of configuration, repetition and code.
+        overrides: what the command line, or a sweep, set.
     """
 
     run_id: str
@@ -52,6 +54,7 @@ class Job:
     config: DictConfig
     repeat: int = 0
     fingerprint: str = ""
+    overrides: tuple[str, ...] = ()
 
     @classmethod
     def create(
@@ -62,6 +65,7 @@ class Job:
         *,
         repeat: int = 0,
         fingerprint: str = "",
+        overrides: Sequence[str] = (),
     ) -> Job:
         """A job for a composed configuration."""
         now = datetime.now(timezone.utc)
@@ -75,6 +79,7 @@ class Job:
             config=resolved,
             repeat=repeat,
             fingerprint=fingerprint,
+            overrides=tuple(text for text in overrides if text.lstrip("+").partition("=")[0] not in SAYS_NOTHING),
         )
 
     @classmethod
@@ -93,6 +98,11 @@ class Job:
     def cases(self) -> tuple[str, ...]:
         """The cases to time: each becomes a row, whatever happens."""
         return cases_of(self.config)
+
+    @property
+    def command(self) -> str:
+        """That runs this configuration again."""
+        return shlex.join(["python", "run.py", *self.overrides])
 
     def columns(self) -> dict[str, Any]:
         """The columns of a row that are known before the run."""

@@ -1,7 +1,9 @@
 """The program as a user calls it: processes, exit codes, files."""
 
+import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -273,6 +275,10 @@ def test_threads_and_affinity_reach_the_worker(call, tmp_path):
     environment = (folder / "environment.json").read_text()
     for text in ('"OMP_NUM_THREADS": "1"', '"OMP_PROC_BIND": "close"', '"NUMBA_NUM_THREADS": "1"'):
         assert text in environment
+    asked = shlex.split(json.loads(environment)["command"])
+    assert asked[:2] == ["python", "run.py"]
+    assert asked[-3:] == ["hardware.affinity=[0]", "hardware.pin_threads=true", "cases=[hashing]"]
+    assert not any(text.startswith(("output_dir", "limits_dir")) for text in asked), "what says nothing of a run"
     assert load_results(tmp_path)["threads"][0] == 1
 
 
