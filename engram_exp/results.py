@@ -14,6 +14,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from engram_exp.integrity import check_row
+
 if TYPE_CHECKING:
     import pandas as pd
 
@@ -57,6 +59,8 @@ TEXT_COLUMNS = {
     "torch_version", "device_name", "driver", "cpu_name", "host", "started_at", "schedule", "capture", "row_order",
     "layout",
 }  # fmt: skip
+TRUTH_COLUMNS = {"history", "steady", "git_dirty"}
+NUMBER_COLUMNS = set(COLUMNS) - TEXT_COLUMNS - TRUTH_COLUMNS
 
 
 def write_results(folder: Path, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -95,8 +99,8 @@ def load_results(path: str | Path) -> pd.DataFrame:
             below it do not mix with one's own: to load them, name that folder.
 
     Returns:
-        Columns as `COLUMNS`; empty texts are "", other empty values NaN. A file that is damaged, cut or of an unknown
-        schema is named in a warning and left out.
+        Columns as `COLUMNS`; empty texts are "", other empty values NaN. A file that is damaged, cut, of an unknown
+        schema, or whose numbers do not agree with each other is named in a warning and left out.
 
     Raises:
         FileNotFoundError: the path does not exist.
@@ -179,6 +183,13 @@ def _body(text: str, columns: Sequence[str]) -> str:
     for number, row in enumerate(csv.reader(io.StringIO(body)), start=2):
         if len(row) != len(known[version]):
             raise ValueError(f"line {number} has {len(row)} fields instead of {len(known[version])}")
-        if columns is COLUMNS and row[0] != str(version):
+        if columns is not COLUMNS:
+            continue
+        if row[0] != str(version):
             raise ValueError(f"line {number} has the schema version {row[0]!r}, not {version}")
+        cells = dict(zip(known[version], row, strict=True))
+        try:
+            check_row(cells, NUMBER_COLUMNS & cells.keys(), TRUTH_COLUMNS)
+        except ValueError as error:
+            raise ValueError(f"line {number}: {error}") from None
     return body.replace("\n", "," * (len(columns) - len(known[version])) + "\n")

@@ -126,6 +126,26 @@ def test_what_limits_the_advice_is_said():
     assert any("table_scale" in note for note in advice.notes)
 
 
+def lookups(sorted_ms):
+    """A lookup in either order, by rows: as asked it takes 1 us a row."""
+    orders = [("as_asked", {size: size / 1e3 for size in sorted_ms}), ("sorted", sorted_ms)]
+    parts = [rows("uva", times, case="lookup", row_order=order) for order, times in orders]
+    return pd.concat(parts).assign(rows_per_s=lambda frame: frame["batch_size"] / frame["wall_ms_median"] * 1e3)
+
+
+@pytest.mark.parametrize(
+    ("sorted_ms", "expected"),
+    [
+        ({100: 0.2, 1000: 1.0, 10_000: 5.0, 100_000: 50.0}, (100, 10_000)),  # 1000 is left open
+        ({100: 0.05, 1000: 1.0, 10_000: 5.0}, (None, 10_000)),
+        ({100: 0.2, 1000: 2.0}, (1000, None)),
+        ({100: 0.1}, (None, None)),
+    ],
+)
+def test_sorting_pays_where_intervals_say_so(sorted_ms, expected):
+    assert ask(pd.concat([three(), lookups(sorted_ms)])).sort_rows == expected
+
+
 def test_the_published_campaign_gives_thresholds_that_agree_with_its_curve(monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["engram_exp", "advise", str(H200), "--dtype=bfloat16", "--ids=random", "--json"])
     assert main() == 0
@@ -135,8 +155,11 @@ def test_the_published_campaign_gives_thresholds_that_agree_with_its_curve(monke
     best = full.loc[full.groupby("batch_size")["wall_ms_median"].idxmin()].set_index("batch_size")["strategy"]
     for regime in advice["regimes"]:
         assert set(best[(best.index >= regime["first"]) & (best.index <= regime["last"])]) == {regime["strategy"]}
-    assert advice["sort_rows"] == [4096, 16384]
     assert advice["layers"] == 2
+    _, saves_from = advice["sort_rows"]
+    lookups = load_results(H200 / "sorting")
+    ms = lookups.pivot_table(index=["row_bytes", "batch_size"], columns="row_order", values="wall_ms_median")
+    assert (ms["sorted"] < ms["as_asked"])[ms.index.get_level_values("batch_size") * 16 >= saves_from].all()
 
 
 def test_the_v41_campaign_gives_advice_in_words(monkeypatch, capsys):
@@ -144,4 +167,7 @@ def test_the_v41_campaign_gives_advice_in_words(monkeypatch, capsys):
     assert main() == 0
     out = capsys.readouterr().out
     assert "2 layers with 202.8 GB of tables" in out
-    assert "note: strategy=device was not measured" in out
+    decode, prefill = (next(line for line in out.splitlines() if line.startswith(use)) for use in ("decode", "prefill"))
+    assert decode.endswith("uva")
+    assert prefill.endswith("kv_on_gpu")
+    assert "takes over above 64, at 8,192 at the latest" in out

@@ -13,7 +13,9 @@ import pandas as pd
 from omegaconf import OmegaConf
 
 from engram_exp.analysis.curves import UNKNOWN, Curve, Regime, Time, curves, regimes, time_at
-from engram_exp.results import OK, load_results
+from engram_exp.analysis.subjects import load_campaign
+from engram_exp.plan import AS_ASKED, FULL, SORTED
+from engram_exp.results import OK
 
 MODELS = Path(__file__).resolve().parents[2] / "conf/model"
 YARDSTICK = "device"
@@ -69,7 +71,8 @@ class Advice:
         freed_gb: of device memory, if no table is kept there.
         choices: one for decode, one for prefill.
         regimes: of the strategies that fit the budget, over tokens per step.
-        sort_rows: row ids from which on sorting pays: more than the first number, at the latest from the second on.
+        sort_rows: up to how many row ids sorting costs time, and from how many on it saves some, both beyond doubt;
+            None where that was nowhere so.
         notes: what limits the advice.
     """
 
@@ -137,7 +140,7 @@ def advise(
 
 
 def _select(frame: pd.DataFrame, model: str, dtype: str | None, ids: str | None) -> pd.DataFrame:
-    good = frame[(frame["status"] == OK) & (frame["case"] == "full")]
+    good = frame[(frame["status"] == OK) & (frame["case"] == FULL)]
     if good.empty:
         raise AdviceError("the data hold no measured `full`")
     for key, column, wanted in (("model", "model", model), ("dtype", "dtype", dtype), ("ids", "tokens", ids)):
@@ -175,18 +178,23 @@ def _choose(found: Mapping[str, Curve], fitting: Sequence[str], use: str, tokens
 
 
 def _sort_rows(frame: pd.DataFrame) -> tuple[int | None, int | None]:
-    """Between which numbers of row ids sorting begins to pay, over all row sizes that were measured both ways."""
+    """The most row ids at which sorting costs time, and the fewest from which on it saves some: beyond doubt, and over
+    all row sizes that were measured both ways."""
     lookups = frame[(frame["case"] == "lookup") & (frame["strategy"] == "uva")]
     lookups = lookups.assign(rows=(lookups["rows_per_s"] * lookups["wall_ms_median"] / 1e3).round())
-    table = lookups.pivot_table(index=["row_bytes", "rows"], columns="row_order", values="wall_ms_median")
-    if not {"as_asked", "sorted"} <= set(table.columns):
+    by_order = lookups.groupby(["row_bytes", "rows", "row_order"]).agg(
+        lo=("wall_ms_lo", "min"), hi=("wall_ms_hi", "max")
+    )
+    both = by_order.unstack("row_order").dropna()
+    if not {AS_ASKED, SORTED} <= set(both.columns.get_level_values("row_order")):
         return None, None
-    table = table[["as_asked", "sorted"]].dropna()
-    pays = table["sorted"] < table["as_asked"]
-    costs = [int(rows) for (_, rows), wins in pays.items() if not wins]
-    wins = [int(rows) for (_, rows), wins in pays.items() if wins]
-    after = max(costs, default=None)
-    return after, min((rows for rows in wins if after is None or rows > after), default=None)
+    sizes = both.index.get_level_values("rows")
+    costs = sizes[both["lo", SORTED] > both["hi", AS_ASKED]]
+    saves = (both["hi", SORTED] < both["lo", AS_ASKED]).groupby(sizes).all()
+    after = int(costs.max()) if len(costs) else None
+    from_here_on = saves[::-1].cummin()[::-1]
+    by = next((int(rows) for rows, clear in from_here_on.items() if clear), None)
+    return after, by
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -205,10 +213,10 @@ def run(arguments: argparse.Namespace) -> None:
     """Print the advice.
 
     Raises:
-        AdviceError, FileNotFoundError: as `advise` and `load_results`.
+        AdviceError, FileNotFoundError: as `advise` and `load_campaign`.
     """
     advice = advise(
-        load_results(arguments.folder),
+        load_campaign(arguments.folder),
         arguments.model,
         decode=arguments.decode,
         prefill=arguments.prefill,
@@ -239,13 +247,12 @@ def _lines(advice: Advice) -> list[str]:
         lines.append(f"  {regime.strategy:<10} {_range(regime)}")
     after, by = advice.sort_rows
     if after is None and by is None:
-        lines.append("sorting row ids: not measured (experiment=sorting)")
+        lines.append("sorting row ids: not measured (experiment=sorting), or undecided at every size")
     else:
-        start = f"more than {after:,} rows" if after else "the fewest rows measured"
-        end = f", at the latest from {by:,} on" if by else ", nowhere measured"
-        lines.append(
-            f"sorting row ids pays from {start}{end} (lookup.sort_from_rows; vLLM: {VLLM_SORTS_FROM:,}, fixed)"
-        )
+        costs = f"at up to {after:,} rows" if after else "at no size for certain"
+        saves = f"from {by:,} rows on" if by else "at no size for certain"
+        lines.append(f"sorting row ids costs time {costs}, and saves time {saves}")
+        lines.append(f"  here lookup.sort_from_rows, in vLLM fixed at {VLLM_SORTS_FROM:,}")
     return lines + [f"note: {note}" for note in advice.notes]
 
 

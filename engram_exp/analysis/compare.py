@@ -11,7 +11,8 @@ from rich.console import Console
 from rich.table import Table
 
 from engram_exp.analysis.ranks import ratio_of
-from engram_exp.results import OK, load_results
+from engram_exp.analysis.subjects import WAYS, load_campaign
+from engram_exp.results import OK
 
 THRESHOLD = 0.02
 ENOUGH_RUNS = 4  # on each side, for an interval of 95 %
@@ -23,10 +24,7 @@ WORKLOAD = (
     "batch_size", "seq_len", "threads",
 )  # fmt: skip
 # How it is done: a difference here is what a comparison is about, or goes with it.
-CHOICES = (
-    "strategy", "hashing", "table", "lookup", "projection", "upload", "components", "schedule", "chunk_tokens",
-    "ring_depth", "capture", "row_order",
-)  # fmt: skip
+CHOICES = ("strategy", *WAYS)
 GOES_WITH = {"dtype": ("layout", "row_bytes"), "model": ("layer", "layout", "row_bytes")}
 MACHINE = ("host", "cpu_name", "device_name", "driver", "torch_version")
 
@@ -142,14 +140,14 @@ def run(arguments: argparse.Namespace) -> None:
     """Print a comparison.
 
     Raises:
-        ComparisonError, FileNotFoundError: as `compare` and `load_results`.
+        ComparisonError, FileNotFoundError: as `compare` and `load_campaign`.
     """
     options: dict[str, Any] = {"threshold": arguments.threshold, "other_machine": arguments.other_machine}
     if arguments.by:
-        frame = load_results(arguments.folder)
+        frame = load_campaign(arguments.folder)
         found = compare_values(frame, arguments.by, arguments.a, arguments.b, **options)
     else:
-        found = compare(load_results(arguments.a), load_results(arguments.b), **options)
+        found = compare(load_campaign(arguments.a), load_campaign(arguments.b), **options)
     if arguments.csv:
         print(found.to_csv(index=False), end="")
         return

@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pandas as pd
 
-from engram_exp.analysis.compare import CHOICES
+from engram_exp.analysis.subjects import fastest_ways
 from engram_exp.plan import FULL
 from engram_exp.results import OK
 
@@ -41,7 +41,7 @@ UNKNOWN = Time(None, None, None, NOT_MEASURED)
 Curve = Mapping[int, Time]
 
 
-def curves(frame: pd.DataFrame) -> dict[str, Curve]:
+def curves(frame: pd.DataFrame) -> dict[str, dict[int, Time]]:
     """The curve of `full` over tokens per step of every strategy.
 
     Where a strategy was measured in several ways (kinds of pages, schedules, orders), its fastest counts.
@@ -51,15 +51,14 @@ def curves(frame: pd.DataFrame) -> dict[str, Curve]:
     """
     full = frame[(frame["case"] == FULL) & (frame["status"] == OK)]
     full = full.assign(tokens_per_step=full["batch_size"] * full["seq_len"])
-    ways = [name for name in CHOICES if name != "strategy"]
     found: dict[str, dict[int, Time]] = {}
-    for (strategy, tokens, *_), runs in full.groupby(["strategy", "tokens_per_step", *ways], dropna=False):
+    by_size: Any = fastest_ways(full).groupby(["strategy", "tokens_per_step"])
+    for (strategy, tokens), runs in by_size:
         ms, lo, hi = float(runs["wall_ms_median"].median()), runs["wall_ms_lo"].min(), runs["wall_ms_hi"].max()
         without = math.isnan(lo) or math.isnan(hi)
         time = Time(ms, None if without else float(lo), None if without else float(hi), MEASURED)
-        curve = found.setdefault(str(strategy), {})
-        curve[int(tokens)] = min(curve.get(int(tokens), time), time, key=lambda known: known.ms or math.inf)
-    return {name: dict(curve) for name, curve in found.items()}
+        found.setdefault(strategy, {})[tokens] = time
+    return found
 
 
 def time_at(curve: Curve, tokens: int) -> Time:

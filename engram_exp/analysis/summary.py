@@ -6,8 +6,9 @@ import argparse
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from engram_exp.analysis.subjects import load_campaign
 from engram_exp.plan import CASES
-from engram_exp.results import OK, load_results
+from engram_exp.results import OK
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -55,7 +56,7 @@ def run(arguments: argparse.Namespace) -> None:
     Raises:
         ValueError: a column that does not exist, or nothing to show.
     """
-    frame = load_results(arguments.folder)
+    frame = load_campaign(arguments.folder)
     for name in (*arguments.index, arguments.columns, arguments.value):
         if name not in frame:
             raise ValueError(f"no column {name}")

@@ -1,0 +1,61 @@
+"""Whether the numbers of a row agree with each other, as they do in every file that no hand has changed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping
+from itertools import pairwise
+
+ROUNDING = 1e-6  # numbers are written with nine digits
+ASCENDING = (
+    ("wall_ms_min", "wall_ms_median", "wall_ms_max"),
+    ("wall_ms_min", "wall_ms_lo", "wall_ms_median", "wall_ms_hi", "wall_ms_max"),
+    ("wall_ms_median", "wall_ms_p95", "wall_ms_p99", "wall_ms_max"),
+)
+PER_SECOND = {"gb_per_s": ("bytes_moved", 1e9), "tflop_per_s": ("flops", 1e12)}
+TRUTHS = ("True", "False")
+
+
+def check_row(row: Mapping[str, str], numbers: Collection[str], truths: Collection[str]) -> None:
+    """Check the cells of one row; empty ones agree with everything.
+
+    Args:
+        row: column -> text.
+        numbers, truths: columns that hold a number, or True or False.
+
+    Raises:
+        ValueError: naming the column and what is wrong with its value.
+    """
+    for name in truths:
+        if row[name] and row[name] not in TRUTHS:
+            raise ValueError(f"{name} is {row[name]!r}, not True or False")
+    known = {name: _number(name, row[name]) for name in numbers if row[name]}
+    for columns in ASCENDING:
+        for low, high in pairwise([name for name in columns if name in known]):
+            if known[low] > known[high] * (1 + ROUNDING):
+                raise ValueError(f"{low}={row[low]} is above {high}={row[high]}: was it edited?")
+    if "wall_ms_median" in known:
+        _check_rates(row, known)
+
+
+def _number(name: str, text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not math.isfinite(number):
+        raise ValueError(f"{name} is {text!r}, not a number")
+    return number
+
+
+def _check_rates(row: Mapping[str, str], known: Mapping[str, float]) -> None:
+    seconds = known["wall_ms_median"] / 1e3
+    expected = {rate: known[amount] / unit / seconds for rate, (amount, unit) in PER_SECOND.items() if amount in known}
+    if "limit_ms" in known:
+        expected["efficiency"] = known["limit_ms"] / known["wall_ms_median"]
+    if {"batch_size", "seq_len"} <= known.keys():
+        expected["tokens_per_s"] = known["batch_size"] * known["seq_len"] / seconds
+    for name, value in expected.items():
+        if name in known and not math.isclose(known[name], value, rel_tol=ROUNDING):
+            reason = f"does not follow from wall_ms_median={row['wall_ms_median']} and its row, which give {value:.9g}"
+            raise ValueError(f"{name}={row[name]} {reason}: was it edited?")
