@@ -9,8 +9,9 @@ _HOMES = {
     "load_samples": "engram_exp.results",
     "compare": "engram_exp.analysis.compare",
     "compare_values": "engram_exp.analysis.compare",
+    "report": "engram_exp.analysis.report",
 }
-__all__ = ["advise", "compare", "compare_values", "load_results", "load_samples"]
+__all__ = ["advise", "compare", "compare_values", "load_results", "load_samples", "report"]
 
 
 def __getattr__(name: str) -> Any:  # pandas is loaded by whoever reads results, not by `run.py --help`

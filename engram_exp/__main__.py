@@ -1,15 +1,16 @@
-"""What campaigns say: `python -m engram_exp advise|compare|summary ...`. To measure, use `python run.py`."""
+"""What campaigns say: `python -m engram_exp advise|compare|report|summary ...`. To measure, use `python run.py`."""
 
 from __future__ import annotations
 
 import argparse
 import sys
 
-from engram_exp.analysis import advise, compare, summary
+from engram_exp.analysis import advise, compare, report, summary
 
 COMMANDS = {
     "advise": (advise, "which strategy for decode and prefill, and what it costs"),
     "compare": (compare, "is B faster than A? two folders, or two values of a column"),
+    "report": (report, "a page with figures, to be sent to a colleague"),
     "summary": (summary, "a table of medians, as Markdown"),
 }
 

@@ -231,10 +231,11 @@ def run(arguments: argparse.Namespace) -> None:
         plain["regimes"] = [regime._asdict() for regime in advice.regimes]
         print(json.dumps(plain, indent=1))
         return
-    print("\n".join(_lines(advice)))
+    print("\n".join(lines_of(advice)))
 
 
-def _lines(advice: Advice) -> list[str]:
+def lines_of(advice: Advice) -> list[str]:
+    """The advice in words."""
     plural = "s" if advice.layers > 1 else ""
     lines = [
         f"{advice.model}, {advice.dtype}, {advice.ids} tokens: {advice.layers} layer{plural} with "

@@ -1,0 +1,171 @@
+"""A report of a campaign for a colleague: one HTML page that works offline, its figures as SVG, a Markdown summary."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import warnings
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from engram_exp.analysis.advise import AdviceError, advise, lines_of
+from engram_exp.analysis.subjects import WAYS, Subject, load_campaign, subjects
+from engram_exp.analysis.summary import markdown
+from engram_exp.plan import FULL
+from engram_exp.results import ENVIRONMENT, OK, PUBLISHED
+
+ASKED = ("model", "dtype", "tokens", "strategy", "batch_size", "seq_len", "case", "status")
+DETAILS = ("history", *WAYS, "layout", "row_bytes", "layer", "table_scale")
+NUMBERS = {
+    "runs": ("run_id", "nunique"),
+    "wall_ms_median": ("wall_ms_median", "median"),
+    "wall_ms_lo": ("wall_ms_lo", "min"),
+    "wall_ms_hi": ("wall_ms_hi", "max"),
+    "device_ms_median": ("device_ms_median", "median"),
+    "gb_per_s": ("gb_per_s", "median"),
+    "efficiency": ("efficiency", "median"),
+    "limit_by": ("limit_by", "first"),
+}
+MACHINE = ("device_name", "driver", "cpu_name", "host", "torch_version", "git_sha")
+DIGITS = 4  # of the numbers in the table
+
+
+class ReportError(ValueError):
+    """A report that cannot be written, and why."""
+
+
+def report(
+    folder: str | Path, output: str | Path, *, decode: int = 64, prefill: int = 8192, device_memory_gb: float = 0.0
+) -> Path:
+    """Write the report of all runs below a folder.
+
+    Args:
+        folder: of campaigns.
+        output: gets `index.html`, `summary.md` and `figures/*.svg`, and is made if it does not exist.
+        decode, prefill, device_memory_gb: as `advise` takes them.
+
+    Returns:
+        The page.
+
+    Raises:
+        ReportError: nothing was measured, or the libraries that draw are missing.
+        FileNotFoundError, ValueError: no such folder, or no results in it.
+    """
+    missing = [name for name in ("altair", "jinja2", "vl_convert") if find_spec(name) is None]
+    if missing:
+        raise ReportError(f"{', '.join(missing)} missing: pip install -c constraints.txt -e '.[report]'")
+    from engram_exp.analysis.figures import figures
+    from engram_exp.analysis.page import write_page
+
+    folder = Path(folder)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        frame = load_campaign(folder)
+    left_out = [str(warning.message) for warning in caught]
+    about = subjects(frame)
+    if not about:
+        raise ReportError(f"{folder}: nothing was measured; its rows are {_counts(frame['status'])}")
+    commands, machines = _environments(folder)
+    table, throughout = _table(frame)
+    facts = {
+        "title": folder.resolve().name,
+        "runs": frame["run_id"].nunique(),
+        "statuses": _counts(frame["status"]),
+        "subjects": [(subject.label, *_answer(subject, decode, prefill, device_memory_gb)) for subject in about],
+        "failures": _failures(frame),
+        "left_out": left_out,
+        "throughout": throughout,
+        "machines": frame.loc[frame["status"] == OK, list(MACHINE)].drop_duplicates().to_dict("records"),
+        "commands": commands,
+        "environments": machines,
+    }
+    page = write_page(Path(output), facts, table, figures(frame, about))
+    for text in left_out:
+        warnings.warn(text, stacklevel=2)
+    return page
+
+
+def _answer(subject: Subject, decode: int, prefill: int, device_memory_gb: float) -> tuple[list[str], str]:
+    """What to choose, in words, and the medians of `full` as a table in Markdown."""
+    rows = subject.rows
+    try:
+        advice = advise(rows, rows["model"].iloc[0], decode=decode, prefill=prefill, device_memory_gb=device_memory_gb)
+        lines = lines_of(advice)
+    except AdviceError as error:
+        lines = [f"no advice: {error}"]
+    full = rows[rows["case"] == FULL]
+    return lines, "" if full.empty else markdown(full, ["batch_size", "seq_len"], columns="strategy")
+
+
+def _table(frame: pd.DataFrame) -> tuple[str, dict[str, Any]]:
+    """All rows as JSON, repetitions together; and what is the same in all of them, which is left out there."""
+    table = frame.groupby([*ASKED, *DETAILS], dropna=False, sort=False).agg(**NUMBERS).reset_index()
+    table = table[[*ASKED, *NUMBERS, *DETAILS]]
+    same = {name: table[name].iloc[0] for name in table if table[name].nunique(dropna=False) == 1}
+    table = table.drop(columns=list(same)).map(
+        lambda value: float(f"{value:.{DIGITS}g}") if isinstance(value, float) else value
+    )
+    throughout = {name: value for name, value in same.items() if value != "" and value == value}
+    return table.to_json(orient="split", index=False), throughout
+
+
+def _failures(frame: pd.DataFrame) -> list[dict[str, Any]]:
+    """What gave no time, by reason."""
+    failed = frame[frame["status"] != OK]
+    groups = failed.groupby(["status", "error"], sort=False)
+    return [
+        {
+            "status": status,
+            "error": error,
+            "rows": len(rows),
+            "strategies": ", ".join(sorted(rows["strategy"].unique())),
+            "cases": ", ".join(sorted(rows["case"].unique())),
+        }
+        for (status, error), rows in groups
+    ]
+
+
+def _counts(values: pd.Series[str]) -> str:
+    return ", ".join(f"{count:,} {value}" for value, count in values.value_counts().items())
+
+
+def _environments(folder: Path) -> tuple[list[str], list[str]]:
+    """The distinct commands and machines of the runs, the latter as JSON."""
+    commands, machines = [], []
+    for file in sorted(folder.rglob(ENVIRONMENT)):
+        if PUBLISHED in file.relative_to(folder).parts:
+            continue
+        record = json.loads(file.read_text(encoding="utf-8"))
+        commands.append(record.pop("command", "not recorded"))
+        for gpu in record.get("gpus", []):
+            gpu.pop("temperature_c", None)
+        machines.append(json.dumps(record, indent=1))
+    return list(dict.fromkeys(commands)), list(dict.fromkeys(machines))
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """What `python -m engram_exp report` takes."""
+    parser.add_argument("folder", help="of campaigns")
+    parser.add_argument("--output", required=True, metavar="DIR", help="gets index.html, summary.md and figures/")
+    parser.add_argument("--decode", type=int, default=64, metavar="TOKENS", help="as advise (default: 64)")
+    parser.add_argument("--prefill", type=int, default=8192, metavar="TOKENS", help="as advise (default: 8192)")
+    parser.add_argument("--device-memory-gb", type=float, default=0.0, help="as advise (default: 0)")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Write a report and say where it is.
+
+    Raises:
+        ReportError, FileNotFoundError, ValueError: as `report`.
+    """
+    page = report(
+        arguments.folder,
+        arguments.output,
+        decode=arguments.decode,
+        prefill=arguments.prefill,
+        device_memory_gb=arguments.device_memory_gb,
+    )
+    print(page)

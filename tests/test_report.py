@@ -1,0 +1,200 @@
+"""Reports: opened in a browser, held against the data, refused where there is nothing to say."""
+
+import re
+import shutil
+
+import pytest
+from conftest import ROOT
+from playwright.sync_api import sync_playwright
+
+from engram_exp import load_results, report
+from engram_exp.__main__ import main
+from engram_exp.analysis.curves import curves
+from engram_exp.analysis.figures import LIMITS, MEMORY, OVER_TOKENS, SECTIONS, STAGES, figures
+from engram_exp.analysis.page import specification
+from engram_exp.analysis.report import ReportError
+from engram_exp.analysis.subjects import load_campaign, subjects
+from engram_exp.results import write_results
+
+H200 = ROOT / "outputs/reference/h200"
+CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
+FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-background-networking", "--disable-sync"]
+BAD_TEXT = "</script><b>1 & 2</b>"
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory):
+    return report(H200, tmp_path_factory.mktemp("report"))
+
+
+@pytest.fixture(scope="module")
+def drawn():
+    frame = load_campaign(H200)
+    return figures(frame, subjects(frame))
+
+
+@pytest.fixture(scope="module")
+def browser():
+    if not CHROMIUM:
+        pytest.skip("needs Chromium")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def open_page(browser):
+    """Open a page offline, and fail if its console says anything or if it asks for anything but itself."""
+    said = []
+
+    def open_at(path, width=1280):
+        view = browser.new_page(viewport={"width": width, "height": 900})
+        view.context.set_offline(True)
+        view.on("console", lambda message: said.append(message.text))
+        view.on("pageerror", lambda error: said.append(str(error)))
+        view.on("request", lambda request: said.append(request.url) if request.url != path.as_uri() else None)
+        view.goto(path.as_uri())
+        charts = view.locator(".chart").count()
+        view.wait_for_function(f"document.querySelectorAll('.chart svg.marks').length == {charts}")
+        return view
+
+    yield open_at
+    assert [text for text in said if not text.startswith("data:")] == []
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+def test_every_figure_is_drawn_on_a_phone_and_on_a_desk(open_page, page, drawn, width):
+    view = open_page(page, width)
+    assert view.locator(".chart").count() == len(drawn)
+    for chart in view.locator(".chart").all():
+        marks = chart.locator(".role-mark path, .role-mark line")
+        assert marks.count() > 0, chart.get_attribute("id")
+        assert chart.locator("svg.marks").bounding_box()["width"] <= width
+    assert view.evaluate("document.documentElement.scrollWidth") <= width, "nothing sticks out"
+
+
+def test_the_table_filters(open_page, page):
+    view = open_page(page)
+    total = int(re.search(r"of (\d+) rows", view.inner_text("#shown"))[1])
+    view.fill("#filter", "uva full 4096")
+    frame = load_results(H200)
+    full = frame[(frame["strategy"] == "uva") & (frame["case"] == "full")]
+    expected = full[(full["batch_size"] == 4096) | (full["seq_len"] == 4096)]
+    assert 0 < view.locator("#rows tbody tr").count() < total
+    assert {cell for row in view.locator("#rows tbody tr").all() for cell in row.locator("td").all_inner_texts()} >= {
+        "uva",
+        "full",
+    }
+    assert (
+        view.locator("#rows tbody tr").count() == expected.groupby(["batch_size", "tokens", "table", "status"]).ngroups
+    )
+    view.fill("#filter", "nothing_of_the_kind")
+    assert view.locator("#rows tbody tr").count() == 0
+    assert view.inner_text("#shown") == f"0 of {total} rows"
+
+
+def test_hovering_shows_the_numbers(open_page, page, drawn):
+    view = open_page(page)
+    first = view.locator(".chart").first
+    first.scroll_into_view_if_needed()
+    first.locator(".mark-symbol.role-mark path").first.hover(force=True)
+    view.wait_for_selector("#vg-tooltip-element.visible")
+    text = view.inner_text("#vg-tooltip-element")
+    assert "strategy" in text
+    assert re.search(r"ms\s+0\.0\d+", text)
+
+
+def test_what_a_user_wrote_cannot_break_the_page(open_page, tmp_path):
+    shutil.copytree(H200 / "text", tmp_path / "campaign")
+    mine = tmp_path / "campaign/1/results.csv"
+    mine.write_text(mine.read_text().replace("kv_on_gpu", BAD_TEXT))
+    (tmp_path / "campaign/9").mkdir()
+    write_results(tmp_path / "campaign/9", [{"run_id": "a", "status": "crash", "case": "full", "error": BAD_TEXT}])
+    view = open_page(report(tmp_path / "campaign", tmp_path / "report"))
+    assert BAD_TEXT in view.inner_text("#failures")
+    assert BAD_TEXT in view.inner_text("#rows")
+
+
+def data_of(figure):
+    return [row for rows in figure.chart.to_dict()["datasets"].values() for row in rows]
+
+
+def test_figures_hold_the_numbers_of_the_campaign(drawn):
+    assert [figure.section for figure in drawn] == sorted((f.section for f in drawn), key=list(SECTIONS).index)
+    assert {figure.section for figure in drawn} == set(SECTIONS)
+    subject = subjects(load_campaign(H200))[0]
+    shown = {
+        (row["strategy"], row["tokens"]): (row["ms"], row["lo"], row["hi"])
+        for row in data_of(next(figure for figure in drawn if figure.section == OVER_TOKENS))
+    }
+    assert shown == {
+        (name, tokens): (time.ms, time.lo, time.hi)
+        for name, curve in curves(subject.rows).items()
+        for tokens, time in curve.items()
+    }
+
+
+def test_stages_stand_beside_their_whole(drawn):
+    text = next(figure for figure in drawn if figure.section == STAGES and "text tokens" in figure.title)
+    frame = load_results(H200 / "text").set_index(["strategy", "case"])["wall_ms_median"]
+    found = {(row["strategy"], row["case"]): row["ms"] for row in data_of(text)}
+    assert ("uva", "up_ids") in found
+    assert found == {key: frame[key] for key in found}
+    assert {row["part"] for row in data_of(text) if row["case"] == "full"} == {"full"}
+
+
+def test_efficiencies_and_memory_are_shown(drawn):
+    near = [row for figure in drawn if figure.section == LIMITS for row in data_of(figure)]
+    assert {"hashing", "lookup", "projection", "full"} <= {row.get("case") for row in near}
+    memory = [row for figure in drawn if figure.section == MEMORY for row in data_of(figure)]
+    assert all(row["device_gb"] > 0 for row in memory)
+
+
+def test_charts_have_no_width_of_their_own(drawn):
+    assert {specification(figure)["width"] for figure in drawn} == {"container"}
+
+
+def test_the_summary_names_figures_that_exist(page):
+    text = (page.parent / "summary.md").read_text()
+    names = re.findall(r"!\[.*\]\((.*)\)", text)
+    assert {f"figures/{path.name}" for path in (page.parent / "figures").iterdir()} == set(names)
+    assert "decode, 64 tokens per step: uva" in text
+    assert "python run.py" in text
+    assert "&lt;" not in text
+
+
+def test_what_was_left_out_is_listed(tmp_path):
+    shutil.copytree(H200 / "text", tmp_path / "campaign")
+    cut = tmp_path / "campaign/0/results.csv"
+    cut.write_text(cut.read_text()[:-30])
+    with pytest.warns(UserWarning, match="last line is cut"):
+        page = report(tmp_path / "campaign", tmp_path / "report")
+    assert "last line is cut" in page.read_text()
+    assert "last line is cut" in (page.parent / "summary.md").read_text()
+
+
+def test_an_old_report_is_replaced(tmp_path):
+    (tmp_path / "figures").mkdir()
+    (tmp_path / "figures/old_1.svg").touch()
+    report(H200 / "text", tmp_path)
+    assert not (tmp_path / "figures/old_1.svg").exists()
+
+
+def test_what_cannot_be_reported_says_why(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["engram_exp", "report", str(tmp_path), "--output", str(tmp_path / "out")])
+    assert main() == 2
+    assert "no results below it" in capsys.readouterr().err
+    write_results(tmp_path, [{"run_id": "a", "status": "crash", "case": "full"}])
+    with pytest.raises(ReportError, match="nothing was measured; its rows are 1 crash"):
+        report(tmp_path, tmp_path / "out")
+    monkeypatch.setattr("engram_exp.analysis.report.find_spec", lambda name: None)
+    with pytest.raises(ReportError, match=r"altair, jinja2, vl_convert missing: pip install .*\[report\]"):
+        report(H200, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_command_says_where_the_page_is(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["engram_exp", "report", str(H200 / "text"), "--output", str(tmp_path)])
+    assert main() == 0
+    assert capsys.readouterr().out.strip() == str(tmp_path / "index.html")
