@@ -6,7 +6,7 @@ import sys
 import hydra
 from omegaconf import DictConfig
 
-from engram_exp.campaign import EXIT_INTERRUPTED, EXIT_REFUSED, Campaign
+from engram_exp.campaign import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_REFUSED, Campaign
 from engram_exp.config import register_schema
 
 
@@ -29,7 +29,7 @@ def main() -> int:
         return EXIT_INTERRUPTED
     except SystemExit as stopped:  # Hydra, the checks or the command line's parser have said why
         if stopped.code:
-            return EXIT_REFUSED
+            return (campaign.finish() or EXIT_FAILED) if campaign.launched_into else EXIT_REFUSED
     return campaign.finish()
 
 

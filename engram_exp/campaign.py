@@ -8,11 +8,13 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from tempfile import gettempdir
 from typing import NamedTuple
 
+from filelock import FileLock, Timeout
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
@@ -20,6 +22,7 @@ from omegaconf import DictConfig
 from engram_exp.config import cases_of
 from engram_exp.job import Job, earlier_runs, fingerprint, fingerprint_in, statuses_of
 from engram_exp.measure.environment import PROJECT, record, stamp
+from engram_exp.preflight import Preflight
 from engram_exp.results import (
     CRASH,
     REFUSED,
@@ -51,9 +54,12 @@ class Planned(NamedTuple):
 class Campaign:
     """All runs of one call of the program: Hydra composes them, and then they run, one after the other, each in a
     process of its own. No run that fails keeps the next one from running.
+
+    A launcher of Hydra may copy the campaign to other machines, which then take one configuration each.
     """
 
     def __init__(self) -> None:
+        self.process = os.getpid()
         self.planned: list[Planned] = []
         self.statuses: set[str] = set()
         self.root: Path | None = None
@@ -70,6 +76,13 @@ class Campaign:
             self.planned.append(
                 Planned(config, dict(hydra.runtime.choices), place, repeat, tuple(hydra.overrides.task))
             )
+        if os.getpid() != self.process:
+            self.run()
+
+    @property
+    def launched_into(self) -> Path | None:
+        """The folder of a sweep whose runs a launcher took to other processes; None if this one runs them."""
+        return Preflight.sweep_dir if self.root is None else None
 
     def run(self) -> None:
         """Run what was planned, unless it is done already: in the order of the sweep, or shuffled where runs repeat, so
@@ -95,6 +108,9 @@ class Campaign:
 
     def finish(self) -> int:
         """Close a sweep with its `sweep.csv` and summary; returns the exit code of the program."""
+        if self.launched_into:
+            self.root, self.is_sweep = self.launched_into, True
+            self.statuses = set().union(*earlier_runs(self.root).values()) or {CRASH}
         if self.is_sweep and self.root is not None:
             terminal = Terminal()
             terminal.summary(write_sweep(self.root))
@@ -114,6 +130,10 @@ class Campaign:
         return False
 
     def _run(self, run: Planned) -> None:
+        with _turn():
+            self._run_alone(run)
+
+    def _run_alone(self, run: Planned) -> None:
         config = run.config
         mark = fingerprint(config, run.choices, run.repeat)
         job = Job.create(
@@ -163,6 +183,21 @@ class Campaign:
             write_environment(Path(job.folder), {"command": job.command, **record()})
             write_results(Path(job.folder), rows)
             Terminal().results(rows)
+
+
+@contextmanager
+def _turn() -> Iterator[None]:
+    """Runs of one user on one machine wait for each other: beside another, neither would measure what it seems to."""
+    lock = FileLock(Path(gettempdir()) / f"engram_exp-{os.getuid()}.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        Terminal().say("waiting: another run measures on this machine")
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _folder_for(folder: Path, mark: str) -> Path:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from hydra import compose
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
@@ -23,7 +23,11 @@ class Preflight(Callback):
     """Checks every configuration that Hydra is about to run.
 
     Hydra turns an exception in a callback into a warning; `SystemExit` is none, and ends the program.
+
+    sweep_dir: the folder of a sweep that was found sound; a launcher may take its runs to other processes.
     """
+
+    sweep_dir: ClassVar[Path | None] = None
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Check the one configuration."""
@@ -37,7 +41,9 @@ class Preflight(Callback):
         latest = {override.key_or_group: override for override in parsed}.values()
         jobs = chain.from_iterable(BasicSweeper.split_arguments(list(latest), max_batch_size=None))
         configs = [compose(config.hydra.job.config_name, overrides=list(job)) for job in jobs]
-        self._refuse_unless_sound(configs, Path(config.hydra.sweep.dir))
+        sweep_dir = Path(config.hydra.sweep.dir)
+        self._refuse_unless_sound(configs, sweep_dir)
+        Preflight.sweep_dir = sweep_dir
 
     def _refuse_unless_sound(self, configs: list[DictConfig], output_dir: Path) -> None:
         try:
