@@ -3,14 +3,13 @@
 import itertools
 import random
 
-import numpy as np
 import pandas as pd
 import pytest
 from conftest import ROOT
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engram_exp import load_results, load_samples
+from engram_exp import load_results
 from engram_exp.analysis.compare import ComparisonError, compare, compare_values
 from engram_exp.analysis.ranks import _mann_whitney_counts, _rank_below, ratio_of
 from engram_exp.results import COLUMNS
@@ -66,33 +65,25 @@ def test_verdicts(a, b, verdict):
     assert (row["runs_a"], row["runs_b"]) == (len(a), len(b))
 
 
-def test_a_against_a_is_never_decided_on_real_samples():
-    """Ten runs of a case, dealt to two sides: 100 times, at most 5 of them may call one side faster."""
-    folder = ROOT / "outputs/reference/h200/strategies"
-    samples = load_samples(folder).merge(load_results(folder)[["run_id", "case", "strategy", "seq_len"]])
-    wrong = total = 0
-    for _, group in samples[(samples["case"] == "full")].groupby("run_id"):
-        times = group["wall_ms"].to_numpy()
-        if len(times) < 50 or total == 3:
-            continue
-        medians = [float(np.median(part)) for part in np.array_split(times, 10)]
-        dealer = random.Random(0)
-        verdicts = []
-        for _ in range(100):
-            dealer.shuffle(medians)
-            verdicts += compare(runs(medians[:5]), runs(medians[5:]))["verdict"].tolist()
-        wrong = max(wrong, sum(verdict in ("faster", "slower") for verdict in verdicts))
-        total += 1
-    assert total == 3
+SAME = load_results(ROOT / "outputs/reference/h200/same").groupby(["strategy", "shape"])["wall_ms_median"].agg(list)
+
+
+@pytest.mark.parametrize("configuration", [key for key, medians in SAME.items() if len(medians) >= 8])
+def test_a_against_a_is_never_decided_on_real_runs(configuration):
+    """All runs of a configuration, dealt to two sides: 100 times, at most 5 of them may call one side faster."""
+    medians, dealer, wrong = list(SAME[configuration]), random.Random(0), 0
+    for _ in range(100):
+        dealer.shuffle(medians)
+        half = len(medians) // 2
+        (verdict,) = compare(runs(medians[:half]), runs(medians[half:]))["verdict"]
+        wrong += verdict in ("faster", "slower")
     assert wrong <= 5
 
 
-def test_a_difference_of_a_tenth_is_found_among_the_same_samples():
-    samples = load_samples(ROOT / "outputs/reference/h200/strategies")
-    samples = samples.merge(load_results(ROOT / "outputs/reference/h200/strategies")[["run_id", "case", "strategy"]])
-    times = samples[(samples["case"] == "full") & (samples["strategy"] == "uva")].groupby("run_id")["wall_ms"]
-    medians = [float(np.median(part)) for part in np.array_split(next(iter(times))[1].to_numpy(), 10)]
-    assert compare(runs(medians[:5]), runs([1.1 * t for t in medians[5:]]))["verdict"].tolist() == ["slower"]
+def test_a_difference_of_a_tenth_is_found_among_the_same_runs():
+    medians = SAME["uva", "original"]
+    half = len(medians) // 2
+    assert compare(runs(medians[:half]), runs([1.1 * t for t in medians[half:]]))["verdict"].tolist() == ["slower"]
 
 
 def test_only_what_is_comparable_is_paired():

@@ -11,8 +11,12 @@ import pytest
 from conftest import ROOT, TINY
 
 from engram_exp import load_results, load_samples
+from engram_exp.analysis.figures import OVER_TOKENS, figures
+from engram_exp.analysis.page import SVG_WIDTH, draw
+from engram_exp.analysis.subjects import load_campaign, subjects
 from engram_exp.analysis.summary import markdown
 
+H200 = ROOT / "outputs/reference/h200"
 README = (ROOT / "README.md").read_text()
 SMALLER = {"4096": "16", "8192": "24", "64": "2", "100": "3"}  # lengths, batches and iterations
 
@@ -54,26 +58,47 @@ def test_command(command, tmp_path, cache_dir):
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-@pytest.mark.parametrize(
-    "command", [line for block in code_blocks("bash") for line in block.splitlines() if "-m engram_exp compare" in line]
-)
+def analyses(name: str) -> list[str]:
+    commands = [line for block in code_blocks("bash") for line in block.splitlines()]
+    return [command for command in commands if f"-m engram_exp {name}" in command]
+
+
+def analyse(command: str, *more: str) -> str:
+    done = subprocess.run(
+        [sys.executable, *shlex.split(command)[1:], *more], cwd=ROOT, capture_output=True, text=True, timeout=250
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize("command", analyses("compare"))
 def test_comparison(command):
-    arguments = [sys.executable, *shlex.split(command)[1:]]
-    if "outputs/before" in command:  # folders of the reader's own
-        arguments[-2:] = ["outputs/reference/h200/text"] * 2
-    done = subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert "95 % interval" in done.stdout
+    for own in ("outputs/before", "outputs/after"):  # folders of the reader's own
+        command = command.replace(own, "outputs/reference/h200/text")
+    assert "95 % interval" in analyse(command)
 
 
-@pytest.mark.parametrize(
-    "command", [line for block in code_blocks("bash") for line in block.splitlines() if "-m engram_exp advise" in line]
-)
+@pytest.mark.parametrize("command", analyses("advise"))
 def test_advice(command):
-    arguments = [sys.executable, *shlex.split(command)[1:]]
-    done = subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert "uva" in done.stdout
+    assert "uva" in analyse(command)
+
+
+def test_the_advice_that_is_shown_is_what_is_printed():
+    assert code_blocks("text") == [analyse(analyses("advise")[0])]
+
+
+@pytest.mark.parametrize("command", analyses("report"))
+def test_report(command, tmp_path):
+    assert (tmp_path / "index.html").samefile(analyse(command, "--output", str(tmp_path)).strip())
+
+
+def test_the_picture_shows_the_published_numbers():
+    frame = load_campaign(H200)
+    shown = next(figure for figure in figures(frame, subjects(frame)) if figure.section == OVER_TOKENS)
+    labels = re.compile('aria-label="([^"]*)"')
+    assert labels.findall((H200 / "crossover.svg").read_text()) == labels.findall(draw(shown, SVG_WIDTH))
+    for picture in ("crossover.svg", "report.png"):
+        assert f"](outputs/reference/h200/{picture})" in README
 
 
 def test_there_are_commands():
@@ -109,7 +134,11 @@ def test_the_published_h200_campaign_is_whole():
     assert limits["machine"]["device_name"] == "NVIDIA H200"
 
 
-def test_the_python_of_the_readme_runs(capsys):
+def test_the_python_of_the_readme_draws_the_curves(tmp_path, monkeypatch):
     (block,) = code_blocks("python")
-    exec(block.replace('"outputs"', '"outputs/reference"'), {})
-    assert "kv_on_gpu" in capsys.readouterr().out
+    monkeypatch.chdir(tmp_path)
+    exec(block.replace("outputs/reference", str(ROOT / "outputs/reference")), {})
+    page = (tmp_path / "crossover.html").read_text()
+    frame = load_results(H200 / "crossover")
+    times = frame[frame["case"] == "full"].groupby(["strategy", "batch_size"])["wall_ms_median"].median()
+    assert all(str(ms) in page for ms in times)
