@@ -42,7 +42,7 @@ class Subject(NamedTuple):
 
 
 def load_campaign(folder: str | Path) -> pd.DataFrame:
-    """As `load_results`, for those who need something in it.
+    """As `load_results`, for those who need something in it; rows of the first schema get the `row_bytes` they had.
 
     Raises:
         FileNotFoundError: there is no such folder.
@@ -51,7 +51,7 @@ def load_campaign(folder: str | Path) -> pd.DataFrame:
     frame = load_results(folder)
     if frame.empty:
         raise ValueError(f"{folder}: no results below it; `python run.py output_dir={folder}` writes some there")
-    return frame
+    return frame.assign(row_bytes=frame["row_bytes"].fillna(frame["table_bytes"] / frame["used_rows"]))
 
 
 def subjects(frame: pd.DataFrame) -> list[Subject]:
