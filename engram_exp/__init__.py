@@ -4,7 +4,7 @@ from importlib import import_module
 from typing import Any
 
 _HOMES = {
-    "advise": "engram_exp.analysis.advise",
+    "advise": "engram_exp.analysis.advice",
     "load_results": "engram_exp.results",
     "load_samples": "engram_exp.results",
     "compare": "engram_exp.analysis.compare",

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from engram_exp import advise, load_results
 from engram_exp.__main__ import main
-from engram_exp.analysis.advise import AdviceError
+from engram_exp.analysis.advice import AdviceError
 from engram_exp.analysis.curves import Time, curves, regimes, time_at
 from engram_exp.results import COLUMNS
 
@@ -51,8 +51,10 @@ def test_each_regime_gets_its_best_strategy_and_its_price():
     advice = ask(three())
     decode, prefill = advice.choices
     assert (decode.strategy, prefill.strategy) == ("uva", "kv_on_gpu")
-    assert decode.ms_per_layer == (0.2, pytest.approx(0.198), pytest.approx(0.202), "measured")
-    assert decode.added_ms_per_step == pytest.approx(2 * (0.2 - 0.1)), "demo has two layers with a table"
+    assert decode.ms_per_layer == (0.2, pytest.approx(0.198), pytest.approx(0.202), "measured", 1)
+    added = decode.added_ms_per_step
+    assert added.ms == pytest.approx(2 * (0.2 - 0.1)), "demo has two layers with a table"
+    assert (added.lo, added.hi) == (pytest.approx(2 * (0.198 - 0.101)), pytest.approx(2 * (0.202 - 0.099)))
     assert (advice.table_gb, advice.freed_gb) == (pytest.approx(2.56), pytest.approx(2.56))
     assert "cpu_offload" in decode.engines["vLLM"]
     assert "cannot gather" in prefill.engines["SGLang"]
@@ -68,7 +70,60 @@ def test_a_budget_lets_the_table_onto_the_device():
     advice = ask(three(), device_memory_gb=3)
     assert [choice.strategy for choice in advice.choices] == ["device", "device"]
     assert advice.freed_gb == 0
-    assert advice.choices[0].added_ms_per_step == 0
+    assert advice.choices[0].added_ms_per_step.ms == 0
+
+
+def test_nothing_is_freed_by_what_is_not_measured():
+    assert ask(three(), prefill=10**6).freed_gb is None
+    assert ask(three(), device_memory_gb=3, prefill=10**6).freed_gb is None
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "takeover"),
+    [
+        ({1: 1.0, 8: 1.1, 64: 3.0}, {1: 2.0, 8: 1.05, 64: 2.0}, (1, 64)),  # 8 is open
+        ({1: 1.0, 8: 1.1}, {1: 2.0, 8: 1.05}, (1, None)),
+        ({1: 1.0, 64: 3.0}, {1: 1.05, 64: 2.0}, (None, 64)),
+        ({1: 1.0, 64: 3.0}, {1: 2.0, 8: 0.1, 64: 2.0}, (1, 64)),  # 8 was measured for one only
+    ],
+)
+def test_a_strategy_takes_over_where_the_intervals_say_so(a, b, takeover):
+    def curve(of):
+        return {size: Time(ms, ms * 0.9, ms * 1.1, "measured", 1) for size, ms in of.items()}
+
+    first, second = regimes({"a": curve(a), "b": curve(b)}, ["a", "b"])
+    assert (first.strategy, second.strategy) == ("a", "b")
+    assert (second.begins_after, second.begins_by) == takeover
+
+
+def test_a_regime_does_not_claim_what_the_other_wins():
+    def curve(*ms):
+        return {size: Time(m, m * 0.9, m * 1.1, "measured", 1) for size, m in zip((1, 8, 64), ms, strict=True)}
+
+    _, middle, last = regimes({"a": curve(1.0, 1.0, 1.0), "b": curve(2.0, 0.99, 2.0)}, ["a", "b"])
+    assert (middle.strategy, middle.begins_by) == ("b", None)
+    assert (last.strategy, last.begins_after, last.begins_by) == ("a", None, 64)
+
+
+def test_a_strategy_measured_at_one_size_hides_nothing():
+    slow = rows("kv_on_cpu", {1: 9.0})
+    assert ask(pd.concat([three(), slow])).regimes == ask(three()).regimes
+
+
+def test_sizes_of_one_strategy_alone_decide_nothing():
+    assert ask(pd.concat([rows("uva", {1: 1.0}), rows("kv_on_gpu", {64: 1.0})]), decode=1).regimes == []
+
+
+def test_without_an_interval_nothing_is_decided():
+    known, unknown = Time(1.0, 0.9, 1.1, "measured", 1), Time(9.0, None, None, "measured", 1)
+    assert unknown.overlaps(known)
+    assert known.overlaps(unknown)
+
+
+def test_several_runs_make_one_time():
+    frame = pd.concat([rows("uva", {64: ms}, run_id=str(ms)) for ms in (1.0, 2.0, 4.0)])
+    time = curves(frame)["uva"][64]
+    assert time == (2.0, pytest.approx(0.99), pytest.approx(4.04), "measured", 3)
 
 
 def test_close_calls_are_undecided():
@@ -110,7 +165,9 @@ def test_a_strategy_that_is_never_overtaken_has_one_regime():
         (three(model="other"), {}, "model=demo: not measured; the data hold other"),
         (pd.concat([three(), three(dtype="fp8")]), {}, "dtype: the data hold bfloat16, fp8; choose one"),
         (three(), {"ids": "random"}, "ids=random: not measured; the data hold text"),
-        (pd.concat([three(), three(row_bytes=512)]), {}, "rows of 128, 512 bytes"),
+        (pd.concat([three(), three(row_bytes=512)]), {}, "row_bytes: the data hold 128, 512; load one campaign"),
+        (pd.concat([three(), three(device_name="B")]), {}, "device_name: the data hold , B; load one campaign"),
+        (pd.concat([three(), three(table_scale=0.1)]), {}, "table_scale: the data hold 1, 0.1; load one campaign"),
         (rows("device", {64: 1.0}), {}, "nothing that was measured fits; the nearest is device, with 2.6 GB"),
     ],
 )
@@ -143,7 +200,10 @@ def lookups(sorted_ms):
     ],
 )
 def test_sorting_pays_where_intervals_say_so(sorted_ms, expected):
-    assert ask(pd.concat([three(), lookups(sorted_ms)])).sort_rows == expected
+    frame = pd.concat([three(), lookups(sorted_ms)])
+    assert ask(frame).sort_rows == expected
+    others = [lookups({100: 50.0}).assign(dtype="fp8"), lookups({100: 50.0}).assign(row_order="")]
+    assert ask(pd.concat([frame, *others]), dtype="bfloat16").sort_rows == expected
 
 
 def test_the_published_campaign_gives_thresholds_that_agree_with_its_curve(monkeypatch, capsys):

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from itertools import pairwise
+from itertools import groupby, pairwise
 from typing import Any, NamedTuple
 
 import pandas as pd
 
 from engram_exp.analysis.subjects import fastest_ways
-from engram_exp.plan import FULL
+from engram_exp.plan import AS_ASKED, DEVICE, FULL, SORTED
 from engram_exp.results import OK
 
 MEASURED, INTERPOLATED, NOT_MEASURED = "measured", "interpolated", "not measured"
@@ -20,21 +20,24 @@ class Time(NamedTuple):
     """Milliseconds of one step in one layer, and how they are known.
 
     ms: the median; of several runs, the median of their medians. None where nothing is known.
-    lo, hi: the widest 95 % interval of these runs' medians.
+    lo, hi: all of the 95 % intervals of these runs' medians; None where a run had too few samples for one.
     known: measured, interpolated (on a straight line between logarithms) or not measured.
+    runs: it was measured in; of an interpolated one, the fewer of its neighbours'.
     """
 
     ms: float | None
     lo: float | None
     hi: float | None
     known: str
+    runs: int = 0
+
+    def is_below(self, other: Time) -> bool:
+        """Whether the intervals say so."""
+        return self.hi is not None and other.lo is not None and self.hi < other.lo
 
     def overlaps(self, other: Time) -> bool:
-        """Whether the intervals leave open which of the two is less; where there is none, only what is equal does."""
-        if self.ms is None or other.ms is None:
-            return True
-        low = max(self.lo or self.ms, other.lo or other.ms)
-        return low <= min(self.hi or self.ms, other.hi or other.ms)
+        """Whether the intervals leave open which of the two is less."""
+        return not (self.is_below(other) or other.is_below(self))
 
 
 UNKNOWN = Time(None, None, None, NOT_MEASURED)
@@ -56,7 +59,8 @@ def curves(frame: pd.DataFrame) -> dict[str, dict[int, Time]]:
     for (strategy, tokens), runs in by_size:
         ms, lo, hi = float(runs["wall_ms_median"].median()), runs["wall_ms_lo"].min(), runs["wall_ms_hi"].max()
         without = math.isnan(lo) or math.isnan(hi)
-        time = Time(ms, None if without else float(lo), None if without else float(hi), MEASURED)
+        lo, hi = (None, None) if without else (float(lo), float(hi))
+        time = Time(ms, lo, hi, MEASURED, runs["run_id"].nunique())
         found.setdefault(strategy, {})[tokens] = time
     return found
 
@@ -70,7 +74,7 @@ def time_at(curve: Curve, tokens: int) -> Time:
             share = math.log(tokens / left) / math.log(right / left)
             low, high = curve[left], curve[right]
             ms, lo, hi = (_between(getattr(low, part), getattr(high, part), share) for part in ("ms", "lo", "hi"))
-            return Time(ms, lo, hi, INTERPOLATED)
+            return Time(ms, lo, hi, INTERPOLATED, min(low.runs, high.runs))
     return UNKNOWN
 
 
@@ -81,10 +85,11 @@ def _between(low: float | None, high: float | None, share: float) -> float | Non
 class Regime(NamedTuple):
     """A range of tokens per step in which one strategy is best.
 
-    strategy: the best one.
+    strategy: the best of those measured there.
     first, last: measured tokens per step at its ends.
-    begins_after, begins_by: where it takes over from the regime before it: behind the last size at which the other
-        one was better beyond doubt, and at the latest at the first size at which this one is. None for the first.
+    begins_after, begins_by: where it takes over from the regime before it: behind the last size at which that one is
+        below it by their intervals, and at the latest at the first size at which it is below that one. None for the
+        first regime, and where the intervals never say so.
     """
 
     strategy: str
@@ -95,19 +100,50 @@ class Regime(NamedTuple):
 
 
 def regimes(found: Mapping[str, Curve], strategies: Sequence[str]) -> list[Regime]:
-    """Which of the strategies is best where, at the sizes that were measured for all of them."""
-    shared = sorted(set.intersection(*(set(found[name]) for name in strategies))) if strategies else []
-    best = [min(strategies, key=lambda name: found[name][size].ms or math.inf) for size in shared]
-    turns: list[Regime] = []
-    for index, (size, name) in enumerate(zip(shared, best, strict=True)):
-        if turns and turns[-1].strategy == name:
-            turns[-1] = turns[-1]._replace(last=size)
-            continue
-        after, by = None, None
-        if turns:
-            before, now = found[turns[-1].strategy], found[name]
-            clear = [s for s in shared[:index] if not before[s].overlaps(now[s])]
-            after = clear[-1] if clear else None
-            by = next((s for s in shared[index:] if not before[s].overlaps(now[s])), None)
-        turns.append(Regime(name, size, size, after, by))
-    return turns
+    """Which of the strategies is best where, at the sizes that at least two of them were measured at (or the one)."""
+    by_size = {
+        size: {name: found[name][size] for name in strategies if size in found[name]}
+        for size in sorted(set().union(*(found[name] for name in strategies)))
+    }
+    shared = {size: times for size, times in by_size.items() if len(times) >= min(2, len(strategies))}
+    best = {size: min(times, key=lambda name: times[name].ms or math.inf) for size, times in shared.items()}
+    turns = [(name, list(sizes)) for name, sizes in groupby(best, key=lambda size: best[size])]
+    return [
+        Regime(
+            name, sizes[0], sizes[-1], *(_takeover(shared, *turns[index - 1], name, sizes) if index else (None, None))
+        )
+        for index, (name, sizes) in enumerate(turns)
+    ]
+
+
+def _takeover(
+    shared: Mapping[int, Mapping[str, Time]], before: str, sizes_before: list[int], now: str, sizes_now: list[int]
+) -> tuple[int | None, int | None]:
+    def is_below(size: int, one: str, other: str) -> bool:
+        return shared[size].get(one, UNKNOWN).is_below(shared[size].get(other, UNKNOWN))
+
+    after = next((size for size in reversed(sizes_before) if is_below(size, before, now)), None)
+    return after, next((size for size in sizes_now if is_below(size, now, before)), None)
+
+
+def sort_thresholds(lookups: pd.DataFrame) -> tuple[int | None, int | None]:
+    """The most row ids at which sorting costs time, and the fewest from which on it saves some: by the intervals, and
+    over all row sizes that were measured both ways; None where that was nowhere so.
+
+    Args:
+        lookups: measured rows of the case `lookup`.
+    """
+    through_link = lookups[(lookups["table"] != DEVICE) & lookups["row_order"].isin([AS_ASKED, SORTED])]
+    rows = (through_link["rows_per_s"] * through_link["wall_ms_median"] / 1e3).round().rename("rows")
+    ends = through_link.groupby(["row_bytes", rows, "row_order"]).agg(
+        lo=("wall_ms_lo", "min"), hi=("wall_ms_hi", "max")
+    )
+    both = ends.unstack("row_order").dropna()
+    if not {AS_ASKED, SORTED} <= set(both.columns.get_level_values("row_order")):
+        return None, None
+    sizes = both.index.get_level_values("rows")
+    costs = sizes[both["lo", SORTED] > both["hi", AS_ASKED]]
+    saves = (both["hi", SORTED] < both["lo", AS_ASKED]).groupby(sizes).all()
+    from_here_on = saves[::-1].cummin()[::-1]
+    by = next((int(size) for size, clear in from_here_on.items() if clear), None)
+    return int(costs.max()) if len(costs) else None, by

@@ -11,7 +11,8 @@ from typing import Any
 
 import pandas as pd
 
-from engram_exp.analysis.advise import AdviceError, advise, lines_of
+from engram_exp.analysis.advice import AdviceError, advise
+from engram_exp.analysis.advise import lines_of
 from engram_exp.analysis.subjects import WAYS, Subject, load_campaign, subjects
 from engram_exp.analysis.summary import markdown
 from engram_exp.plan import FULL

@@ -13,9 +13,9 @@ from engram_exp.results import OK, load_results
 # How a strategy is run: of several ways, its fastest stands for it.
 WAYS = (
     "hashing", "table", "lookup", "projection", "upload", "components", "schedule", "chunk_tokens", "ring_depth",
-    "capture", "row_order",
+    "capture", "row_order", "rows_per_program", "warps", "programs",
 )  # fmt: skip
-STEP = ("batch_size", "seq_len", "history")
+STEP = ("batch_size", "seq_len", "history", "batches")
 ABOUT = {
     "model": "{}",
     "dtype": "{}",
@@ -26,6 +26,7 @@ ABOUT = {
     "table_scale": "table_scale={:g}",
     "device_name": "{}",
     "cpu_name": "{}",
+    "threads": "{:g} threads",
 }
 ALWAYS_TOLD = ("model", "dtype", "tokens")
 
@@ -71,8 +72,12 @@ def _label(values: dict[str, object], told: list[str]) -> str:
 
 def fastest_ways(rows: pd.DataFrame) -> pd.DataFrame:
     """Of one subject, the rows of the way whose `full` is the fastest, for each strategy and number of tokens per step;
-    of several repetitions, all."""
+    of several repetitions, all. Where no `full` was timed, the sum of what was decides."""
     key = ["strategy", "tokens_per_step"]
     way = rows.groupby([*key, *STEP, *WAYS], dropna=False).ngroup()
-    full_ms = way.map(rows["wall_ms_median"].where(rows["case"] == FULL).groupby(way).median())
-    return rows[full_ms == full_ms.groupby([rows[name] for name in key]).transform("min")]
+    full = rows["case"] == FULL
+    full_ms = way.map(rows["wall_ms_median"].where(full).groupby(way).median())
+    sum_ms = way.map(rows.groupby([way, "case"])["wall_ms_median"].median().groupby(level=0).sum())
+    has_full = full.groupby([rows[name] for name in key]).transform("any")
+    ms = full_ms.where(has_full, sum_ms)
+    return rows[ms == ms.groupby([rows[name] for name in key]).transform("min")]

@@ -1,0 +1,226 @@
+"""What to choose: the strategy for decoding and for prefill within a budget of device memory, and what it costs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from omegaconf import OmegaConf
+
+from engram_exp.analysis.compare import ENOUGH_RUNS
+from engram_exp.analysis.curves import (
+    INTERPOLATED,
+    UNKNOWN,
+    Curve,
+    Regime,
+    Time,
+    curves,
+    regimes,
+    sort_thresholds,
+    time_at,
+)
+from engram_exp.analysis.subjects import ABOUT
+from engram_exp.plan import DEVICE, FULL
+from engram_exp.results import OK
+
+MODELS = Path(__file__).resolve().parents[2] / "conf/model"
+YARDSTICK = "device"
+ENGINE_FLAGS = {
+    "uva": {
+        "vLLM": '--engram-config \'{"cpu_offload": true, "use_thp": true}\'',
+        "SGLang": '--engram-config \'{"placement": "cpu"}\'',
+    },
+    "device": {
+        "vLLM": "--engram-config '{\"cpu_offload\": false}'",
+        "SGLang": '--engram-config \'{"placement": "gpu"}\'',
+    },
+}
+CANNOT = "cannot gather or project on the CPU: it has no option for this strategy"
+
+
+class AdviceError(ValueError):
+    """Data that give no advice, and why."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The strategy for one regime of use.
+
+    Args:
+        use: decode or prefill.
+        tokens: per step.
+        strategy: the best that fits the budget; None where none was measured there.
+        undecided: others that fit and whose intervals overlap with its own.
+        ms_per_layer: its time.
+        added_ms_per_step: to tables in device memory, in all layers of the model; None where that was not measured.
+        engines: flags of serving engines, or why they have none.
+    """
+
+    use: str
+    tokens: int
+    strategy: str | None
+    undecided: list[str]
+    ms_per_layer: Time
+    added_ms_per_step: Time | None
+    engines: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Advice:
+    """What the data say.
+
+    Args:
+        model, dtype, ids: what they are about; `ids` is the kind of tokens.
+        layers: of the model that have a table.
+        table_gb: of all these layers, at full size.
+        freed_gb: of device memory, if no choice keeps a table there; None where a choice is not measured.
+        choices: one for decode, one for prefill.
+        regimes: of the strategies that fit the budget, over tokens per step.
+        sort_rows: at how many row ids sorting still costs time, and from how many on it saves some, by their
+            intervals; None where that was nowhere so.
+        notes: what limits the advice.
+    """
+
+    model: str
+    dtype: str
+    ids: str
+    layers: int
+    table_gb: float
+    freed_gb: float | None
+    choices: list[Choice]
+    regimes: list[Regime]
+    sort_rows: tuple[int | None, int | None]
+    notes: list[str]
+
+
+def advise(
+    frame: pd.DataFrame,
+    model: str,
+    *,
+    decode: int,
+    prefill: int,
+    device_memory_gb: float,
+    dtype: str | None = None,
+    ids: str | None = None,
+) -> Advice:
+    """Choose a strategy for each regime.
+
+    Args:
+        frame: rows as `load_results` returns them.
+        model: as the column calls it.
+        decode, prefill: tokens per step.
+        device_memory_gb: that tables may take, in all layers, 10^9 bytes.
+        dtype, ids: values of the columns `dtype` and `tokens`, where the data hold several.
+
+    Raises:
+        AdviceError: the data do not hold the model, or hold several dtypes or kinds of tokens, or nothing fits.
+    """
+    good = _select(frame, model, dtype, ids)
+    layers, notes = _layers(model)
+    full_table = good["row_bytes"] * good["true_rows"] * layers / 1e9
+    table_gb = float(full_table.max())
+    needed_gb = full_table.where(good["table"] == DEVICE, 0.0).groupby(good["strategy"]).max()
+    found = curves(good)
+    fitting = sorted(name for name in found if needed_gb[name] <= device_memory_gb)
+    if not fitting:
+        nearest = needed_gb[list(found)].idxmin()
+        raise AdviceError(
+            f"device_memory_gb={device_memory_gb:g}: nothing that was measured fits; the nearest is {nearest}, "
+            f"with {needed_gb[nearest]:.1f} GB of tables on the device"
+        )
+    choices = [
+        _choose(found, fitting, use, tokens, layers) for use, tokens in (("decode", decode), ("prefill", prefill))
+    ]
+    chosen = [choice.strategy for choice in choices]
+    freed_gb = None if None in chosen else 0.0 if any(needed_gb[name] for name in chosen) else table_gb
+    return Advice(
+        model=model,
+        dtype=good["dtype"].iloc[0],
+        ids=good["tokens"].iloc[0],
+        layers=layers,
+        table_gb=table_gb,
+        freed_gb=freed_gb,
+        choices=choices,
+        regimes=regimes(found, fitting),
+        sort_rows=sort_thresholds(_lookups_like(frame, good)),
+        notes=notes + _notes(found, good),
+    )
+
+
+def _notes(found: Mapping[str, Curve], good: pd.DataFrame) -> list[str]:
+    notes = []
+    if YARDSTICK not in found:
+        notes.append("strategy=device was not measured: what an offload adds is unknown")
+    if (good["table_scale"] < 1).any():
+        notes.append("tables were shrunk (table_scale): rows may have been in caches that a whole table exceeds")
+    if any(time.runs < ENOUGH_RUNS for curve in found.values() for time in curve.values()):
+        few = f"sizes with fewer than {ENOUGH_RUNS} runs"
+        notes.append(f"{few}: their intervals lack what changes from run to run (repeats=5 measures it)")
+    return notes
+
+
+def _lookups_like(frame: pd.DataFrame, good: pd.DataFrame) -> pd.DataFrame:
+    """Measured lookups of the same subject, with rows of any size."""
+    lookups = frame[(frame["status"] == OK) & (frame["case"] == "lookup")]
+    for column in ABOUT:
+        if column != "row_bytes":
+            lookups = lookups[lookups[column] == good[column].iloc[0]]
+    return lookups
+
+
+def _select(frame: pd.DataFrame, model: str, dtype: str | None, ids: str | None) -> pd.DataFrame:
+    """The rows of `full` of one subject."""
+    good = frame[(frame["status"] == OK) & (frame["case"] == FULL)]
+    if good.empty:
+        raise AdviceError("the data hold no measured `full`")
+    for key, column, wanted in (("model", "model", model), ("dtype", "dtype", dtype), ("ids", "tokens", ids)):
+        values = sorted(good[column].unique())
+        if wanted is not None and wanted not in values:
+            raise AdviceError(f"{key}={wanted}: not measured; the data hold {', '.join(values)}")
+        if wanted is None and len(values) > 1:
+            raise AdviceError(f"{key}: the data hold {', '.join(values)}; choose one")
+        good = good[good[column] == (wanted or values[0])]
+    for column in ABOUT:
+        values = [f"{value:g}" if isinstance(value, float) else str(value) for value in good[column].unique()]
+        if len(values) > 1:
+            raise AdviceError(f"{column}: the data hold {', '.join(values)}; load one campaign at a time")
+    return good
+
+
+def _added(time: Time, yardstick: Time, layers: int) -> Time | None:
+    """What a step takes more than with tables in device memory, in all layers."""
+    if time.ms is None or yardstick.ms is None:
+        return None
+    known = time.known if time.known == yardstick.known else INTERPOLATED
+    runs = min(time.runs, yardstick.runs)
+    if time.lo is None or time.hi is None or yardstick.lo is None or yardstick.hi is None:
+        return Time((time.ms - yardstick.ms) * layers, None, None, known, runs)
+    lo, hi = (time.lo - yardstick.hi) * layers, (time.hi - yardstick.lo) * layers
+    return Time((time.ms - yardstick.ms) * layers, lo, hi, known, runs)
+
+
+def _layers(model: str) -> tuple[int, list[str]]:
+    path = MODELS / f"{model}.yaml"
+    if path.exists():
+        plain: Any = OmegaConf.to_container(OmegaConf.load(path))
+        return len(plain["layers"]), []
+    return 1, [f"{model} has no file in conf/model: counted as one layer"]
+
+
+def _choose(found: Mapping[str, Curve], fitting: Sequence[str], use: str, tokens: int, layers: int) -> Choice:
+    times = {name: time_at(found[name], tokens) for name in fitting}
+    known = {name: time for name, time in times.items() if time.ms is not None}
+    if not known:
+        return Choice(use, tokens, None, [], UNKNOWN, None, {})
+    best = min(known, key=lambda name: known[name].ms or 0.0)
+    undecided = [name for name in known if name != best and known[name].overlaps(known[best])]
+    time = known[best]
+    if best == YARDSTICK:
+        added: Time | None = time._replace(ms=0.0, lo=0.0, hi=0.0)
+    else:
+        added = _added(time, time_at(found.get(YARDSTICK, {}), tokens), layers)
+    engines = ENGINE_FLAGS.get(best, {"vLLM": CANNOT, "SGLang": CANNOT})
+    return Choice(use, tokens, best, undecided, time, added, dict(engines))
