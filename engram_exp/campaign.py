@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import random
 import signal
@@ -12,9 +13,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import gettempdir
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from filelock import FileLock, Timeout
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
@@ -30,8 +30,7 @@ from engram_exp.results import (
     SAMPLES,
     SUCCESSES,
     TIMEOUT,
-    write_environment,
-    write_results,
+    write_run,
     write_sweep,
 )  # fmt: skip
 from engram_exp.terminal import Terminal
@@ -55,11 +54,11 @@ class Campaign:
     """All runs of one call of the program: Hydra composes them, and then they run, one after the other, each in a
     process of its own. No run that fails keeps the next one from running.
 
-    A launcher of Hydra may copy the campaign to other machines, which then take one configuration each.
+    A launcher of Hydra may copy the campaign to other processes, which take one configuration each and run it at once.
     """
 
     def __init__(self) -> None:
-        self.process = os.getpid()
+        self.was_copied = False
         self.planned: list[Planned] = []
         self.statuses: set[str] = set()
         self.root: Path | None = None
@@ -73,11 +72,13 @@ class Campaign:
         folder = Path(hydra.runtime.output_dir)
         for repeat in range(config.repeats):
             place = folder / str(repeat) if config.repeats > 1 else folder
-            self.planned.append(
-                Planned(config, dict(hydra.runtime.choices), place, repeat, tuple(hydra.overrides.task))
-            )
-        if os.getpid() != self.process:
+            self.planned.append(Planned(config, dict(hydra.runtime.choices), place, repeat, _overrides(hydra)))
+        if self.was_copied:
             self.run()
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Of a copy in another process."""
+        self.__dict__.update(state, was_copied=True)
 
     @property
     def launched_into(self) -> Path | None:
@@ -155,8 +156,9 @@ class Campaign:
                 run_inline(job, Terminal())
             else:
                 self._run_in_process(job)
-        except KeyboardInterrupt:
-            self._require_results(job, CRASH, "interrupted by Ctrl-C")
+        except BaseException as stopped:  # Ctrl-C, or the end of a job's time
+            by_hand = isinstance(stopped, KeyboardInterrupt)
+            self._require_results(job, CRASH, "interrupted by Ctrl-C" if by_hand else f"interrupted: {stopped!r}")
             raise
         self.statuses |= statuses_of(Path(job.folder))
 
@@ -172,7 +174,7 @@ class Campaign:
         except subprocess.TimeoutExpired:
             _kill(worker)
             self._require_results(job, TIMEOUT, f"killed after timeout_s={job.config.timeout_s:g}")
-        except KeyboardInterrupt:
+        except BaseException:
             _kill(worker)
             raise
 
@@ -180,24 +182,20 @@ class Campaign:
         """Write the rows of a worker that did not live to write them."""
         if not (Path(job.folder) / RESULTS).exists():
             rows = [{**stamp(), **row} for row in job.failed_rows(status, error)]
-            write_environment(Path(job.folder), {"command": job.command, **record()})
-            write_results(Path(job.folder), rows)
+            write_run(Path(job.folder), {"command": job.command, **record()}, rows)
             Terminal().results(rows)
 
 
 @contextmanager
 def _turn() -> Iterator[None]:
     """Runs of one user on one machine wait for each other: beside another, neither would measure what it seems to."""
-    lock = FileLock(Path(gettempdir()) / f"engram_exp-{os.getuid()}.lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        Terminal().say("waiting: another run measures on this machine")
-        lock.acquire()
-    try:
+    with (Path(gettempdir()) / f"engram_exp-{os.getuid()}.lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            Terminal().say("waiting: another run measures on this machine")
+            fcntl.flock(lock, fcntl.LOCK_EX)  # sleeps: a process that polled would disturb the other's times
         yield
-    finally:
-        lock.release()
 
 
 def _folder_for(folder: Path, mark: str) -> Path:
@@ -206,6 +204,12 @@ def _folder_for(folder: Path, mark: str) -> Path:
     while (free / RESULTS).exists() and fingerprint_in(free) != mark:
         number, free = number + 1, folder.with_name(f"{folder.name}-{number + 1}")
     return free
+
+
+def _overrides(hydra: Any) -> tuple[str, ...]:
+    """What makes the configuration again: what was set, and where Hydra found it."""
+    found = [text for text in hydra.overrides.hydra if text.startswith("hydra.searchpath")]
+    return (*found, *hydra.overrides.task)
 
 
 def _plan(todo: Sequence[Planned], wanted: Sequence[Planned]) -> str:

@@ -64,9 +64,7 @@ def run(job: Job, terminal: Terminal) -> list[dict[str, Any]]:
         log.exception("the run crashed")
         no_memory = ALLOCATION_FAILED in str(error) or getattr(error, "errno", None) == errno.ENOMEM
         rows = _failed(job, results.OOM_HOST if no_memory else results.CRASH, error)
-    results.write_environment(folder, {"command": job.command, **record()})
-    results.write_samples(folder, samples)
-    results.write_results(folder, rows)
+    results.write_run(folder, {"command": job.command, **record()}, rows, samples)
     terminal.results(rows)
     return rows
 

@@ -1,11 +1,15 @@
-"""Whether the numbers of a row agree with each other, as they do in every file that no hand has changed."""
+"""Whether a file is what its run wrote: by its digest, and by numbers that must agree with each other."""
 
 from __future__ import annotations
 
+import hashlib
 import math
+import re
 from collections.abc import Collection, Mapping
 from itertools import pairwise
+from pathlib import Path
 
+DIGESTS = "sha256"  # of the files of a run, in its record
 ROUNDING = 1e-6  # numbers are written with nine digits
 ASCENDING = (
     ("wall_ms_min", "wall_ms_median", "wall_ms_max"),
@@ -14,6 +18,26 @@ ASCENDING = (
 )
 PER_SECOND = {"gb_per_s": ("bytes_moved", 1e9), "tflop_per_s": ("flops", 1e12)}
 TRUTHS = ("True", "False")
+
+
+def digest(content: bytes) -> str:
+    """SHA-256, in hexadecimal digits."""
+    return hashlib.sha256(content).hexdigest()
+
+
+def check_digest(content: bytes, name: str, environment: Path) -> None:
+    """Check the content of a file against the record beside it; without one, everything passes.
+
+    Raises:
+        ValueError: the record says otherwise.
+    """
+    try:
+        record = environment.read_bytes()
+    except OSError:
+        return
+    known = re.search(rb'"%s": "([0-9a-f]{64})"' % re.escape(name).encode(), record)
+    if known and known[1].decode() != digest(content):
+        raise ValueError(f"it is not what its run wrote, says {environment.name}: was it edited or cut?")
 
 
 def check_row(row: Mapping[str, str], numbers: Collection[str], truths: Collection[str]) -> None:
@@ -30,6 +54,9 @@ def check_row(row: Mapping[str, str], numbers: Collection[str], truths: Collecti
         if row[name] and row[name] not in TRUTHS:
             raise ValueError(f"{name} is {row[name]!r}, not True or False")
     known = {name: _number(name, row[name]) for name in numbers if row[name]}
+    for name in known:
+        if name.startswith("wall_ms") and known[name] <= 0:
+            raise ValueError(f"{name} is {row[name]}, not a time: was it edited?")
     for columns in ASCENDING:
         for low, high in pairwise([name for name in columns if name in known]):
             if known[low] > known[high] * (1 + ROUNDING):

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from engram_exp.integrity import check_row
+from engram_exp.integrity import DIGESTS, check_digest, check_row, digest
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -63,19 +63,31 @@ TRUTH_COLUMNS = {"history", "steady", "git_dirty"}
 NUMBER_COLUMNS = set(COLUMNS) - TEXT_COLUMNS - TRUTH_COLUMNS
 
 
-def write_results(folder: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write the rows of one run, one per case; columns that a row does not have stay empty."""
-    _write(folder / RESULTS, COLUMNS, ({"schema_version": SCHEMA_VERSION, **row} for row in rows))
+class LeftOutWarning(UserWarning):
+    """A file, or rows of it, that are not loaded, and why."""
 
 
-def write_samples(folder: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Write every timed iteration of one run."""
-    _write(folder / SAMPLES, SAMPLE_COLUMNS, rows)
+def write_run(
+    folder: Path,
+    record: Mapping[str, Any],
+    rows: Sequence[Mapping[str, Any]],
+    samples: Iterable[Mapping[str, Any]] | None = None,
+) -> None:
+    """Write what a run leaves behind, its results last: where they stand, the rest does.
 
-
-def write_environment(folder: Path, record: Mapping[str, Any]) -> None:
-    """Write the record of the machine."""
-    write_text(folder / ENVIRONMENT, json.dumps(record, indent=1))
+    Args:
+        folder: of the run.
+        record: of machine and command; it gets the digests of the other files.
+        rows: one per case; columns that a row does not have stay empty.
+        samples: every timed iteration; None: no such file.
+    """
+    texts = {RESULTS: _text(COLUMNS, ({"schema_version": SCHEMA_VERSION, **row} for row in rows))}
+    if samples is not None:
+        texts = {SAMPLES: _text(SAMPLE_COLUMNS, samples), **texts}
+    digests = {name: digest(text.encode()) for name, text in texts.items()}
+    write_text(folder / ENVIRONMENT, json.dumps({**record, DIGESTS: digests}, indent=1))
+    for name, text in texts.items():
+        write_text(folder / name, text)
 
 
 def write_sweep(folder: Path) -> pd.DataFrame:
@@ -99,13 +111,19 @@ def load_results(path: str | Path) -> pd.DataFrame:
             below it do not mix with one's own: to load them, name that folder.
 
     Returns:
-        Columns as `COLUMNS`; empty texts are "", other empty values NaN. A file that is damaged, cut, of an unknown
-        schema, or whose numbers do not agree with each other is named in a warning and left out.
+        Columns as `COLUMNS`; empty texts are "", other empty values NaN. A file that is damaged, cut, edited or of an
+        unknown schema is named in a `LeftOutWarning` and left out; of a run that is there twice, so is the copy.
 
     Raises:
         FileNotFoundError: the path does not exist.
     """
-    return _load(Path(path), RESULTS, COLUMNS)
+    frame = _load(Path(path), RESULTS, COLUMNS)
+    copies = frame.duplicated(["run_id", "case"])
+    if copies.any():
+        warnings.warn(
+            f"{copies.sum()} rows are left out: copies of runs that are there already", LeftOutWarning, stacklevel=2
+        )
+    return frame[~copies].reset_index(drop=True)
 
 
 def load_samples(path: str | Path) -> pd.DataFrame:
@@ -117,13 +135,13 @@ def load_samples(path: str | Path) -> pd.DataFrame:
     return _load(Path(path), SAMPLES, SAMPLE_COLUMNS)
 
 
-def _write(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:
+def _text(columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> str:
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, lineterminator="\n")
     writer.writeheader()
     for row in rows:
         writer.writerow({name: _cell(value) for name, value in row.items()})
-    write_text(path, text.getvalue())
+    return text.getvalue()
 
 
 def _cell(value: Any) -> Any:
@@ -139,7 +157,7 @@ def _load(path: Path, name: str, columns: Sequence[str]) -> pd.DataFrame:
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such file or folder")
     kept_as_text = {column: str for column in columns if column in TEXT_COLUMNS}
-    frame = pd.read_csv(io.StringIO(_gather(path, name, columns)), dtype=kept_as_text)
+    frame = pd.read_csv(io.StringIO(_gather(path, name, columns)), dtype=kept_as_text, low_memory=False)
     return frame.fillna(dict.fromkeys(kept_as_text, ""))
 
 
@@ -150,15 +168,17 @@ def _gather(path: Path, name: str, columns: Sequence[str]) -> str:
     found = [file for file in found if PUBLISHED not in file.relative_to(path).parts]
     for file in [path] if path.is_file() else sorted(found, key=_natural_order):
         try:
-            parts.append(_body(_read(file), columns))
-        except (OSError, EOFError, zlib.error, ValueError) as error:
-            warnings.warn(f"{file} is left out: {error}", stacklevel=4)
+            content = _read(file)
+            check_digest(content, name, file.with_name(ENVIRONMENT))
+            parts.append(_body(content.decode("utf-8"), columns))
+        except (OSError, EOFError, zlib.error, ValueError, csv.Error) as error:
+            warnings.warn(f"{file} is left out: {error}", LeftOutWarning, stacklevel=4)
     return "".join(parts)
 
 
-def _read(file: Path) -> str:
+def _read(file: Path) -> bytes:
     content = file.read_bytes()
-    return (gzip.decompress(content) if file.suffix == ".gz" else content).decode("utf-8")
+    return gzip.decompress(content) if file.suffix == ".gz" else content
 
 
 def _natural_order(path: Path) -> list[tuple[int, str]]:
@@ -180,16 +200,19 @@ def _body(text: str, columns: Sequence[str]) -> str:
         raise ValueError("its last line is cut")
     if not body and columns is COLUMNS:
         raise ValueError("it holds no rows")
-    for number, row in enumerate(csv.reader(io.StringIO(body)), start=2):
+    rows = list(csv.reader(io.StringIO(body)))
+    if len(rows) != body.count("\n"):
+        raise ValueError("a quotation mark spans several lines")
+    numbers = NUMBER_COLUMNS.intersection(known[version])
+    for number, row in enumerate(rows, start=2):
         if len(row) != len(known[version]):
             raise ValueError(f"line {number} has {len(row)} fields instead of {len(known[version])}")
         if columns is not COLUMNS:
             continue
         if row[0] != str(version):
             raise ValueError(f"line {number} has the schema version {row[0]!r}, not {version}")
-        cells = dict(zip(known[version], row, strict=True))
         try:
-            check_row(cells, NUMBER_COLUMNS & cells.keys(), TRUTH_COLUMNS)
+            check_row(dict(zip(known[version], row, strict=True)), numbers, TRUTH_COLUMNS)
         except ValueError as error:
             raise ValueError(f"line {number}: {error}") from None
     return body.replace("\n", "," * (len(columns) - len(known[version])) + "\n")

@@ -41,6 +41,10 @@ def test_compare_takes_two_folders(command):
     code, out, _ = command("compare", CROSSOVER, CROSSOVER)
     assert code == 0
     assert "1.000" in out
+    header = out.splitlines()[1]
+    assert "strategy" in header
+    assert "batch_size" in header
+    assert "hashing" not in header, "the strategy tells it already"
 
 
 def test_summary_prints_markdown(command):
@@ -54,6 +58,9 @@ def test_summary_prints_markdown(command):
     [
         (["compare", "nowhere", CROSSOVER], "refused: nowhere: no such file or folder"),
         (["compare", "--by", "strategy", "--folder", CROSSOVER, "uva", "disk"], "refused: strategy is never disk"),
+        (["compare", "tests/golden", CROSSOVER], "refused: tests/golden: no results below it"),
+        (["advise", "tests/golden"], "refused: tests/golden: no results below it"),
+        (["advise", CROSSOVER, "--model", "other"], "refused: model=other: not measured; the data hold demo"),
         (["summary", CROSSOVER, "nonsense"], "refused: no column nonsense"),
         (["summary", CROSSOVER, "--case", "nap"], "refused: no measured case nap"),
     ],
@@ -77,7 +84,7 @@ def test_analysis_takes_no_pytorch():
 
 
 def test_two_runs_of_a_value_are_compared_by_number_too(command, tmp_path):
-    frame = pd.read_csv(f"{CROSSOVER}/0/results.csv")
+    frame = pd.read_csv(f"{CROSSOVER}/0/0/results.csv")
     for run, threads in (("0", 8), ("1", 16)):
         (tmp_path / run).mkdir()
         frame.assign(threads=threads, run_id=run).to_csv(tmp_path / run / "results.csv", index=False)

@@ -1,6 +1,8 @@
 """Sweeps that a launcher takes to other processes: submitit's local one, and what the preset asks of Slurm."""
 
+import json
 import os
+import signal
 import subprocess
 import sys
 from datetime import datetime
@@ -10,6 +12,7 @@ import pytest
 from conftest import ROOT, TINY
 
 from engram_exp import load_results
+from engram_exp.campaign import Campaign, Planned
 
 
 @pytest.fixture
@@ -25,7 +28,7 @@ def sweep(tmp_path, cache_dir):
 
 
 def test_runs_of_other_processes_are_gathered_and_do_not_overlap(sweep, tmp_path):
-    done = sweep("hydra/launcher=submitit_local", "batch_size=1,2", "seed=0,1", "repeats=2")
+    done = sweep("hydra/launcher=local_queue", "batch_size=1,2", "seed=0,1", "repeats=2")
     assert done.returncode == 0, done.stderr
     assert "median ms of every run" in done.stdout
     frame = load_results(tmp_path)
@@ -38,21 +41,41 @@ def test_runs_of_other_processes_are_gathered_and_do_not_overlap(sweep, tmp_path
         spans.append((started, results.stat().st_mtime))
     spans.sort()
     assert all(ended <= started + 1 for (_, ended), (started, _) in pairwise(spans)), "started_at has no fraction"
+    environment = json.loads(next((tmp_path / "out/mine").rglob("environment.json")).read_text())
+    assert environment["variables"]["CUDA_VISIBLE_DEVICES"] == "0", "submitit hides no GPU"
     log = next((tmp_path / "out/mine/.submitit").rglob("*_log.out")).read_text()
     assert "hashing" in log
-    again = sweep("hydra/launcher=submitit_local", "batch_size=1,2", "seed=0,1", "repeats=2")
+    again = sweep("hydra/launcher=local_queue", "batch_size=1,2", "seed=0,1", "repeats=2")
     assert again.returncode == 0
     assert set(load_results(tmp_path)["run_id"]) == set(frame["run_id"]), "nothing was run again"
 
 
 def test_a_run_that_fails_elsewhere_fails_the_sweep(sweep, tmp_path):
-    done = sweep("hydra/launcher=submitit_local", "batch_size=1,2", "timeout_s=0.2")
+    done = sweep("hydra/launcher=local_queue", "batch_size=1,2", "timeout_s=0.2")
     assert done.returncode == 1
     assert load_results(tmp_path)["status"].tolist() == ["timeout"] * 2
 
 
+def test_the_end_of_a_jobs_time_leaves_a_row_and_no_worker(configure, tmp_path, monkeypatch):
+    waited, wait = [], subprocess.Popen.wait
+
+    def ended_first(worker, timeout=None):
+        waited.append(worker)
+        if len(waited) == 1:
+            raise SystemExit(0)  # as submitit's handler of the signal does
+        return wait(worker, timeout)
+
+    monkeypatch.setattr(subprocess.Popen, "wait", ended_first)
+    with pytest.raises(SystemExit):
+        Campaign()._run(Planned(configure(*TINY, "cases=[hashing]"), {}, tmp_path / "0", 0, ()))
+    assert waited[0].returncode == -signal.SIGKILL
+    frame = load_results(tmp_path)
+    assert frame["status"].tolist() == ["crash"]
+    assert frame["error"][0] == "interrupted: SystemExit(0)"
+
+
 def test_what_is_refused_is_not_launched(sweep, tmp_path):
-    done = sweep("hydra/launcher=submitit_local", "batch_size=1,0")
+    done = sweep("hydra/launcher=local_queue", "batch_size=1,0")
     assert done.returncode == 2
     assert "batch_size=0" in done.stderr
     assert not list(tmp_path.rglob(".submitit"))

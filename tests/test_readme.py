@@ -93,7 +93,7 @@ def test_report(command, tmp_path):
 
 
 def test_the_picture_shows_the_published_numbers():
-    frame = load_campaign(H200)
+    frame = load_campaign(H200 / "crossover")
     shown = next(figure for figure in figures(frame, subjects(frame)) if figure.section == OVER_TOKENS)
     labels = re.compile('aria-label="([^"]*)"')
     assert labels.findall((H200 / "crossover.svg").read_text()) == labels.findall(draw(shown, SVG_WIDTH))

@@ -9,17 +9,15 @@ from playwright.sync_api import sync_playwright
 
 from engram_exp import load_results, report
 from engram_exp.__main__ import main
-from engram_exp.analysis.curves import curves
-from engram_exp.analysis.figures import LIMITS, MEMORY, OVER_TOKENS, SECTIONS, STAGES, figures
-from engram_exp.analysis.page import specification
+from engram_exp.analysis.figures import EFFECTS, LIMITS, MEMORY, OVER_TOKENS, SECTIONS, STAGES, figures
 from engram_exp.analysis.report import ReportError
 from engram_exp.analysis.subjects import load_campaign, subjects
-from engram_exp.results import write_results
+from engram_exp.results import write_run
 
 H200 = ROOT / "outputs/reference/h200"
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-background-networking", "--disable-sync"]
-BAD_TEXT = "</script><b>1 & 2</b>"
+BAD_TEXT = "</SCRIPT></script><b>1 & 2</b>"
 
 
 @pytest.fixture(scope="module")
@@ -110,7 +108,7 @@ def test_what_a_user_wrote_cannot_break_the_page(open_page, tmp_path):
     mine = tmp_path / "campaign/1/results.csv"
     mine.write_text(mine.read_text().replace("kv_on_gpu", BAD_TEXT))
     (tmp_path / "campaign/9").mkdir()
-    write_results(tmp_path / "campaign/9", [{"run_id": "a", "status": "crash", "case": "full", "error": BAD_TEXT}])
+    write_run(tmp_path / "campaign/9", {}, [{"run_id": "a", "status": "crash", "case": "full", "error": BAD_TEXT}])
     view = open_page(report(tmp_path / "campaign", tmp_path / "report"))
     assert BAD_TEXT in view.inner_text("#failures")
     assert BAD_TEXT in view.inner_text("#rows")
@@ -123,16 +121,16 @@ def data_of(figure):
 def test_figures_hold_the_numbers_of_the_campaign(drawn):
     assert [figure.section for figure in drawn] == sorted((f.section for f in drawn), key=list(SECTIONS).index)
     assert {figure.section for figure in drawn} == set(SECTIONS)
-    subject = subjects(load_campaign(H200))[0]
-    shown = {
-        (row["strategy"], row["tokens"]): (row["ms"], row["lo"], row["hi"])
-        for row in data_of(next(figure for figure in drawn if figure.section == OVER_TOKENS))
-    }
-    assert shown == {
-        (name, tokens): (time.ms, time.lo, time.hi)
-        for name, curve in curves(subject.rows).items()
-        for tokens, time in curve.items()
-    }
+    frame = load_results(H200).query("case == 'full' and model == 'demo' and tokens == 'random'")
+    frame = frame.assign(tokens=frame["batch_size"] * frame["seq_len"])
+    measured = set(zip(frame["strategy"], frame["tokens"], strict=True))
+    shown = data_of(next(figure for figure in drawn if figure.section == OVER_TOKENS))
+    assert {(row["strategy"], row["tokens"]) for row in shown} == measured
+    for row in shown:
+        runs = frame[(frame["strategy"] == row["strategy"]) & (frame["tokens"] == row["tokens"])]
+        assert runs["wall_ms_lo"].min() <= row["lo"] <= row["ms"] <= row["hi"] <= runs["wall_ms_hi"].max()
+        if row["tokens"] < 10_000 and row["tokens"] != 64:  # run in one way only
+            assert row["ms"] == pytest.approx(runs["wall_ms_median"].median())
 
 
 def test_stages_stand_beside_their_whole(drawn):
@@ -147,12 +145,41 @@ def test_stages_stand_beside_their_whole(drawn):
 def test_efficiencies_and_memory_are_shown(drawn):
     near = [row for figure in drawn if figure.section == LIMITS for row in data_of(figure)]
     assert {"hashing", "lookup", "projection", "full"} <= {row.get("case") for row in near}
-    memory = [row for figure in drawn if figure.section == MEMORY for row in data_of(figure)]
-    assert all(row["device_gb"] > 0 for row in memory)
+    memory = next(f for f in drawn if f.section == MEMORY and f.title.startswith("1 x 8,192: deepseek"))
+    data = list(memory.chart.to_dict()["datasets"].values())
+    front, points = data[0], data[-1]
+    frame = load_results(H200 / "v41").query("case == 'full' and seq_len == 8192").set_index("strategy")
+    assert {row["strategy"]: row["device_gb"] for row in points} == (frame["peak_device_bytes"] / 1e9).to_dict()
+    assert [row["strategy"] for row in front] == ["uva", "kv_on_gpu", "device"], "each faster than all that take less"
 
 
-def test_charts_have_no_width_of_their_own(drawn):
-    assert {specification(figure)["width"] for figure in drawn} == {"container"}
+def test_effects_compare_what_differs_in_one_thing():
+    sorting, memory = (load_campaign(H200 / name) for name in ("sorting", "memory"))
+    effects = {
+        figure.title: data_of(figure)
+        for frame in (sorting, memory)
+        for figure in figures(frame, subjects(frame))
+        if figure.section == EFFECTS
+    }
+    ms = load_results(H200 / "sorting").set_index(["row_bytes", "batch_size", "row_order"])["wall_ms_median"]
+    found = {(row["runs"], row["value"]): row["relative"] for row in effects["row_order"]}
+    for row_bytes in (128, 512):
+        one = ms[row_bytes, 262144]
+        label = f"262,144 x 1, {row_bytes} B"
+        assert found[label, "as_asked"] == pytest.approx(one["as_asked"] / one["sorted"])
+        assert found[label, "sorted"] == 1
+    assert {row["value"] for row in effects["table"]} == {"huge", "pinned", "pageable"}
+
+
+def test_a_strategy_without_all_of_its_stages_has_no_bar():
+    frame = load_campaign(H200 / "memory")
+    assert not [figure for figure in figures(frame, subjects(frame)) if figure.section == STAGES]
+
+
+def test_a_campaign_without_full_shows_its_efficiencies():
+    frame = load_campaign(H200 / "sorting")
+    sections = {figure.section for figure in figures(frame, subjects(frame))}
+    assert sections == {LIMITS, EFFECTS}
 
 
 def test_the_summary_names_figures_that_exist(page):
@@ -176,16 +203,18 @@ def test_what_was_left_out_is_listed(tmp_path):
 
 def test_an_old_report_is_replaced(tmp_path):
     (tmp_path / "figures").mkdir()
-    (tmp_path / "figures/old_1.svg").touch()
+    for name in ("stages_99.svg", "mine.svg"):
+        (tmp_path / "figures" / name).touch()
     report(H200 / "text", tmp_path)
-    assert not (tmp_path / "figures/old_1.svg").exists()
+    assert not (tmp_path / "figures/stages_99.svg").exists()
+    assert (tmp_path / "figures/mine.svg").exists(), "not of a report"
 
 
 def test_what_cannot_be_reported_says_why(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["engram_exp", "report", str(tmp_path), "--output", str(tmp_path / "out")])
     assert main() == 2
     assert "no results below it" in capsys.readouterr().err
-    write_results(tmp_path, [{"run_id": "a", "status": "crash", "case": "full"}])
+    write_run(tmp_path, {}, [{"run_id": "a", "status": "crash", "case": "full"}])
     with pytest.raises(ReportError, match="nothing was measured; its rows are 1 crash"):
         report(tmp_path, tmp_path / "out")
     monkeypatch.setattr("engram_exp.analysis.report.find_spec", lambda name: None)

@@ -4,9 +4,9 @@ import gzip
 import pytest
 
 import engram_exp
-from engram_exp import load_results, load_samples
+from engram_exp import load_results, load_samples, results
 from engram_exp.analysis.summary import markdown
-from engram_exp.results import COLUMNS, COLUMNS_OF, SAMPLE_COLUMNS, write_results, write_samples, write_sweep
+from engram_exp.results import COLUMNS, COLUMNS_OF, SAMPLE_COLUMNS, write_sweep
 
 
 def write_run(folder, run_id="a", status="ok", **columns):
@@ -20,7 +20,8 @@ def write_run(folder, run_id="a", status="ok", **columns):
         "batch_size": 64,
         **columns,
     }
-    write_results(folder, [row, {**row, "case": "lookup"}])
+    results.write_run(folder, {}, [row, {**row, "case": "lookup"}])
+    (folder / "environment.json").unlink()  # without the digests, what stands in a file decides
     return folder / "results.csv"
 
 
@@ -74,6 +75,42 @@ def test_damaged_files_are_named_and_skipped(tmp_path, damage, says):
     assert set(frame["run_id"]) == {"good"}
 
 
+@pytest.mark.parametrize(
+    "damage", [lambda text: text[: text.rindex("\n", 0, -1) + 1], lambda text: text.replace("uva", "device")]
+)
+def test_what_no_row_shows_its_digest_does(tmp_path, damage):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    rows = [{"run_id": "a", "status": "ok", "case": case, "strategy": "uva"} for case in ("full", "lookup")]
+    results.write_run(folder, {}, rows)
+    assert len(load_results(tmp_path)) == 2
+    (folder / "results.csv").write_text(damage((folder / "results.csv").read_text()))
+    with pytest.warns(results.LeftOutWarning, match="it is not what its run wrote"):
+        assert load_results(tmp_path).empty
+
+
+@pytest.mark.parametrize("text", ["\r", '"'])
+def test_damage_that_no_csv_reader_takes_is_named(tmp_path, text):
+    bad = write_run(tmp_path / "bad")
+    bad.write_bytes(bad.read_bytes().replace(b"uva", text.encode() + b"uva"))
+    with pytest.warns(results.LeftOutWarning, match="left out"):
+        assert load_results(tmp_path).empty
+
+
+def test_copies_of_a_run_do_not_count(tmp_path):
+    for name in ("a", "b"):
+        write_run(tmp_path / name, run_id="same")
+    with pytest.warns(results.LeftOutWarning, match="2 rows are left out: copies of runs"):
+        assert len(load_results(tmp_path)) == 2
+
+
+def test_many_failures_make_no_warning(tmp_path, recwarn):
+    for number in range(300):
+        write_run(tmp_path / str(number), run_id=str(number), status="crash" if number % 2 else "ok")
+    assert len(load_results(tmp_path)) == 600
+    assert not recwarn.list
+
+
 def test_files_that_are_no_text_are_skipped(tmp_path):
     write_run(tmp_path / "bad").write_bytes(b"\xff\xfe\x00")
     with pytest.warns(UserWarning, match="left out"):
@@ -90,17 +127,17 @@ def test_half_a_file_never_counts(tmp_path, monkeypatch):
     write_run(tmp_path / "run", run_id="first")
     monkeypatch.setattr("os.replace", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
-        write_results(tmp_path / "run", [{"run_id": "second", "case": "full"}])
+        results.write_run(tmp_path / "run", {}, [{"run_id": "second", "case": "full"}])
     assert set(load_results(tmp_path)["run_id"]) == {"first"}
 
 
 def test_unknown_columns_are_a_defect(tmp_path):
     with pytest.raises(ValueError, match="wall_seconds"):
-        write_results(tmp_path, [{"run_id": "a", "wall_seconds": 1}])
+        results.write_run(tmp_path, {}, [{"run_id": "a", "wall_seconds": 1}])
 
 
 def test_samples_load(tmp_path):
-    write_samples(tmp_path, [{"run_id": "a", "case": "full", "iteration": 0, "order": 1, "wall_ms": 1 / 3}])
+    results.write_run(tmp_path, {}, [], [{"run_id": "a", "case": "full", "iteration": 0, "order": 1, "wall_ms": 1 / 3}])
     frame = load_samples(tmp_path)
     assert tuple(frame.columns) == SAMPLE_COLUMNS
     assert frame["wall_ms"][0] == pytest.approx(1 / 3, rel=1e-8)
@@ -143,7 +180,7 @@ def test_gzipped_samples_load_and_cut_ones_are_named(tmp_path):
     samples = [{"run_id": "a", "case": "full", "iteration": i, "order": i, "wall_ms": i + 1.0} for i in range(50)]
     for name in ("whole", "cut"):
         (tmp_path / name).mkdir()
-        write_samples(tmp_path / name, samples)
+        results.write_run(tmp_path / name, {}, [], samples)
         packed = gzip.compress((tmp_path / name / "samples.csv").read_bytes())
         (tmp_path / name / "samples.csv").unlink()
         (tmp_path / name / "samples.csv.gz").write_bytes(packed if name == "whole" else packed[:-30])

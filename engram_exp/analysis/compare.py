@@ -54,7 +54,7 @@ def compare(
     a, b = a[a["status"] == OK], b[b["status"] == OK]
     if a.empty or b.empty:
         raise ComparisonError(f"side {'A' if a.empty else 'B'} holds no measured case")
-    marked = _different(a, b, MACHINE)
+    marked = [name for name in MACHINE if set(_plain(a[name])) != set(_plain(b[name]))]
     if marked and not other_machine:
         raise ComparisonError(f"the sides differ in {', '.join(marked)}; --other-machine compares them nevertheless")
     keys = [*WORKLOAD, *(name for name in CHOICES if name not in _different(a, b, CHOICES)), "case"]
@@ -125,6 +125,16 @@ def _judge(a: list[float], b: list[float], threshold: float) -> dict[str, Any]:
     }
 
 
+def _telling_apart(found: pd.DataFrame) -> list[str]:
+    """The columns that are needed to tell the compared configurations apart."""
+    told: list[str] = []
+    groups = 1
+    for name in dict.fromkeys(["strategy", "batch_size", "seq_len", *WORKLOAD, *CHOICES]):
+        if name in found and (more := len(found[[*told, name]].drop_duplicates())) > groups:
+            told, groups = [*told, name], more
+    return told
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """What `python -m engram_exp compare` takes."""
     parser.add_argument("a", metavar="A", help="a folder; with --by, a value of the column")
@@ -151,7 +161,7 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.csv:
         print(found.to_csv(index=False), end="")
         return
-    varying = [name for name in (*WORKLOAD, *CHOICES) if name in found and found[name].nunique() > 1]
+    varying = _telling_apart(found)
     table = Table(*varying, "case", "runs", "A ms", "B ms", "B / A", "95 % interval", "B is")
     for row in found.to_dict("records"):
         interval = "" if row["ratio_lo"] is None else f"{row['ratio_lo']:.3f} .. {row['ratio_hi']:.3f}"

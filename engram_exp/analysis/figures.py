@@ -1,22 +1,33 @@
-"""The figures of a report: Altair charts that stay readable in greyscale (shapes, dashes, lightness) and on a phone."""
+"""The figures of a report, from the rows of a campaign."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple, TypeVar
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import altair as alt
 import pandas as pd
 
 from engram_exp.analysis.compare import GOES_WITH, WORKLOAD
 from engram_exp.analysis.curves import curves
-from engram_exp.analysis.subjects import STEP, WAYS, Subject, fastest_ways
+from engram_exp.analysis.looks import (
+    CASE_ORDER,
+    DASHES,
+    SHAPES,
+    STRATEGY_COLORS,
+    by_strategy,
+    case_color,
+    log_scale,
+    numbers,
+    strategies_in,
+    strategy_color,
+)  # fmt: skip
+from engram_exp.analysis.subjects import ABOUT, STEP, WAYS, Subject, fastest_ways
+from engram_exp.integrity import ROUNDING
 from engram_exp.plan import FULL
 from engram_exp.results import OK
 
-Channel = TypeVar("Channel")
-
-OVER_TOKENS, STAGES, LIMITS, MEMORY, CHOICES = "tokens", "stages", "limits", "memory", "choices"
+OVER_TOKENS, STAGES, LIMITS, MEMORY, EFFECTS = "tokens", "stages", "limits", "memory", "effects"
 SECTIONS = {  # heading, and how to read it
     OVER_TOKENS: (
         "Time over tokens per step",
@@ -24,8 +35,8 @@ SECTIONS = {  # heading, and how to read it
     ),
     STAGES: (
         "Stages beside the whole",
-        "Stages were timed one by one, and full as it runs: shorter than their sum where they overlap. Strategies that "
-        "take more than ten times as long as the fastest have a figure of their own.",
+        "Stages were timed one by one, and full as it runs: shorter than their sum where they overlap. Strategies of "
+        "which all stages were timed; those that take more than ten times as long have a figure of their own.",
     ),
     LIMITS: (
         "How near to the limit",
@@ -36,23 +47,15 @@ SECTIONS = {  # heading, and how to read it
         "Each point is a way of running a strategy, with the most device memory of its run; the line joins those that "
         "no other beats in both.",
     ),
-    CHOICES: ("What a choice changes", "Runs that differ in this alone, each against the fastest of them."),
+    EFFECTS: ("What a choice changes", "Runs that differ in this alone, each against the fastest of them."),
 }
-STRATEGY_ORDER = ["device", "uva", "kv_on_gpu", "kv_on_cpu"]
-STRATEGY_COLORS = ["#000000", "#0072b2", "#e69f00", "#c05a9a", "#009e73", "#8c8c8c"]  # after Okabe and Ito
-SHAPES = ["circle", "square", "triangle-up", "diamond", "cross", "triangle-down"]
-DASHES = [[1, 0], [6, 3], [2, 2], [8, 3, 2, 3], [12, 4], [1, 3]]
-CASE_ORDER = ["up_ids", "hashing", "up_rows", "lookup", "up_embed", "widening", "projection", "up_kv", FULL]
-CASE_COLORS = [  # viridis, and grey
-    "#fde725", "#addc30", "#5ec962", "#28ae80", "#21918c", "#3b528b", "#472d7b", "#440154", "#777777",
-]  # fmt: skip
-EFFECTS = {"row_order": ("lookup",), "table": ("lookup", FULL), "dtype": (FULL,), "schedule": (FULL,)}
+CASES_OF_EFFECT = {"row_order": ("lookup",), "table": ("lookup", FULL), "dtype": (FULL,), "schedule": (FULL,)}
 GOES_ALONG = {
     **GOES_WITH,
     "dtype": (*GOES_WITH["dtype"], "batches", "chunk_tokens"),
     "schedule": ("chunk_tokens", "ring_depth"),
 }
-TOLD = ("case", "strategy", "model", "dtype", "tokens", "row_bytes", "batch_size", "seq_len")
+TOLD = ("case", "strategy", "row_bytes", "batch_size", "seq_len")
 MOST_GROUPS = 16
 SIZES_SHOWN = 3
 FAR_SLOWER = 10
@@ -74,14 +77,14 @@ class Figure(NamedTuple):
 def figures(frame: pd.DataFrame, about: list[Subject]) -> list[Figure]:
     """All figures that the rows of a campaign, split into subjects, can fill, section by section."""
     found = [figure for subject in about for figure in _of_subject(subject)]
-    found += [figure for column in EFFECTS if (figure := _effect(frame, column))]
+    found += [figure for column in CASES_OF_EFFECT if (figure := _effect(frame, column))]
     order = list(SECTIONS)
     return sorted(found, key=lambda figure: order.index(figure.section))
 
 
 def _of_subject(subject: Subject) -> Iterator[Figure]:
     rows = fastest_ways(subject.rows)
-    if rows["tokens_per_step"].nunique() > 1:
+    if rows[rows["case"] == FULL]["tokens_per_step"].nunique() > 1:
         yield Figure(OVER_TOKENS, subject.label, _over_tokens(subject.rows))
     for name, part in rows.groupby("strategy"):
         yield Figure(LIMITS, f"{name}: {subject.label}", _efficiency(part))
@@ -112,24 +115,34 @@ def _over_tokens(rows: pd.DataFrame) -> alt.LayerChart:
             for tokens, time in curve.items()
         ]
     )
-    order = _strategies(points["strategy"])
-    y = _log(alt.Y, "ms", "ms per layer", "~g")
-    base = alt.Chart(points).encode(x=_log(alt.X, "tokens", "tokens per step"), color=_strategy_color(order))
-    tooltip = ["strategy:N", alt.Tooltip("tokens:Q", format=","), *_numbers("ms", "lo", "hi")]
+    order = strategies_in(points["strategy"])
+    y = log_scale(alt.Y, "ms", "ms per layer", "~g")
+    base = alt.Chart(points).encode(x=log_scale(alt.X, "tokens", "tokens per step"), color=strategy_color(order))
+    tooltip = ["strategy:N", alt.Tooltip("tokens:Q", format=","), *numbers("ms", "lo", "hi")]
     band = base.mark_area(opacity=0.2).encode(y=alt.Y("lo:Q", title="ms per layer"), y2="hi:Q")
-    line = base.mark_line().encode(y=y, strokeDash=_by_strategy(alt.StrokeDash, order, DASHES))
+    line = base.mark_line().encode(y=y, strokeDash=by_strategy(alt.StrokeDash, order, DASHES))
     dots = base.mark_point(filled=True, size=60).encode(
-        y=y, shape=_by_strategy(alt.Shape, order, SHAPES), tooltip=tooltip
+        y=y, shape=by_strategy(alt.Shape, order, SHAPES), tooltip=tooltip
     )
     return alt.layer(band, line, dots).properties(height=320)
 
 
 def _stage_figures(title: str, rows: pd.DataFrame) -> Iterator[Figure]:
+    rows = _with_all_stages(rows)
     full_ms = rows["strategy"].map(rows[rows["case"] == FULL].groupby("strategy")["wall_ms_median"].median())
     slower = full_ms > FAR_SLOWER * full_ms.min()
     for part in (rows[~slower], rows[slower]):
         if len(part):
             yield Figure(STAGES, title, _stages(part))
+
+
+def _with_all_stages(rows: pd.DataFrame) -> pd.DataFrame:
+    """Rows of the strategies of which all stages were timed, and nothing else: then these move what `full` moves."""
+    moved = rows.groupby(["strategy", "case"])["bytes_moved"].median().unstack("case")
+    if FULL not in moved:
+        return rows[:0]
+    whole = (moved.drop(columns=FULL).sum(axis=1) / moved[FULL] - 1).abs() < ROUNDING
+    return rows[rows["strategy"].isin(whole.index[whole])]
 
 
 def _stages(rows: pd.DataFrame) -> alt.LayerChart:
@@ -139,11 +152,11 @@ def _stages(rows: pd.DataFrame) -> alt.LayerChart:
     cases = [case for case in CASE_ORDER if case in set(times["case"])]
     bars = alt.Chart(times).encode(
         x=alt.X("ms:Q", title="ms", stack="zero"),
-        y=alt.Y("strategy:N", sort=_strategies(times["strategy"]), title=None),
+        y=alt.Y("strategy:N", sort=strategies_in(times["strategy"]), title=None),
         yOffset=alt.YOffset("part:N", sort=["stages", "full"]),
-        color=_case_color(cases),
+        color=case_color(cases),
         order="order:Q",
-        tooltip=["strategy:N", "case:N", *_numbers("ms", "lo", "hi")],
+        tooltip=["strategy:N", "case:N", *numbers("ms", "lo", "hi")],
     )
     return alt.layer(bars.mark_bar(stroke="white", strokeWidth=1)).properties(height=40 * times["strategy"].nunique())
 
@@ -152,12 +165,12 @@ def _efficiency(rows: pd.DataFrame) -> alt.LayerChart:
     times = _medians(rows.dropna(subset=["efficiency"]), ["case", "tokens_per_step", "limit_by"])
     cases = [case for case in CASE_ORDER if case in set(times["case"])]
     base = alt.Chart(times).encode(
-        x=_log(alt.X, "tokens_per_step", "tokens per step"),
+        x=log_scale(alt.X, "tokens_per_step", "tokens per step"),
         y=alt.Y("efficiency:Q", title="limit / median", axis=alt.Axis(format=".0%")),
-        color=_case_color(cases),
+        color=case_color(cases),
     )
     shape = alt.Shape("case:N", sort=cases, title=None, scale=alt.Scale(domain=cases, range=(SHAPES * 2)[: len(cases)]))
-    tooltip = ["case:N", alt.Tooltip("tokens_per_step:Q", format=","), *_numbers("ms", "limit_ms", "efficiency")]
+    tooltip = ["case:N", alt.Tooltip("tokens_per_step:Q", format=","), *numbers("ms", "limit_ms", "efficiency")]
     limit = alt.Chart(pd.DataFrame({"efficiency": [1.0]})).mark_rule(strokeDash=[4, 3]).encode(y="efficiency:Q")
     dots = base.mark_point(filled=True, size=70, stroke="black", strokeWidth=0.5)
     return alt.layer(
@@ -167,11 +180,13 @@ def _efficiency(rows: pd.DataFrame) -> alt.LayerChart:
 
 def _memory(rows: pd.DataFrame) -> alt.LayerChart:
     full = rows[rows["case"] == FULL]
-    full = full.assign(way=full["strategy"] + ", " + full["table"] + " table, " + full["schedule"])
-    points = _medians(full, ["strategy", "way"]).sort_values(["device_gb", "ms"])
+    varying = [name for name in (*WAYS, *STEP) if full[name].nunique(dropna=False) > 1]
+    points = _medians(full, ["strategy", *varying]).sort_values(["device_gb", "ms"])
+    points["way"] = [", ".join(f"{name}={row[name]}" for name in varying) for row in points.to_dict("records")]
+    points = points[["strategy", "way", "ms", "lo", "hi", "device_gb"]]
     front = points[points["ms"] < points["ms"].cummin().shift(fill_value=float("inf"))]
-    order = _strategies(points["strategy"])
-    x, y = _log(alt.X, "device_gb", "device memory, GB", "~g"), _log(alt.Y, "ms", "ms per layer", "~g")
+    order = strategies_in(points["strategy"])
+    x, y = log_scale(alt.X, "device_gb", "device memory, GB", "~g"), log_scale(alt.Y, "ms", "ms per layer", "~g")
     line = alt.Chart(front).mark_line(interpolate="step-after", color="#999999").encode(x=x, y=y)
     dots = alt.Chart(points).mark_point(filled=True, size=110, opacity=0.8)
     return alt.layer(
@@ -179,9 +194,9 @@ def _memory(rows: pd.DataFrame) -> alt.LayerChart:
         dots.encode(
             x=x,
             y=y,
-            color=_strategy_color(order),
-            shape=_by_strategy(alt.Shape, order, SHAPES),
-            tooltip=["way:N", *_numbers("ms", "lo", "hi", "device_gb")],
+            color=strategy_color(order),
+            shape=by_strategy(alt.Shape, order, SHAPES),
+            tooltip=["strategy:N", *numbers("ms", "lo", "hi", "device_gb"), "way:N"],
         ),
     ).properties(height=260)
 
@@ -202,28 +217,31 @@ def _effect(frame: pd.DataFrame, column: str) -> Figure | None:
         alt.Chart(times[times["runs"].isin(shown)])
         .mark_point(filled=True, size=90)
         .encode(
-            _log(alt.X, "relative", "time, relative to the fastest", "~g"),
+            log_scale(alt.X, "relative", "time, relative to the fastest", "~g"),
             alt.Y("runs:N", sort=shown, title=None, axis=alt.Axis(labelLimit=260)),
             *looks,
-            tooltip=["runs:N", "value:N", *_numbers("ms", "lo", "hi", "relative")],
+            tooltip=["runs:N", "value:N", *numbers("ms", "lo", "hi", "relative")],
         )
         .properties(height=20 * len(shown))
     )
     cut = f" (the first {MOST_GROUPS} of {len(groups)} groups)" if len(groups) > MOST_GROUPS else ""
-    return Figure(CHOICES, column + cut, chart)
+    return Figure(EFFECTS, column + cut, chart)
 
 
 def _alike_but_for(frame: pd.DataFrame, column: str) -> pd.DataFrame:
     """Times of runs that have others which differ in one column alone: `runs` names what they share, `value` what
     differs, `relative` is the time over that of the fastest among them."""
-    rows = frame[(frame["status"] == OK) & frame["case"].isin(EFFECTS[column]) & (frame[column] != "")]
+    rows = frame[(frame["status"] == OK) & frame["case"].isin(CASES_OF_EFFECT[column]) & (frame[column] != "")]
     along = {column, *GOES_ALONG.get(column, ())}
-    shared = [name for name in (*WORKLOAD, "strategy", *WAYS, "case", "device_name") if name not in along]
+    alike = dict.fromkeys(["case", "strategy", *ABOUT, *WORKLOAD, *WAYS])
+    shared = [name for name in alike if name not in along]
     times = _medians(rows, [*shared, column])
     times = times[times.groupby(shared, dropna=False)[column].transform("nunique") > 1]
     if times.empty:
         return times
-    told = [name for name in TOLD if name in shared and (name in STEP or times[name].nunique() > 1)]
+    told = [name for name in TOLD if name in STEP or (name in shared and times[name].nunique() > 1)]
+    same_label = times.groupby(told, dropna=False)
+    told += [name for name in shared if name not in told and (same_label[name].nunique(dropna=False) > 1).any()]
     relative = times["ms"] / times.groupby(shared, dropna=False)["ms"].transform("min")
     labels = [_pair_label(row) for row in times[told].to_dict("records")]
     return times.assign(runs=labels, value=times[column], relative=relative)[
@@ -251,34 +269,3 @@ def _medians(rows: pd.DataFrame, by: list[str]) -> pd.DataFrame:
         )
         .reset_index()
     )
-
-
-def _strategies(names: pd.Series[str]) -> list[str]:
-    present = set(names)
-    return [name for name in STRATEGY_ORDER if name in present] + sorted(present.difference(STRATEGY_ORDER))
-
-
-def _by_strategy(channel: Callable[..., Channel], order: list[str], values: list[Any], **options: Any) -> Channel:
-    """The same look for a strategy in every figure."""
-    known = [*STRATEGY_ORDER, *(name for name in order if name not in STRATEGY_ORDER)]
-    looks = [values[known.index(name) % len(values)] for name in order]
-    return channel("strategy:N", sort=order, title=None, scale=alt.Scale(domain=order, range=looks), **options)
-
-
-def _strategy_color(order: list[str]) -> alt.Color:
-    return _by_strategy(alt.Color, order, STRATEGY_COLORS, legend=alt.Legend(symbolOpacity=1))
-
-
-def _case_color(cases: list[str]) -> alt.Color:
-    """From light to dark along the stages; `full` is grey."""
-    looks = [CASE_COLORS[CASE_ORDER.index(case)] for case in cases]
-    return alt.Color("case:N", sort=cases, title=None, scale=alt.Scale(domain=cases, range=looks))
-
-
-def _log(channel: Callable[..., Channel], name: str, title: str, axis_format: str = "~s") -> Channel:
-    scale = alt.Scale(type="log", nice=False, padding=12)
-    return channel(f"{name}:Q", title=title, scale=scale, axis=alt.Axis(format=axis_format))
-
-
-def _numbers(*names: str) -> list[alt.Tooltip]:
-    return [alt.Tooltip(f"{name}:Q", format=".4~g") for name in names]

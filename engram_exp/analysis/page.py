@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -47,8 +48,9 @@ def write_page(output: Path, facts: Mapping[str, Any], table: str, figures: Sequ
     """
     named = [Named(f"{figure.section}_{number}", figure) for number, figure in enumerate(figures, start=1)]
     (output / FIGURES).mkdir(parents=True, exist_ok=True)
-    for stale in (output / FIGURES).glob("*.svg"):
-        stale.unlink()
+    for section in SECTIONS:
+        for stale in (output / FIGURES).glob(f"{section}_[0-9]*.svg"):
+            stale.unlink()
     for name, figure in named:
         write_text(output / FIGURES / f"{name}.svg", draw(figure, SVG_WIDTH))
     sections = [
@@ -89,4 +91,4 @@ def specification(figure: Figure) -> dict[str, Any]:
 
 def _inside_script(text: str) -> str:
     """Text that cannot end the script element that it stands in."""
-    return text.replace("</script", "<\\/script")
+    return re.sub("</(?=script)", r"<\\/", text, flags=re.IGNORECASE)

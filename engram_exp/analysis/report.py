@@ -13,13 +13,14 @@ import pandas as pd
 
 from engram_exp.analysis.advice import AdviceError, advise
 from engram_exp.analysis.advise import lines_of
-from engram_exp.analysis.subjects import WAYS, Subject, load_campaign, subjects
+from engram_exp.analysis.subjects import ABOUT, STEP, WAYS, Subject, fastest_ways, load_campaign, subjects
 from engram_exp.analysis.summary import markdown
+from engram_exp.integrity import DIGESTS
 from engram_exp.plan import FULL
-from engram_exp.results import ENVIRONMENT, OK, PUBLISHED
+from engram_exp.results import ENVIRONMENT, OK, PUBLISHED, LeftOutWarning
 
 ASKED = ("model", "dtype", "tokens", "strategy", "batch_size", "seq_len", "case", "status")
-DETAILS = ("history", *WAYS, "layout", "row_bytes", "layer", "table_scale")
+DETAILS = tuple(name for name in (*STEP, *WAYS, *ABOUT) if name not in ASKED)
 NUMBERS = {
     "runs": ("run_id", "nunique"),
     "wall_ms_median": ("wall_ms_median", "median"),
@@ -65,11 +66,11 @@ def report(
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         frame = load_campaign(folder)
-    left_out = [str(warning.message) for warning in caught]
+        commands, machines = _environments(folder)
+    left_out = [str(warning.message) for warning in caught if issubclass(warning.category, LeftOutWarning)]
     about = subjects(frame)
     if not about:
         raise ReportError(f"{folder}: nothing was measured; its rows are {_counts(frame['status'])}")
-    commands, machines = _environments(folder)
     table, throughout = _table(frame)
     facts = {
         "title": folder.resolve().name,
@@ -85,7 +86,7 @@ def report(
     }
     page = write_page(Path(output), facts, table, figures(frame, about))
     for text in left_out:
-        warnings.warn(text, stacklevel=2)
+        warnings.warn(text, LeftOutWarning, stacklevel=2)
     return page
 
 
@@ -97,8 +98,8 @@ def _answer(subject: Subject, decode: int, prefill: int, device_memory_gb: float
         lines = lines_of(advice)
     except AdviceError as error:
         lines = [f"no advice: {error}"]
-    full = rows[rows["case"] == FULL]
-    return lines, "" if full.empty else markdown(full, ["batch_size", "seq_len"], columns="strategy")
+    full = fastest_ways(rows[rows["case"] == FULL])
+    return lines, "" if full.empty else markdown(full, ["tokens_per_step"], columns="strategy")
 
 
 def _table(frame: pd.DataFrame) -> tuple[str, dict[str, Any]]:
@@ -106,9 +107,9 @@ def _table(frame: pd.DataFrame) -> tuple[str, dict[str, Any]]:
     table = frame.groupby([*ASKED, *DETAILS], dropna=False, sort=False).agg(**NUMBERS).reset_index()
     table = table[[*ASKED, *NUMBERS, *DETAILS]]
     same = {name: table[name].iloc[0] for name in table if table[name].nunique(dropna=False) == 1}
-    table = table.drop(columns=list(same)).map(
-        lambda value: float(f"{value:.{DIGITS}g}") if isinstance(value, float) else value
-    )
+    table = table.drop(columns=list(same))
+    for name in NUMBERS.keys() & set(table.select_dtypes("float")):
+        table[name] = table[name].map(f"{{:.{DIGITS}g}}".format).astype(float)
     throughout = {name: value for name, value in same.items() if value != "" and value == value}
     return table.to_json(orient="split", index=False), throughout
 
@@ -139,7 +140,12 @@ def _environments(folder: Path) -> tuple[list[str], list[str]]:
     for file in sorted(folder.rglob(ENVIRONMENT)):
         if PUBLISHED in file.relative_to(folder).parts:
             continue
-        record = json.loads(file.read_text(encoding="utf-8"))
+        try:
+            record = json.loads(file.read_text(encoding="utf-8"))
+        except ValueError as error:
+            warnings.warn(f"{file} is left out: {error}", LeftOutWarning, stacklevel=2)
+            continue
+        record.pop(DIGESTS, None)
         commands.append(record.pop("command", "not recorded"))
         for gpu in record.get("gpus", []):
             gpu.pop("temperature_c", None)
