@@ -111,7 +111,9 @@ class Campaign:
         """Close a sweep with its `sweep.csv` and summary; returns the exit code of the program."""
         if self.launched_into:
             self.root, self.is_sweep = self.launched_into, True
-            self.statuses = set().union(*earlier_runs(self.root).values()) or {CRASH}
+            found = list(self.root.rglob(RESULTS))
+            new = [statuses_of(file.parent) for file in found if file.stat().st_mtime >= Preflight.began]
+            self.statuses = set().union(*new) if found else {CRASH}
         if self.is_sweep and self.root is not None:
             terminal = Terminal()
             terminal.summary(write_sweep(self.root))
@@ -156,6 +158,8 @@ class Campaign:
                 run_inline(job, Terminal())
             else:
                 self._run_in_process(job)
+        except Exception as error:
+            self._require_results(job, CRASH, repr(error))
         except BaseException as stopped:  # Ctrl-C, or the end of a job's time
             by_hand = isinstance(stopped, KeyboardInterrupt)
             self._require_results(job, CRASH, "interrupted by Ctrl-C" if by_hand else f"interrupted: {stopped!r}")

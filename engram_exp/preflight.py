@@ -25,9 +25,11 @@ class Preflight(Callback):
     Hydra turns an exception in a callback into a warning; `SystemExit` is none, and ends the program.
 
     sweep_dir: the folder of a sweep that was found sound; a launcher may take its runs to other processes.
+    began: when that was, as the file system of the folder has it: seconds since the epoch.
     """
 
     sweep_dir: ClassVar[Path | None] = None
+    began: ClassVar[float] = 0.0
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Check the one configuration."""
@@ -42,24 +44,27 @@ class Preflight(Callback):
         jobs = chain.from_iterable(BasicSweeper.split_arguments(list(latest), max_batch_size=None))
         configs = [compose(config.hydra.job.config_name, overrides=list(job)) for job in jobs]
         sweep_dir = Path(config.hydra.sweep.dir)
-        self._refuse_unless_sound(configs, sweep_dir)
+        Preflight.began = self._refuse_unless_sound(configs, sweep_dir)
         Preflight.sweep_dir = sweep_dir
 
-    def _refuse_unless_sound(self, configs: list[DictConfig], output_dir: Path) -> None:
+    def _refuse_unless_sound(self, configs: list[DictConfig], output_dir: Path) -> float:
         try:
             for config in configs:
                 check(config)
-            _check_writable(output_dir)
+            return _check_writable(output_dir)
         except ConfigError as error:
             print(f"refused: {error}", file=sys.stderr)
             raise SystemExit(EXIT_REFUSED) from None
 
 
-def _check_writable(folder: Path) -> None:
+def _check_writable(folder: Path) -> float:
+    """When a file that is written there now was written."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         probe = folder / ".writable"
         probe.touch()
+        began = probe.stat().st_mtime
         probe.unlink()
+        return began
     except OSError as error:
         raise ConfigError("output_dir", folder, f"cannot be written ({error.strerror})") from error

@@ -92,8 +92,9 @@ def write_run(
 
 def write_sweep(folder: Path) -> pd.DataFrame:
     """Gather all runs below a folder into its `sweep.csv`, and return them."""
-    write_text(folder / SWEEP, _gather(folder, RESULTS, COLUMNS))
-    return load_results(folder)
+    text = _gather(folder, RESULTS, COLUMNS)
+    write_text(folder / SWEEP, text)
+    return _frame(text, COLUMNS)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -120,10 +121,10 @@ def load_results(path: str | Path) -> pd.DataFrame:
     frame = _load(Path(path), RESULTS, COLUMNS)
     copies = frame.duplicated(["run_id", "case"])
     if copies.any():
-        warnings.warn(
-            f"{copies.sum()} rows are left out: copies of runs that are there already", LeftOutWarning, stacklevel=2
-        )
-    return frame[~copies].reset_index(drop=True)
+        text = f"{copies.sum()} rows are left out: copies of runs that are there already"
+        warnings.warn(text, LeftOutWarning, stacklevel=2)
+    row_bytes = frame["row_bytes"].fillna(frame["table_bytes"] / frame["used_rows"])  # as the first schema had it
+    return frame.assign(row_bytes=row_bytes)[~copies].reset_index(drop=True)
 
 
 def load_samples(path: str | Path) -> pd.DataFrame:
@@ -152,12 +153,16 @@ def _cell(value: Any) -> Any:
 
 
 def _load(path: Path, name: str, columns: Sequence[str]) -> pd.DataFrame:
-    import pandas as pd
-
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such file or folder")
+    return _frame(_gather(path, name, columns), columns)
+
+
+def _frame(text: str, columns: Sequence[str]) -> pd.DataFrame:
+    import pandas as pd
+
     kept_as_text = {column: str for column in columns if column in TEXT_COLUMNS}
-    frame = pd.read_csv(io.StringIO(_gather(path, name, columns)), dtype=kept_as_text, low_memory=False)
+    frame = pd.read_csv(io.StringIO(text), dtype=kept_as_text, low_memory=False)
     return frame.fillna(dict.fromkeys(kept_as_text, ""))
 
 
@@ -169,7 +174,7 @@ def _gather(path: Path, name: str, columns: Sequence[str]) -> str:
     for file in [path] if path.is_file() else sorted(found, key=_natural_order):
         try:
             content = _read(file)
-            check_digest(content, name, file.with_name(ENVIRONMENT))
+            check_digest(content, file.name.removesuffix(".gz"), file.with_name(ENVIRONMENT))
             parts.append(_body(content.decode("utf-8"), columns))
         except (OSError, EOFError, zlib.error, ValueError, csv.Error) as error:
             warnings.warn(f"{file} is left out: {error}", LeftOutWarning, stacklevel=4)

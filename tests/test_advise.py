@@ -116,8 +116,8 @@ def test_sizes_of_one_strategy_alone_decide_nothing():
 
 def test_without_an_interval_nothing_is_decided():
     known, unknown = Time(1.0, 0.9, 1.1, "measured", 1), Time(9.0, None, None, "measured", 1)
-    assert unknown.overlaps(known)
-    assert known.overlaps(unknown)
+    assert unknown.is_open_against(known)
+    assert known.is_open_against(unknown)
 
 
 def test_several_runs_make_one_time():
@@ -165,9 +165,9 @@ def test_a_strategy_that_is_never_overtaken_has_one_regime():
         (three(model="other"), {}, "model=demo: not measured; the data hold other"),
         (pd.concat([three(), three(dtype="fp8")]), {}, "dtype: the data hold bfloat16, fp8; choose one"),
         (three(), {"ids": "random"}, "ids=random: not measured; the data hold text"),
-        (pd.concat([three(), three(row_bytes=512)]), {}, "row_bytes: the data hold 128, 512; load one campaign"),
-        (pd.concat([three(), three(device_name="B")]), {}, "device_name: the data hold , B; load one campaign"),
-        (pd.concat([three(), three(table_scale=0.1)]), {}, "table_scale: the data hold 1, 0.1; load one campaign"),
+        (pd.concat([three(), three(row_bytes=512)]), {}, "row_bytes: the data hold 128, 512; keep the rows of one"),
+        (pd.concat([three(), three(device_name="B")]), {}, "device_name: the data hold , B; keep the rows of one"),
+        (pd.concat([three(), three(table_scale=0.1)]), {}, "table_scale: the data hold 1, 0.1; keep the rows of one"),
         (rows("device", {64: 1.0}), {}, "nothing that was measured fits; the nearest is device, with 2.6 GB"),
     ],
 )

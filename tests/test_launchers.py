@@ -10,9 +10,12 @@ from itertools import pairwise
 
 import pytest
 from conftest import ROOT, TINY
+from omegaconf import OmegaConf
 
 from engram_exp import load_results
-from engram_exp.campaign import Campaign, Planned
+from engram_exp.campaign import Campaign, Planned, _overrides
+from engram_exp.preflight import Preflight
+from engram_exp.results import write_run
 
 
 @pytest.fixture
@@ -72,6 +75,42 @@ def test_the_end_of_a_jobs_time_leaves_a_row_and_no_worker(configure, tmp_path, 
     frame = load_results(tmp_path)
     assert frame["status"].tolist() == ["crash"]
     assert frame["error"][0] == "interrupted: SystemExit(0)"
+
+
+def test_what_failed_before_does_not_fail_what_is_launched_now(tmp_path, monkeypatch):
+    for name, status in (("0", "crash"), ("1", "ok")):
+        (tmp_path / name).mkdir()
+        write_run(tmp_path / name, {}, [{"run_id": name, "status": status, "case": "full"}])
+    os.utime(tmp_path / "0/results.csv", (1, 1))
+    monkeypatch.setattr(Preflight, "sweep_dir", tmp_path)
+    monkeypatch.setattr(Preflight, "began", 2.0)
+    assert Campaign().finish() == 0
+    os.utime(tmp_path / "0/results.csv")
+    assert Campaign().finish() == 1
+
+
+def test_a_launcher_that_left_nothing_has_failed(tmp_path, monkeypatch):
+    monkeypatch.setattr(Preflight, "sweep_dir", tmp_path)
+    assert Campaign().finish() == 1
+
+
+def test_what_cannot_be_started_is_a_row_and_the_sweep_goes_on(configure, tmp_path, monkeypatch):
+    def cannot(*arguments, **options):
+        raise OSError("no more processes")
+
+    monkeypatch.setattr(subprocess, "Popen", cannot)
+    campaign = Campaign()
+    for number in ("0", "1"):
+        campaign._run(Planned(configure(*TINY, "cases=[hashing]"), {}, tmp_path / number, 0, ()))
+    frame = load_results(tmp_path)
+    assert frame["status"].tolist() == ["crash"] * 2
+    assert frame["error"][0] == "OSError('no more processes')"
+
+
+def test_the_command_of_a_run_knows_where_its_options_came_from():
+    overrides = {"hydra": ["hydra.mode=MULTIRUN", "hydra.searchpath=[file:///mine]"], "task": ["strategy=mine"]}
+    kept = _overrides(OmegaConf.create({"overrides": overrides}))
+    assert kept == ("hydra.searchpath=[file:///mine]", "strategy=mine")
 
 
 def test_what_is_refused_is_not_launched(sweep, tmp_path):

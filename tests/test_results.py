@@ -105,9 +105,10 @@ def test_copies_of_a_run_do_not_count(tmp_path):
 
 
 def test_many_failures_make_no_warning(tmp_path, recwarn):
-    for number in range(300):
-        write_run(tmp_path / str(number), run_id=str(number), status="crash" if number % 2 else "ok")
-    assert len(load_results(tmp_path)) == 600
+    failed = [{"run_id": f"f{number}", "status": "crash", "case": "full"} for number in range(5000)]
+    good = [{"run_id": f"g{number}", "status": "ok", "case": "full", "steady": True} for number in range(5000)]
+    results.write_run(tmp_path, {}, failed + good)
+    assert len(load_results(tmp_path)) == 10_000
     assert not recwarn.list
 
 

@@ -53,7 +53,7 @@ class Choice:
         use: decode or prefill.
         tokens: per step.
         strategy: the best that fits the budget; None where none was measured there.
-        undecided: others that fit and whose intervals overlap with its own.
+        undecided: others that fit and are not clearly slower.
         ms_per_layer: its time.
         added_ms_per_step: to tables in device memory, in all layers of the model; None where that was not measured.
         engines: flags of serving engines, or why they have none.
@@ -120,13 +120,11 @@ def advise(
     """
     good = _select(frame, model, dtype, ids)
     layers, notes = _layers(model)
-    full_table = good["row_bytes"] * good["true_rows"] * layers / 1e9
-    table_gb = float(full_table.max())
-    needed_gb = full_table.where(good["table"] == DEVICE, 0.0).groupby(good["strategy"]).max()
+    table_gb, needed_gb = _table_gb(good, layers)
     found = curves(good)
     fitting = sorted(name for name in found if needed_gb[name] <= device_memory_gb)
     if not fitting:
-        nearest = needed_gb[list(found)].idxmin()
+        nearest = min(found, key=lambda name: needed_gb[name])
         raise AdviceError(
             f"device_memory_gb={device_memory_gb:g}: nothing that was measured fits; the nearest is {nearest}, "
             f"with {needed_gb[nearest]:.1f} GB of tables on the device"
@@ -134,8 +132,9 @@ def advise(
     choices = [
         _choose(found, fitting, use, tokens, layers) for use, tokens in (("decode", decode), ("prefill", prefill))
     ]
-    chosen = [choice.strategy for choice in choices]
-    freed_gb = None if None in chosen else 0.0 if any(needed_gb[name] for name in chosen) else table_gb
+    chosen = [choice.strategy for choice in choices if choice.strategy is not None]
+    keeps_tables = any(needed_gb[name] for name in chosen)
+    freed_gb = None if len(chosen) < len(choices) else 0.0 if keeps_tables else table_gb
     return Advice(
         model=model,
         dtype=good["dtype"].iloc[0],
@@ -148,6 +147,13 @@ def advise(
         sort_rows=sort_thresholds(_lookups_like(frame, good)),
         notes=notes + _notes(found, good),
     )
+
+
+def _table_gb(good: pd.DataFrame, layers: int) -> tuple[float, dict[str, float]]:
+    """Of all layers at full size: the tables, and what of them each strategy keeps in device memory."""
+    full_size = good["row_bytes"] * good["true_rows"] * layers / 1e9
+    on_device = full_size.where(good["table"] == DEVICE, 0.0).groupby(good["strategy"]).max()
+    return float(full_size.max()), on_device.to_dict()
 
 
 def _notes(found: Mapping[str, Curve], good: pd.DataFrame) -> list[str]:
@@ -163,11 +169,10 @@ def _notes(found: Mapping[str, Curve], good: pd.DataFrame) -> list[str]:
 
 
 def _lookups_like(frame: pd.DataFrame, good: pd.DataFrame) -> pd.DataFrame:
-    """Measured lookups of the same subject, with rows of any size."""
+    """Measured lookups of the same subject."""
     lookups = frame[(frame["status"] == OK) & (frame["case"] == "lookup")]
     for column in ABOUT:
-        if column != "row_bytes":
-            lookups = lookups[lookups[column] == good[column].iloc[0]]
+        lookups = lookups[lookups[column] == good[column].iloc[0]]
     return lookups
 
 
@@ -186,7 +191,7 @@ def _select(frame: pd.DataFrame, model: str, dtype: str | None, ids: str | None)
     for column in ABOUT:
         values = [f"{value:g}" if isinstance(value, float) else str(value) for value in good[column].unique()]
         if len(values) > 1:
-            raise AdviceError(f"{column}: the data hold {', '.join(values)}; load one campaign at a time")
+            raise AdviceError(f"{column}: the data hold {', '.join(values)}; keep the rows of one")
     return good
 
 
@@ -216,7 +221,7 @@ def _choose(found: Mapping[str, Curve], fitting: Sequence[str], use: str, tokens
     if not known:
         return Choice(use, tokens, None, [], UNKNOWN, None, {})
     best = min(known, key=lambda name: known[name].ms or 0.0)
-    undecided = [name for name in known if name != best and known[name].overlaps(known[best])]
+    undecided = [name for name in known if name != best and known[name].is_open_against(known[best])]
     time = known[best]
     if best == YARDSTICK:
         added: Time | None = time._replace(ms=0.0, lo=0.0, hi=0.0)

@@ -29,7 +29,7 @@ def run(arguments: argparse.Namespace) -> None:
     """Print the advice.
 
     Raises:
-        AdviceError, FileNotFoundError: as `advise` and `load_campaign`.
+        AdviceError, FileNotFoundError, ValueError: as `advise` and `load_campaign`.
     """
     advice = advise(
         load_campaign(arguments.folder),
@@ -83,10 +83,11 @@ def _choice_lines(choice: Choice, plural: str) -> list[str]:
     runs = f"{time.runs} run{'s' if time.runs > 1 else ''}"
     lines = [head + choice.strategy, f"  {_span(time)} ms a layer, {time.known} ({runs})"]
     if choice.undecided:
-        lines.append(f"  undecided against {', '.join(choice.undecided)}: their intervals overlap")
+        lines.append(f"  undecided against {', '.join(choice.undecided)}: their intervals overlap or are missing")
     if choice.strategy != YARDSTICK and choice.added_ms_per_step is not None:
-        added = _span(choice.added_ms_per_step)
-        lines.append(f"  adds {added} ms a step to tables in device memory, its layer{plural} together")
+        added = choice.added_ms_per_step
+        how = "" if added.known == time.known else f", {added.known}"
+        lines.append(f"  adds {_span(added)} ms a step to tables in device memory, its layer{plural} together{how}")
     lines += [f"  {engine}: {flags}" for engine, flags in choice.engines.items()]
     return lines
 

@@ -150,7 +150,7 @@ def run(arguments: argparse.Namespace) -> None:
     """Print a comparison.
 
     Raises:
-        ComparisonError, FileNotFoundError: as `compare` and `load_campaign`.
+        ComparisonError, FileNotFoundError, ValueError: as `compare` and `load_campaign`.
     """
     options: dict[str, Any] = {"threshold": arguments.threshold, "other_machine": arguments.other_machine}
     if arguments.by:

@@ -35,8 +35,8 @@ class Time(NamedTuple):
         """Whether the intervals say so."""
         return self.hi is not None and other.lo is not None and self.hi < other.lo
 
-    def overlaps(self, other: Time) -> bool:
-        """Whether the intervals leave open which of the two is less."""
+    def is_open_against(self, other: Time) -> bool:
+        """Whether the intervals leave open which of the two is less, or one has none."""
         return not (self.is_below(other) or other.is_below(self))
 
 
@@ -127,23 +127,20 @@ def _takeover(
 
 
 def sort_thresholds(lookups: pd.DataFrame) -> tuple[int | None, int | None]:
-    """The most row ids at which sorting costs time, and the fewest from which on it saves some: by the intervals, and
-    over all row sizes that were measured both ways; None where that was nowhere so.
+    """The most row ids at which sorting costs time, and the fewest from which on it saves some: by their
+    intervals, where both orders were measured; None where that was nowhere so.
 
     Args:
         lookups: measured rows of the case `lookup`.
     """
     through_link = lookups[(lookups["table"] != DEVICE) & lookups["row_order"].isin([AS_ASKED, SORTED])]
     rows = (through_link["rows_per_s"] * through_link["wall_ms_median"] / 1e3).round().rename("rows")
-    ends = through_link.groupby(["row_bytes", rows, "row_order"]).agg(
-        lo=("wall_ms_lo", "min"), hi=("wall_ms_hi", "max")
-    )
+    ends = through_link.groupby([rows, "row_order"]).agg(lo=("wall_ms_lo", "min"), hi=("wall_ms_hi", "max"))
     both = ends.unstack("row_order").dropna()
     if not {AS_ASKED, SORTED} <= set(both.columns.get_level_values("row_order")):
         return None, None
-    sizes = both.index.get_level_values("rows")
-    costs = sizes[both["lo", SORTED] > both["hi", AS_ASKED]]
-    saves = (both["hi", SORTED] < both["lo", AS_ASKED]).groupby(sizes).all()
+    costs = both.index[both["lo", SORTED] > both["hi", AS_ASKED]]
+    saves = both["hi", SORTED] < both["lo", AS_ASKED]
     from_here_on = saves[::-1].cummin()[::-1]
     by = next((int(size) for size, clear in from_here_on.items() if clear), None)
     return int(costs.max()) if len(costs) else None, by

@@ -86,7 +86,7 @@ def _of_subject(subject: Subject) -> Iterator[Figure]:
     rows = fastest_ways(subject.rows)
     if rows[rows["case"] == FULL]["tokens_per_step"].nunique() > 1:
         yield Figure(OVER_TOKENS, subject.label, _over_tokens(subject.rows))
-    for name, part in rows.groupby("strategy"):
+    for name, part in rows[rows["efficiency"].notna()].groupby("strategy"):
         yield Figure(LIMITS, f"{name}: {subject.label}", _efficiency(part))
     steps = _steps_shown(subject.rows)
     for batch_size, seq_len in steps:
@@ -131,9 +131,9 @@ def _stage_figures(title: str, rows: pd.DataFrame) -> Iterator[Figure]:
     rows = _with_all_stages(rows)
     full_ms = rows["strategy"].map(rows[rows["case"] == FULL].groupby("strategy")["wall_ms_median"].median())
     slower = full_ms > FAR_SLOWER * full_ms.min()
-    for part in (rows[~slower], rows[slower]):
+    for part, what in ((rows[~slower], ""), (rows[slower], f" (more than {FAR_SLOWER} times as long)")):
         if len(part):
-            yield Figure(STAGES, title, _stages(part))
+            yield Figure(STAGES, title + what, _stages(part))
 
 
 def _with_all_stages(rows: pd.DataFrame) -> pd.DataFrame:
@@ -162,7 +162,7 @@ def _stages(rows: pd.DataFrame) -> alt.LayerChart:
 
 
 def _efficiency(rows: pd.DataFrame) -> alt.LayerChart:
-    times = _medians(rows.dropna(subset=["efficiency"]), ["case", "tokens_per_step", "limit_by"])
+    times = _medians(rows, ["case", "tokens_per_step", "limit_by"])
     cases = [case for case in CASE_ORDER if case in set(times["case"])]
     base = alt.Chart(times).encode(
         x=log_scale(alt.X, "tokens_per_step", "tokens per step"),
@@ -251,8 +251,9 @@ def _alike_but_for(frame: pd.DataFrame, column: str) -> pd.DataFrame:
 
 def _pair_label(row: dict[Any, Any]) -> str:
     step = f"{row.pop('batch_size'):,} x {row.pop('seq_len'):,}"
-    row_bytes = row.pop("row_bytes", None)
-    return ", ".join([*map(str, row.values()), step, *([f"{row_bytes:g} B"] if row_bytes else [])])
+    plain = [str(row.pop(name)) for name in ("case", "strategy") if name in row]
+    rest = [ABOUT[name].format(value) if name in ABOUT else f"{name}={value}" for name, value in row.items()]
+    return ", ".join([*plain, step, *rest])
 
 
 def _medians(rows: pd.DataFrame, by: list[str]) -> pd.DataFrame:

@@ -67,9 +67,10 @@ def write_page(output: Path, facts: Mapping[str, Any], table: str, figures: Sequ
     parts = {**facts, "sections": [section for section in sections if section[-1]], "folder_of_figures": FIGURES}
     write_text(output / SUMMARY, templates.get_template(f"{SUMMARY}.jinja").render(parts))
     specifications = json.dumps({name: specification(figure) for name, figure in named})
+    vega = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;", vl_version=VEGA_LITE)
     page = templates.get_template(f"{PAGE}.jinja").render(
         parts,
-        javascript=_inside_script(vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;", vl_version=VEGA_LITE)),
+        javascript=re.sub("</(?=script)", r"<\\/", vega, flags=re.IGNORECASE),
         specifications=_inside_script(specifications),
         table=_inside_script(table),
     )
@@ -90,5 +91,5 @@ def specification(figure: Figure) -> dict[str, Any]:
 
 
 def _inside_script(text: str) -> str:
-    """Text that cannot end the script element that it stands in."""
-    return re.sub("</(?=script)", r"<\\/", text, flags=re.IGNORECASE)
+    """JSON that is JSON still and cannot end the script element that it stands in, whatever its texts say."""
+    return text.replace("<", "\\u003c")

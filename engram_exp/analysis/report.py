@@ -142,10 +142,10 @@ def _environments(folder: Path) -> tuple[list[str], list[str]]:
             continue
         try:
             record = json.loads(file.read_text(encoding="utf-8"))
-        except ValueError as error:
+            record.pop(DIGESTS, None)
+        except (ValueError, AttributeError, TypeError) as error:
             warnings.warn(f"{file} is left out: {error}", LeftOutWarning, stacklevel=2)
             continue
-        record.pop(DIGESTS, None)
         commands.append(record.pop("command", "not recorded"))
         for gpu in record.get("gpus", []):
             gpu.pop("temperature_c", None)

@@ -43,7 +43,7 @@ class Subject(NamedTuple):
 
 
 def load_campaign(folder: str | Path) -> pd.DataFrame:
-    """As `load_results`, for those who need something in it; rows of the first schema get the `row_bytes` they had.
+    """As `load_results`, for those who need something in it.
 
     Raises:
         FileNotFoundError: there is no such folder.
@@ -52,7 +52,7 @@ def load_campaign(folder: str | Path) -> pd.DataFrame:
     frame = load_results(folder)
     if frame.empty:
         raise ValueError(f"{folder}: no results below it; `python run.py output_dir={folder}` writes some there")
-    return frame.assign(row_bytes=frame["row_bytes"].fillna(frame["table_bytes"] / frame["used_rows"]))
+    return frame
 
 
 def subjects(frame: pd.DataFrame) -> list[Subject]:
@@ -72,12 +72,13 @@ def _label(values: dict[str, object], told: list[str]) -> str:
 
 def fastest_ways(rows: pd.DataFrame) -> pd.DataFrame:
     """Of one subject, the rows of the way whose `full` is the fastest, for each strategy and number of tokens per step;
-    of several repetitions, all. Where no `full` was timed, the sum of what was decides."""
+    of several repetitions, all. Where no `full` was timed, the fastest way of each case."""
     key = ["strategy", "tokens_per_step"]
     way = rows.groupby([*key, *STEP, *WAYS], dropna=False).ngroup()
     full = rows["case"] == FULL
     full_ms = way.map(rows["wall_ms_median"].where(full).groupby(way).median())
-    sum_ms = way.map(rows.groupby([way, "case"])["wall_ms_median"].median().groupby(level=0).sum())
+    case_ms = rows.groupby([way, "case"])["wall_ms_median"].transform("median")
     has_full = full.groupby([rows[name] for name in key]).transform("any")
-    ms = full_ms.where(has_full, sum_ms)
-    return rows[ms == ms.groupby([rows[name] for name in key]).transform("min")]
+    ms = full_ms.where(has_full, case_ms)
+    decided_together = rows["case"].where(~has_full, FULL)
+    return rows[ms == ms.groupby([*(rows[name] for name in key), decided_together]).transform("min")]

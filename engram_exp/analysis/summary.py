@@ -55,6 +55,7 @@ def run(arguments: argparse.Namespace) -> None:
 
     Raises:
         ValueError: a column that does not exist, or nothing to show.
+        FileNotFoundError: no such folder.
     """
     frame = load_campaign(arguments.folder)
     for name in (*arguments.index, arguments.columns, arguments.value):
