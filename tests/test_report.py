@@ -10,7 +10,7 @@ from playwright.sync_api import sync_playwright
 from engram_exp import load_results, report
 from engram_exp.__main__ import main
 from engram_exp.analysis.figures import EFFECTS, LIMITS, MEMORY, OVER_TOKENS, SECTIONS, STAGES, figures
-from engram_exp.analysis.report import ReportError
+from engram_exp.analysis.report import MOST_SUBJECTS, ReportError
 from engram_exp.analysis.subjects import load_campaign, subjects
 from engram_exp.results import write_run
 
@@ -169,6 +169,20 @@ def test_effects_compare_what_differs_in_one_thing():
         assert found[label, "as_asked"] == pytest.approx(one["as_asked"] / one["sorted"])
         assert found[label, "sorted"] == 1
     assert {row["value"] for row in effects["table"]} == {"huge", "pinned", "pageable"}
+
+
+def test_a_campaign_about_many_things_shows_the_largest(tmp_path):
+    for number in range(MOST_SUBJECTS + 2):
+        shutil.copytree(H200 / "text/2", tmp_path / f"campaign/{number}")
+        results = tmp_path / f"campaign/{number}/results.csv"
+        text = results.read_text()
+        results.write_text(
+            text.replace(",text,", f",kind{number},").replace(text.split("\n")[1].split(",")[1], f"run{number}")
+        )
+    page = report(tmp_path / "campaign", tmp_path / "report").read_text()
+    assert f"of the {MOST_SUBJECTS} kinds of runs with the most rows; 2 others" in page
+    assert page.count("<h3>demo, bfloat16, kind") == MOST_SUBJECTS
+    assert f"kind{MOST_SUBJECTS + 1}" in page, "the table has all"
 
 
 def test_a_strategy_without_all_of_its_stages_has_no_bar():

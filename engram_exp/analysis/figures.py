@@ -217,7 +217,7 @@ def _effect(frame: pd.DataFrame, column: str) -> Figure | None:
         alt.Chart(times[times["runs"].isin(shown)])
         .mark_point(filled=True, size=90)
         .encode(
-            log_scale(alt.X, "relative", "time, relative to the fastest", "~g"),
+            log_scale(alt.X, "relative", "time / fastest", "~g"),
             alt.Y("runs:N", sort=shown, title=None, axis=alt.Axis(labelLimit=260)),
             *looks,
             tooltip=["runs:N", "value:N", *numbers("ms", "lo", "hi", "relative")],

@@ -32,6 +32,7 @@ NUMBERS = {
     "limit_by": ("limit_by", "first"),
 }
 MACHINE = ("device_name", "driver", "cpu_name", "host", "torch_version", "git_sha")
+MOST_SUBJECTS = 8  # with advice and figures of their own; more would be a page that nobody reads
 DIGITS = 4  # of the numbers in the table
 
 
@@ -71,12 +72,14 @@ def report(
     about = subjects(frame)
     if not about:
         raise ReportError(f"{folder}: nothing was measured; its rows are {_counts(frame['status'])}")
+    shown = sorted(about, key=lambda subject: len(subject.rows), reverse=True)[:MOST_SUBJECTS]
     table, throughout = _table(frame)
     facts = {
         "title": folder.resolve().name,
         "runs": frame["run_id"].nunique(),
         "statuses": _counts(frame["status"]),
-        "subjects": [(subject.label, *_answer(subject, decode, prefill, device_memory_gb)) for subject in about],
+        "subjects": [(subject.label, *_answer(subject, decode, prefill, device_memory_gb)) for subject in shown],
+        "subjects_not_shown": len(about) - len(shown),
         "failures": _failures(frame),
         "left_out": left_out,
         "throughout": throughout,
@@ -84,7 +87,7 @@ def report(
         "commands": commands,
         "environments": machines,
     }
-    page = write_page(Path(output), facts, table, figures(frame, about))
+    page = write_page(Path(output), facts, table, figures(frame, shown))
     for text in left_out:
         warnings.warn(text, LeftOutWarning, stacklevel=2)
     return page
