@@ -50,18 +50,18 @@ def demo_geometry(**changes: object) -> EngramGeometry:
     return replace(demo, **changes)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def compression() -> TokenCompression:
     """The golden one, so that no test of the hash depends on the tokenizer."""
     return TokenCompression(golden("compression")["lookup_table"])
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def cache_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("cache")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def tiny_plan(compression: TokenCompression) -> HashPlan:
     return HashPlan.build(demo_geometry(heads=2, vocab_per_order=(50, 70)), compression)
 
