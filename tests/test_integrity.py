@@ -55,9 +55,10 @@ def test_what_is_wrong_is_named(column, text, says):
         check({**row, column: text})
 
 
-def test_an_edited_file_is_left_out(tmp_path):
+def test_an_edited_file_is_left_out_even_without_its_record(tmp_path):
+    without_digests = shutil.ignore_patterns("environment.json")
     for number in (0, 1):
-        shutil.copytree(PUBLISHED.parents[1] / str(number), tmp_path / str(number))
+        shutil.copytree(PUBLISHED.parents[1] / str(number), tmp_path / str(number), ignore=without_digests)
     edited = tmp_path / "0/results.csv"
     median = ROWS[-1]["wall_ms_median"]
     edited.write_text(edited.read_text().replace(f",{median},", ",1.5,"))
