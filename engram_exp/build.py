@@ -21,6 +21,7 @@ from engram_exp.config import batches_of, chunk_tokens_of, geometry_of, stages_o
 from engram_exp.errors import ConfigError
 from engram_exp.geometry import EngramGeometry, search_primes
 from engram_exp.hashing.plan import HashPlan
+from engram_exp.measure.environment import code_cache
 from engram_exp.options import CPU, check_options, resolve_device
 from engram_exp.placement import Placement
 from engram_exp.plan import DEVICE, HOST, LINK, UPLOADS, PlannedStage
@@ -60,7 +61,7 @@ class Builder:
     @property
     def cache_dir(self) -> Path:
         """Where what is slow to make is kept."""
-        return Path(self.config.cache_dir)
+        return code_cache(self.config.cache_dir)
 
     @cached_property
     def planned(self) -> tuple[PlannedStage, ...]:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import fcntl
+import glob
 import os
 import random
+import select
 import signal
 import subprocess
 import sys
@@ -13,7 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import gettempdir
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
@@ -22,7 +24,7 @@ from omegaconf import DictConfig
 from engram_exp.config import cases_of
 from engram_exp.job import Job, earlier_runs, fingerprint, fingerprint_in, statuses_of
 from engram_exp.measure.environment import PROJECT, record, stamp
-from engram_exp.preflight import Preflight
+from engram_exp.preflight import EXIT_REFUSED, Preflight
 from engram_exp.results import (
     CRASH,
     REFUSED,
@@ -35,8 +37,9 @@ from engram_exp.results import (
 )  # fmt: skip
 from engram_exp.terminal import Terminal
 
+MOST_POLL_MS = 2**31 - 1
 STARTUP_S = 10  # of a worker: libraries, driver, table, verification
-EXIT_OK, EXIT_FAILED, EXIT_REFUSED, EXIT_INTERRUPTED = 0, 1, 2, 130
+EXIT_OK, EXIT_FAILED, EXIT_INTERRUPTED = 0, 1, 130
 
 
 class Planned(NamedTuple):
@@ -94,7 +97,7 @@ class Campaign:
         config = todo[0].config
         if config.repeats > 1:
             random.Random(config.seed).shuffle(todo)
-        known = earlier_runs(self.root)
+        known = earlier_runs(*_folders_of(self.root, self.is_sweep))
         wanted = [run for run in todo if self._is_wanted(run, known)]
         terminal = Terminal()
         if len(todo) > 1 or not wanted:
@@ -133,10 +136,10 @@ class Campaign:
         return False
 
     def _run(self, run: Planned) -> None:
-        with _turn():
-            self._run_alone(run)
+        with _turn() as turn:
+            self._run_alone(run, turn)
 
-    def _run_alone(self, run: Planned) -> None:
+    def _run_alone(self, run: Planned, turn: IO[str]) -> None:
         config = run.config
         mark = fingerprint(config, run.choices, run.repeat)
         job = Job.create(
@@ -157,7 +160,7 @@ class Campaign:
 
                 run_inline(job, Terminal())
             else:
-                self._run_in_process(job)
+                self._run_in_process(job, turn)
         except Exception as error:
             self._require_results(job, CRASH, repr(error))
         except BaseException as stopped:  # Ctrl-C, or the end of a job's time
@@ -166,14 +169,17 @@ class Campaign:
             raise
         self.statuses |= statuses_of(Path(job.folder))
 
-    def _run_in_process(self, job: Job) -> None:
+    def _run_in_process(self, job: Job, turn: IO[str]) -> None:
         command = [sys.executable, "-m", "engram_exp.worker", job.folder]
         path = os.pathsep.join(filter(None, [str(PROJECT), os.environ.get("PYTHONPATH")]))
         variables = {**os.environ, "PYTHONPATH": path}
-        # In a process group of its own, so that Ctrl-C reaches this process alone, which then ends the whole group.
-        worker = subprocess.Popen(command, env=variables, stdin=subprocess.DEVNULL, start_new_session=True)
+        # In a process group of its own, so that Ctrl-C reaches this process alone, which then ends the whole group. It
+        # holds the turn, too: should this process be killed, the next one still waits for the worker.
+        worker = subprocess.Popen(
+            command, env=variables, stdin=subprocess.DEVNULL, start_new_session=True, pass_fds=[turn.fileno()]
+        )
         try:
-            code = worker.wait(timeout=job.config.timeout_s)
+            code = _wait(worker, job.config.timeout_s)
             self._require_results(job, CRASH, _describe_exit(code))
         except subprocess.TimeoutExpired:
             _kill(worker)
@@ -191,15 +197,22 @@ class Campaign:
 
 
 @contextmanager
-def _turn() -> Iterator[None]:
-    """Runs of one user on one machine wait for each other: beside another, neither would measure what it seems to."""
+def _turn() -> Iterator[IO[str]]:
+    """Runs of one user on one machine wait for each other: beside another, neither would measure what it seems to. The
+    turn ends when nobody has the file open any more."""
     with (Path(gettempdir()) / f"engram_exp-{os.getuid()}.lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             Terminal().say("waiting: another run measures on this machine")
             fcntl.flock(lock, fcntl.LOCK_EX)  # sleeps: a process that polled would disturb the other's times
-        yield
+        yield lock
+
+
+def _folders_of(root: Path, is_sweep: bool) -> list[Path]:
+    """Where a campaign's earlier runs are: those of single runs may stand beside each other (`_folder_for`)."""
+    beside = [] if is_sweep else root.parent.glob(f"{glob.escape(root.name)}-[0-9]*")
+    return [root, *beside]
 
 
 def _folder_for(folder: Path, mark: str) -> Path:
@@ -232,6 +245,26 @@ def _duration(seconds: float) -> str:
         if seconds < most:
             return f"{seconds / length:.0f} {unit}"
     return f"{seconds / 3600:.1f} h"
+
+
+def _wait(worker: subprocess.Popen[bytes], timeout_s: float) -> int:
+    """The worker's exit code. Unlike `Popen.wait` with a timeout, this sleeps: polling would disturb the measurements.
+
+    Raises:
+        TimeoutExpired: after `timeout_s`.
+    """
+    try:
+        ended = os.pidfd_open(worker.pid)
+    except OSError:  # a kernel before 5.3, or a sandbox
+        return worker.wait(timeout=timeout_s)
+    try:
+        poll = select.poll()
+        poll.register(ended, select.POLLIN)
+        if not poll.poll(min(1e3 * timeout_s, MOST_POLL_MS)):
+            raise subprocess.TimeoutExpired(worker.args, timeout_s)
+    finally:
+        os.close(ended)
+    return worker.wait()
 
 
 def _kill(worker: subprocess.Popen[bytes]) -> None:

@@ -10,6 +10,7 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+import tokenizers
 from tokenizers import Regex, Tokenizer, normalizers
 
 from engram_exp.cache import cached_array
@@ -47,7 +48,7 @@ def load_compression(source: TokenizerSource, cache_dir: Path) -> TokenCompressi
     Raises:
         ConfigError: the tokenizer cannot be read, or has no tokens.
     """
-    key = f"compression-{source.fingerprint[:32]}"
+    key = f"compression-{tokenizers.__version__}-{source.fingerprint[:32]}"
     table = cached_array(cache_dir, key, lambda: build_lookup_table(source.load()))
     if not len(table):
         raise ConfigError("model.tokenizer", source.name, "has an empty vocabulary")

@@ -14,6 +14,7 @@ from typing import Any, Optional
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig
 
+from engram_exp import cgroup
 from engram_exp.errors import ConfigError
 from engram_exp.geometry import EngramGeometry, PrimeSource, search_primes
 from engram_exp.plan import HOST, STEPS, PlannedStage, plan_stages, row_order, select_cases
@@ -25,6 +26,8 @@ RETRIES = ("none", "failed")
 AUTO = "auto"
 BATCHES, ROTATED_BYTES = (4, 256), 2**30
 CHUNKS = 4
+SEEDS = 2**32
+MOST_THREADS = 4096
 CHUNK_BYTES = (4 * 2**20, 32 * 2**20)
 LIMITS = ("cached", "refresh", "none")
 VALUE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
@@ -210,7 +213,8 @@ def cases_of(config: DictConfig) -> tuple[str, ...]:
 
 def threads_of(config: DictConfig) -> int:
     """CPU threads of a run: as configured, else as many as it may use."""
-    return config.hardware.threads or len(config.hardware.affinity or os.sched_getaffinity(0))
+    usable = len(config.hardware.affinity or os.sched_getaffinity(0))
+    return config.hardware.threads or min(usable, cgroup.cpus() or usable)
 
 
 def check(config: DictConfig) -> None:
@@ -224,8 +228,8 @@ def check(config: DictConfig) -> None:
             raise ConfigError(key, config[key], "must be at least 1")
     if config.batches != AUTO and (type(config.batches) is not int or config.batches < 1):
         raise ConfigError("batches", config.batches, f"must be a whole number of at least 1, or {AUTO}")
-    if config.seed < 0:
-        raise ConfigError("seed", config.seed, "must be at least 0")
+    if not 0 <= config.seed < SEEDS:
+        raise ConfigError("seed", config.seed, f"must be at least 0 and below {SEEDS}")
     for key in ("budget_s", "timeout_s"):
         if not config[key] > 0:
             raise ConfigError(key, config[key], "must be above 0")
@@ -284,8 +288,8 @@ def value_bytes_of(dtype: str) -> int:
 
 def _check_hardware(hardware: Mapping[str, Any]) -> None:
     threads, affinity = hardware["threads"], hardware["affinity"]
-    if threads is not None and threads < 1:
-        raise ConfigError("hardware.threads", threads, "must be at least 1, or null for all")
+    if threads is not None and not 1 <= threads <= MOST_THREADS:
+        raise ConfigError("hardware.threads", threads, f"must be 1 to {MOST_THREADS}, or null for all")
     if affinity is not None:
         allowed = os.sched_getaffinity(0)
         if not affinity or not allowed.issuperset(affinity):

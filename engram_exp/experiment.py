@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import errno
 import logging
-import resource
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
@@ -19,7 +19,7 @@ from engram_exp.card import make_card
 from engram_exp.config import batches_of
 from engram_exp.errors import ConfigError, DoesNotFitError, MismatchError, SkippedError
 from engram_exp.flow import Flow
-from engram_exp.host_memory import HostMemory, RegistrationError
+from engram_exp.host_memory import RegistrationError
 from engram_exp.job import Job
 from engram_exp.limits import Limit, Limits, Workload
 from engram_exp.measure.clock import Clock
@@ -27,7 +27,16 @@ from engram_exp.measure.environment import gpus, machine, record, stamp
 from engram_exp.measure.loop import Case, Timing, measure
 from engram_exp.measure.peaks import machine_limits
 from engram_exp.measure.statistics import summarise
-from engram_exp.memory import Footprint, Ring, check_fits, footprint, free_device_bytes, free_host_bytes
+from engram_exp.memory import (
+    Footprint,
+    Ring,
+    check_fits,
+    footprint,
+    forget_peaks,
+    free_device_bytes,
+    free_host_bytes,
+    peak_bytes,
+)
 from engram_exp.plan import FULL, HOST, UPLOADS, PlannedStage, made_up_inputs, needed_stages
 from engram_exp.requirements import device_name, require_machine
 from engram_exp.results import OK, SKIPPED
@@ -88,6 +97,8 @@ class Run:
         self.builder = Builder(job.config)
         self.builder.wake_device()
         self.has_link = self.builder.device.type != "cpu"
+        if job.config.worker == "inline":
+            forget_peaks(self.builder.device)
         require_machine(self.builder)
         self.builder.check_components()
         if FULL in job.cases:
@@ -110,19 +121,18 @@ class Run:
         config, builder = self.job.config, self.builder
         needed = self.footprint()
         free = free_host_bytes(), free_device_bytes(builder.device)
+        check_fits(needed, *free, builder.device, config.model.table_scale)
         builder.check_dtype()
         self.limits = self.known_limits()
         self.terminal.card(
             make_card(self.job, builder, self.cases, needed, free, self.work_of, self.limit_of, self.limits)
         )
-        check_fits(needed, *free, builder.device, config.model.table_scale)
 
         clock = Clock(builder.device)
         with torch.inference_mode():
             flow = Flow(builder, self.names, self.planned, clock, whole=FULL in self.cases)
-            log.info("the stages are built")
-            flow.verify()
-            log.info("the stages are verified")
+            flow.build_and_verify()
+            log.info("the stages are built and verified")
             if config.save_tensors:
                 flow.save_tensors(Path(self.job.folder) / "tensors.safetensors")
             cases = [
@@ -139,7 +149,11 @@ class Run:
                 )
         samples.extend(_sample_rows(self.job.run_id, timings))
         common = {**stamp(), **self.job.columns(), **self._run_columns(needed.table_bytes)}
-        return [{**common, "case": case, **self._case_columns(case, timings)} for case in self.job.cases]
+        peaks = {FULL: flow.whole_peaks}
+        return [
+            {**common, **peaks.get(case, {}), "case": case, **self._case_columns(case, timings)}
+            for case in self.job.cases
+        ]
 
     def footprint(self) -> Footprint:
         """The memory that the run keeps."""
@@ -216,7 +230,6 @@ class Run:
 
     def _run_columns(self, table_bytes: int) -> dict[str, Any]:
         device = self.builder.device
-        pinned_by_torch = torch.cuda.host_memory_stats()["allocated_bytes.peak"] if device.type == "cuda" else 0
         return {
             "device": str(device),
             "device_name": device_name(self.builder),
@@ -225,9 +238,8 @@ class Run:
             "true_rows": self.geometry.true_rows,
             "used_rows": self.geometry.rows,
             "table_bytes": table_bytes,
-            "peak_device_bytes": torch.accelerator.max_memory_allocated() if self.has_link else 0,
-            "peak_host_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
-            "pinned_bytes": pinned_by_torch + HostMemory.peak_pinned_bytes,
+            "threads": torch.get_num_threads(),
+            **peak_bytes(device),
             "unique_row_fraction": self.unique_row_fraction if self.looks_up else None,
             "huge_page_share": self.builder.table.huge_page_share if self.looks_up else None,
         }
@@ -264,7 +276,7 @@ class Run:
 
 def _median(values: Sequence[float | None]) -> float | None:
     known = [value for value in values if value is not None]
-    return summarise(known)["wall_ms_median"] if known else None
+    return median(known) if known else None
 
 
 def _sample_rows(run_id: str, timings: dict[str, Timing]) -> list[dict[str, Any]]:

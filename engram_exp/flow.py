@@ -13,17 +13,19 @@ from safetensors.torch import save_file
 from engram_exp import verify
 from engram_exp.build import Builder
 from engram_exp.measure.clock import Clock
+from engram_exp.memory import peak_bytes
 from engram_exp.placement import Placement, poison
 from engram_exp.plan import FULL, UPLOAD_AT_END, UPLOADS, PlannedStage, made_up_inputs
+from engram_exp.schedule import cut
 from engram_exp.strategy import Stage, Tensors
 from engram_exp.tokens import Batch
-from engram_exp.whole import build_whole_run
+from engram_exp.whole import WholeRun, build_whole_run
 
 PATTERN_TOKENS = 256  # made-up input repeats this many random tokens
 
 
 class Flow:
-    """The built stages of a run and their inputs.
+    """The stages of a run and their inputs.
 
     A stage reads what the stage before it left behind, or made-up input where that one is not built.
 
@@ -39,34 +41,59 @@ class Flow:
         self, builder: Builder, names: Sequence[str], planned: Sequence[PlannedStage], clock: Clock, *, whole: bool
     ) -> None:
         self.builder = builder
+        self.names = names
+        self.has_whole = whole
         self.clock = clock
-        self.stages = {name: builder.stage(name) for name in names}
-        self.whole_run = build_whole_run(builder, self.stages) if whole else None
         self.own = [stage.name for stage in planned]
         self.made_up = made_up_inputs(names, planned)
+        self.stages: dict[str, Stage] = {}
         self.inputs: dict[str, Tensors] = {}
         self.outputs: dict[str, Tensors] = {}
+        self.whole_run: WholeRun | None = None
+        self.whole_peaks: dict[str, int] = {}  # memory of the whole strategy, before more was built
 
     def stage(self, name: str) -> Stage:
         """A built stage."""
         return self.stages[name]
 
-    def verify(self) -> None:
-        """Run every built stage on the first batch and compare it with the reference; then the whole strategy on
+    def build_and_verify(self) -> None:
+        """Build every stage, run it on the first batch and compare it with the reference; then the whole strategy on
         another batch, so that no stage can pass by what it left behind.
+
+        The whole is built as soon as row ids are known to be right: stages that only single cases need, such as those
+        of whole batches beside a pipeline's, are not in its memory then.
 
         Raises:
             MismatchError: a stage computes something else.
         """
-        builder = self.builder
-        for name, stage in self.stages.items():
-            self.inputs[name] = self._input_of(name)
-            self.outputs[name] = self._run(stage, self.inputs[name])
-            self._verify_stage(name)
+        pipelined = self.builder.pipelined
+        needed_by_whole = [name for name in self.names if name == "hashing" or (name in self.own and not pipelined)]
+        for name in needed_by_whole:
+            self._build_and_verify_stage(name)
+        if self.has_whole:
+            self._build_whole()
+        for name in self.names:
+            if name not in self.stages:
+                self._build_and_verify_stage(name)
         if self.whole_run:
-            for tensor in self.whole_run(builder.batches[0]):
+            for tensor in self.whole_run(self.builder.batches[0]):
                 poison(tensor)
             self._verify_whole()
+
+    def _build_and_verify_stage(self, name: str) -> None:
+        self.stages[name] = self.builder.stage(name)
+        self.inputs[name] = self._input_of(name)
+        self.outputs[name] = self._run(self.stages[name], self.inputs[name])
+        self._verify_stage(name)
+
+    def _build_whole(self) -> None:
+        builder = self.builder
+        self.whole_run = build_whole_run(builder, self.stages)
+        uploads_batches = self.own[0] in UPLOADS  # and works out how to copy from each when it first sees it
+        for batch in builder.batches if uploads_batches else builder.batches[:1]:
+            self.whole_run(batch)
+            self.clock.synchronize()
+        self.whole_peaks = peak_bytes(builder.device)
 
     def _verify_whole(self) -> None:
         builder = self.builder
@@ -82,8 +109,9 @@ class Flow:
         verify.require_kv(FULL, keys_and_value, want, tokens, builder.config.dtype.tolerance)
 
     def _compared_tokens(self) -> torch.Tensor:
-        config, tokens = self.builder.config, self.builder.tokens
-        return verify.compared_tokens(tokens, config.seq_len, self.builder.chunk_tokens or tokens)
+        config, chunk_tokens = self.builder.config, self.builder.chunk_tokens or self.builder.tokens
+        first_chunk = cut(config.batch_size, config.seq_len, chunk_tokens)[0]
+        return verify.compared_tokens(self.builder.tokens, config.seq_len, first_chunk.tokens)
 
     def calls(self, case: str) -> list[Callable[[], object]]:
         """What the iterations of a case call in turn. Token ids and row ids rotate, since they decide which table rows

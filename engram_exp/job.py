@@ -11,13 +11,14 @@ import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
-from functools import cache
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
 from engram_exp.config import batches_of, cases_of, chunk_tokens_of, geometry_of, threads_of
+from engram_exp.measure.environment import code_digest, cpu_name, gpus
 from engram_exp.plan import row_order
 from engram_exp.results import RESULTS
 
@@ -43,7 +44,7 @@ class Job:
         choices: the option chosen in each group.
         config: without interpolations.
         repeat: which repetition of its configuration it is, from 0.
-        fingerprint: of configuration, repetition and code.
+        fingerprint: of configuration, repetition, machine and code.
         overrides: what the command line, or a sweep, set.
     """
 
@@ -138,24 +139,21 @@ class Job:
 
     def failed_rows(self, status: str, error: str) -> list[dict[str, Any]]:
         """A row for every case of a run that gave none."""
-        return [{**self.columns(), "status": status, "error": error, "case": case} for case in self.cases]
+        try:
+            known = self.columns()
+        except Exception:  # what is wrong with the configuration may be what a column is made of
+            known = {"run_id": self.run_id, **self.choices, "started_at": self.started_at}
+        return [{**known, "status": status, "error": error, "case": case} for case in self.cases]
 
 
 def fingerprint(config: DictConfig, choices: Mapping[str, str | None], repeat: int) -> str:
-    """What two runs share if there is no need for the second: configuration, repetition and code."""
+    """What two runs share if there is no need for the second: configuration, repetition, machine and code."""
     plain: Any = OmegaConf.to_container(config, resolve=True)
     told = {key: value for key, value in plain.items() if key not in SAYS_NOTHING}
     chosen = {group: choices.get(group) for group in GROUP_COLUMNS}
-    text = json.dumps([told, chosen, repeat, _code()], sort_keys=True)
+    processors = [cpu_name(), *(gpu["name"] for gpu in gpus())]
+    text = json.dumps([told, chosen, repeat, processors, code_digest()], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-@cache
-def _code() -> str:
-    digest = hashlib.sha256()
-    for file in sorted(Path(__file__).parent.rglob("*.py")):
-        digest.update(file.read_bytes())
-    return digest.hexdigest()
 
 
 def fingerprint_in(folder: Path) -> str | None:
@@ -167,9 +165,10 @@ def fingerprint_in(folder: Path) -> str | None:
     return found[1] if found else None
 
 
-def earlier_runs(root: Path) -> dict[str, set[str]]:
-    """Statuses of the rows of every run below a folder, by fingerprint; of two equal ones, the later."""
-    runs = sorted(root.rglob(FILE), key=lambda file: file.stat().st_mtime)
+def earlier_runs(*folders: Path) -> dict[str, set[str]]:
+    """Statuses of the rows of every run below some folders, by fingerprint; of two equal ones, the later."""
+    files = chain.from_iterable(folder.rglob(FILE) for folder in folders)
+    runs = sorted(files, key=lambda file: file.stat().st_mtime)
     found = {fingerprint_in(file.parent): statuses_of(file.parent) for file in runs}
     return {mark: statuses for mark, statuses in found.items() if mark and statuses}
 

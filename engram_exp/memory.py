@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import gc
+import resource
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 import torch
 
+from engram_exp import cgroup
 from engram_exp.errors import DoesNotFitError
 from engram_exp.geometry import EngramGeometry
+from engram_exp.host_memory import HostMemory
 from engram_exp.plan import DEVICE, HOST, LINK, PlannedStage
 
-CGROUP = Path("/sys/fs/cgroup")
+RESET_PEAK = Path("/proc/self/clear_refs")  # 5: the peak of resident memory (proc(5))
 
 
 @dataclass(frozen=True)
@@ -103,18 +108,35 @@ def _side(stage: PlannedStage) -> str:
     return DEVICE if stage.place == LINK else stage.place
 
 
+def peak_bytes(device: torch.device) -> dict[str, int]:
+    """The most memory that this process has had since it began, or since `forget_peaks`, by column: on the device, on
+    the host, and of the latter what was pinned."""
+    pinned_by_torch = torch.cuda.host_memory_stats()["allocated_bytes.peak"] if device.type == "cuda" else 0
+    return {
+        "peak_device_bytes": torch.accelerator.max_memory_allocated() if device.type != "cpu" else 0,
+        "peak_host_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "pinned_bytes": pinned_by_torch + HostMemory.peak_pinned_bytes,
+    }
+
+
+def forget_peaks(device: torch.device) -> None:
+    """Give back what is not used any more, and keep it out of the peaks of what follows."""
+    gc.collect()
+    HostMemory.peak_pinned_bytes = HostMemory.pinned_bytes
+    if device.type != "cpu":
+        torch.accelerator.empty_cache()
+        torch.accelerator.reset_peak_memory_stats()
+    if device.type == "cuda":
+        torch.cuda.reset_peak_host_memory_stats()
+    with suppress(OSError):
+        RESET_PEAK.write_text("5")
+
+
 def free_host_bytes() -> int:
     """Host memory that can be allocated: what the system has, or less where a control group allows less."""
     free = psutil.virtual_memory().available
-    try:
-        limit, used = ((CGROUP / name).read_text().strip() for name in ("memory.max", "memory.current"))
-        if limit == "max":
-            return free
-        usage = dict(line.split() for line in (CGROUP / "memory.stat").read_text().splitlines())
-        reclaimable = int(usage["inactive_file"])  # cached files, which the kernel drops when it needs the room
-        return max(0, min(free, int(limit) - int(used) + reclaimable))
-    except (OSError, ValueError, KeyError):
-        return free
+    allowed = cgroup.free_bytes()
+    return free if allowed is None else min(free, allowed)
 
 
 def free_device_bytes(device: torch.device) -> int:

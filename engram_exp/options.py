@@ -15,6 +15,10 @@ from omegaconf.errors import OmegaConfBaseException
 from engram_exp.errors import ConfigError
 
 CPU = torch.device("cpu")
+GIVEN = (  # what a run passes to its components
+    "plan", "table", "columns", "weights", "max_tokens", "placement", "rows", "row_format", "seed", "vocab_size",
+    "history_len", "tokenizer", "cache_dir",
+)  # fmt: skip
 
 
 def resolve_device(name: str) -> torch.device:
@@ -48,6 +52,10 @@ def check_options(group: str, node: DictConfig) -> None:
     fields = []
     options = {str(name): node[name] for name in node if name != "_target_"}
     for name in options:
+        if name in GIVEN:
+            raise ConfigError(
+                f"{group}.{name}", options[name], "follows from the rest of the configuration; leave it out"
+            )
         if name not in known:
             raise ConfigError(f"{group}.{name}", options[name], f"{target.__name__} has no such option")
         fields.append((name, hints[name]))

@@ -32,7 +32,7 @@ class Placement:
     buffer: torch.Tensor | None = None
 
     def empty(self, *shape: int, dtype: torch.dtype) -> torch.Tensor:
-        """A kept buffer. It is poisoned: every page is written, and whatever is not computed shows."""
+        """A kept buffer. New memory is poisoned: every page is written, and whatever is not computed shows."""
         if self.buffer is not None:
             return self.buffer.view(-1)[: math.prod(shape)].view(shape)
         if self.pinned and torch.cuda.is_available():

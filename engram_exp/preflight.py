@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from itertools import chain
 from pathlib import Path
 from typing import Any, ClassVar
@@ -33,28 +34,33 @@ class Preflight(Callback):
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Check the one configuration."""
-        self._refuse_unless_sound([config], Path(config.hydra.run.dir))
+        self._refuse_unless_sound(lambda: [config], Path(config.hydra.run.dir))
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Check every configuration of the sweep."""
-        params = config.hydra.sweeper.params or {}
-        overrides = [f"{key}={value}" for key, value in params.items()] + list(config.hydra.overrides.task)
-        parsed = OverridesParser.create().parse_overrides(overrides)
-        latest = {override.key_or_group: override for override in parsed}.values()
-        jobs = chain.from_iterable(BasicSweeper.split_arguments(list(latest), max_batch_size=None))
-        configs = [compose(config.hydra.job.config_name, overrides=list(job)) for job in jobs]
         sweep_dir = Path(config.hydra.sweep.dir)
-        Preflight.began = self._refuse_unless_sound(configs, sweep_dir)
+        Preflight.began = self._refuse_unless_sound(lambda: _configurations_of(config), sweep_dir)
         Preflight.sweep_dir = sweep_dir
 
-    def _refuse_unless_sound(self, configs: list[DictConfig], output_dir: Path) -> float:
+    def _refuse_unless_sound(self, configurations: Callable[[], list[DictConfig]], output_dir: Path) -> float:
         try:
-            for config in configs:
+            for config in configurations():
                 check(config)
             return _check_writable(output_dir)
-        except ConfigError as error:
+        except Exception as error:  # Hydra would go on
             print(f"refused: {error}", file=sys.stderr)
             raise SystemExit(EXIT_REFUSED) from None
+
+
+def _configurations_of(sweep: DictConfig) -> list[DictConfig]:
+    """What the sweep will run, composed as Hydra will compose it."""
+    params = sweep.hydra.sweeper.params or {}
+    overrides = [f"{key}={value}" for key, value in params.items()] + list(sweep.hydra.overrides.task)
+    parsed = OverridesParser.create().parse_overrides(overrides)
+    latest = {override.key_or_group: override for override in parsed}.values()
+    jobs = chain.from_iterable(BasicSweeper.split_arguments(list(latest), max_batch_size=None))
+    searched = [text for text in sweep.hydra.overrides.hydra if text.startswith("hydra.searchpath")]
+    return [compose(sweep.hydra.job.config_name, overrides=[*searched, *job]) for job in jobs]
 
 
 def _check_writable(folder: Path) -> float:

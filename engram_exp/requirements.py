@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import psutil
 import torch
 
 from engram_exp.build import Builder
@@ -9,6 +10,8 @@ from engram_exp.errors import ConfigError, SkippedError
 from engram_exp.measure.environment import cpu_name
 from engram_exp.placement import triton_is_interpreted
 from engram_exp.plan import DEVICE, HOST
+
+VARIANTS = ("pcie", "nvl", "max-q", "server")
 
 
 def require_machine(builder: Builder) -> None:
@@ -21,10 +24,30 @@ def require_machine(builder: Builder) -> None:
     _require_accelerator(builder)
     _require_readable_table(builder)
     sheet = builder.config.hardware.data_sheet
-    name = device_name(builder)
-    if sheet and f" {sheet.gpu}" not in f" {name}":
-        remedy = f"the device is {name}; use its own option or hardware=auto"
-        raise ConfigError("hardware.data_sheet.gpu", sheet.gpu, remedy)
+    if sheet:
+        require_data_sheet(sheet.gpu, sheet.memory_gb, device_name(builder), total_device_bytes(builder.device))
+
+
+def require_data_sheet(gpu: str, memory_gb: float, name: str, memory_bytes: int) -> None:
+    """Refuse the data sheet of another part, or of a variant with other memory, link or power.
+
+    Args:
+        gpu, memory_gb: of the sheet; vendors round memory down.
+        name, memory_bytes: of the device.
+
+    Raises:
+        ConfigError: naming the device.
+    """
+    is_variant = any(word in name.lower() and word not in gpu.lower() for word in VARIANTS)
+    has_other_memory = not 0.95 < memory_bytes / (memory_gb * 1e9) < 1.15
+    if f" {gpu}" not in f" {name}" or is_variant or has_other_memory:
+        remedy = f"the device is {name} with {memory_bytes / 1e9:.0f} GB; use its own option or hardware=auto"
+        raise ConfigError("hardware.data_sheet.gpu", gpu, remedy)
+
+
+def total_device_bytes(device: torch.device) -> int:
+    """Memory of the accelerator, or of the host where the CPU stands in for it."""
+    return psutil.virtual_memory().total if device.type == "cpu" else int(torch.accelerator.get_memory_info(device)[1])
 
 
 def device_name(builder: Builder) -> str:

@@ -33,7 +33,8 @@ class Strategy:
     stages: Sequence[Stage]
 
     def __call__(self, tensors: Tensors) -> Tensors:
-        """Run every stage. Work on the device may still be under way when this returns."""
+        """Run every stage. Work on the device may still be under way when this returns, and reads buffers that the next
+        call writes: the caller waits in between."""
         for stage in self.stages:
             tensors = stage.run(tensors)
         return tensors

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from engram_exp.config import threads_of
 from engram_exp.job import Job
+from engram_exp.measure.environment import code_cache
 from engram_exp.results import SUCCESSES
 
 LOG = "run.log"
@@ -23,7 +24,7 @@ def variables(job: Job) -> dict[str, str]:
         "OMP_NUM_THREADS": threads,
         "MKL_NUM_THREADS": threads,
         "NUMBA_NUM_THREADS": threads,
-        "NUMBA_CACHE_DIR": str(Path(job.config.cache_dir).absolute() / "numba"),
+        "NUMBA_CACHE_DIR": str(code_cache(job.config.cache_dir).absolute() / "numba"),
         "TOKENIZERS_PARALLELISM": "true",
     }
     if hardware.pin_threads:

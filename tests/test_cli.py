@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -178,6 +179,32 @@ def test_a_campaign_goes_on_where_it_stopped(call, tmp_path):
     _, fourth = sweep("batch_size=1,2", "resume=false")
     assert len(fourth) == 3
     assert not set(first["run_id"]) & set(fourth["run_id"])
+
+
+def test_single_runs_of_a_campaign_go_on_beside_each_other(call, tmp_path):
+    ids = []
+    for hashing in ("numba", "numpy", "numpy", "numba"):
+        done = call("cases=[hashing]", "worker=inline", "campaign=mine", f"hashing={hashing}")
+        assert done.returncode == 0, done.stderr
+        ids.append(frozenset(load_results(tmp_path)["run_id"]))
+    assert [len(known) for known in ids] == [1, 2, 2, 2]
+    assert ids[1] == ids[2] == ids[3]
+
+
+def test_a_sweep_over_what_a_search_path_adds_is_checked_too(call, tmp_path):
+    (tmp_path / "conf/hashing").mkdir(parents=True)
+    shutil.copy(ROOT / "conf/hashing/numpy.yaml", tmp_path / "conf/hashing/mine.yaml")
+    added = f"hydra.searchpath=[file://{tmp_path}/conf]"
+    refused = call("-m", added, "hashing=mine,numba", "batch_size=0", "cases=[hashing]")
+    assert refused.returncode == 2
+    assert "refused: batch_size=0: must be at least 1" in refused.stderr
+    done = call("-m", added, "hashing=mine,numba", "cases=[hashing]", "worker=inline")
+    assert done.returncode == 0, done.stderr
+    assert sorted(load_results(tmp_path)["hashing"]) == ["mine", "numba"]
+    unknown = call("-m", "hashing=mine,numba", "cases=[hashing]")
+    assert unknown.returncode == 2
+    assert "Could not find 'hashing/mine'" in unknown.stderr
+    assert "Traceback" not in unknown.stderr
 
 
 def test_only_what_failed_is_tried_again(call, tmp_path):

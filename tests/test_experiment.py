@@ -9,10 +9,12 @@ from conftest import DEVICES, KERNEL_DEVICE
 from safetensors.torch import load_file
 
 from engram_exp import load_results, load_samples
+from engram_exp.errors import ConfigError
 from engram_exp.hashing.numba import NumbaHasher
 from engram_exp.lookup.gather import GatherLookup
 from engram_exp.projection.fused import FusedProjection
 from engram_exp.projection.rms_norm import KeyNorm
+from engram_exp.requirements import require_data_sheet
 from engram_exp.results import COLUMNS
 from engram_exp.upload.pinned import PinnedUpload
 
@@ -93,6 +95,48 @@ def test_the_data_sheet_of_another_gpu_is_refused(run_inline):
     rows = run_inline("hardware=h200", "hardware.data_sheet.gpu=Nonesuch")
     assert {row["status"] for row in rows} == {"refused"}
     assert rows[0]["error"].startswith("hardware.data_sheet.gpu=Nonesuch: the device is ")
+
+
+@pytest.mark.parametrize(
+    ("name", "gb", "fits"),
+    [
+        ("NVIDIA A100-SXM4-80GB", 85, True), ("NVIDIA A100-SXM4-40GB", 42, False), ("NVIDIA A100 80GB PCIe", 85, False),
+        ("NVIDIA H100 80GB HBM3", 85, False), ("NVIDIA A1000", 85, True),
+    ],
+)  # fmt: skip
+def test_a_data_sheet_is_of_one_variant(name, gb, fits):
+    if fits:
+        require_data_sheet("A100", 80, name, gb * 10**9)
+    else:
+        with pytest.raises(ConfigError, match=rf"^hardware\.data_sheet\.gpu=A100: the device is {name} with {gb} GB"):
+            require_data_sheet("A100", 80, name, gb * 10**9)
+
+
+def test_what_does_not_fit_is_refused_before_a_batch_is_drawn(run_inline, monkeypatch):
+    monkeypatch.setattr("engram_exp.experiment.free_host_bytes", lambda: 10)
+    monkeypatch.setattr("engram_exp.build.distinct_batches", lambda *_: pytest.fail("batches were drawn"))
+    rows = run_inline()
+    assert {row["status"] for row in rows} == {"oom_host"}
+
+
+def test_a_wrong_option_of_a_component_is_still_a_row_for_each_case(run_inline):
+    rows = run_inline("strategy=uva", "lookup.sort_from_rows=many")
+    assert [row["case"] for row in rows] == ["up_ids", "hashing", "lookup", "projection", "full"]
+    assert {row["run_id"] for row in rows} != {None}
+
+
+def test_the_threads_that_ran_are_told(run_inline):
+    assert {row["threads"] for row in run_inline("cases=[hashing]")} == {torch.get_num_threads()}
+
+
+@pytest.mark.accelerator
+@pytest.mark.parametrize("strategy", ["kv_on_cpu", "kv_on_gpu", "uva", "device"])
+def test_the_memory_of_full_does_not_depend_on_other_cases(run_inline, strategy):
+    shape = ("worker=inline", f"strategy={strategy}", "hardware=cuda", "batch_size=64", "seq_len=64")
+    alone = run_inline(*shape, "cases=[full]")[-1]
+    among = run_inline(*shape, "cases=all")[-1]
+    assert alone["case"] == among["case"] == "full"
+    assert 0 < among["peak_device_bytes"] == pytest.approx(alone["peak_device_bytes"], rel=0.02)
 
 
 def run_and_load(run_inline, tmp_path, *overrides):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import platform
 import subprocess
@@ -22,6 +23,7 @@ VARIABLE_PREFIXES = ("OMP_", "MKL_", "GOMP_", "KMP_", "NUMBA_", "CUDA_", "PYTORC
 TRANSPARENT_HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
 
+@cache
 def stamp() -> dict[str, Any]:
     """The columns that identify code and machine, without PyTorch: also a run that died can be stamped."""
     commit = _git("rev-parse", "HEAD")
@@ -32,6 +34,22 @@ def stamp() -> dict[str, Any]:
         "cpu_name": cpu_name(),
         "host": platform.node(),
     }
+
+
+@cache
+def code_digest() -> str:
+    """SHA-256 of all code that takes part in a run, in hexadecimal digits."""
+    package = PROJECT / "engram_exp"
+    digest = hashlib.sha256()
+    for file in sorted(package.rglob("*.py")):
+        if not file.is_relative_to(package / "analysis"):
+            digest.update(file.read_bytes())
+    return digest.hexdigest()
+
+
+def code_cache(cache_dir: str) -> Path:
+    """The folder for what this version of the code keeps: another may compute it differently."""
+    return Path(cache_dir) / code_digest()[:12]
 
 
 def machine() -> dict[str, Any]:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import gc
 import hashlib
 import json
 import logging
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from functools import partial
 from itertools import cycle
 from pathlib import Path
@@ -22,7 +20,7 @@ from engram_exp.host_memory import HostMemory
 from engram_exp.limits import Limits
 from engram_exp.lookup.gather import ROWS_AHEAD, prefetch_row
 from engram_exp.measure.clock import Clock
-from engram_exp.memory import free_device_bytes, free_host_bytes
+from engram_exp.memory import forget_peaks, free_device_bytes, free_host_bytes
 from engram_exp.placement import Placement, has_triton
 from engram_exp.plan import HOST
 from engram_exp.results import write_text
@@ -31,7 +29,6 @@ from engram_exp.tables.rows import RowFormat
 log = logging.getLogger(__name__)
 
 CPU = torch.device("cpu")
-RESET_PEAK = Path("/proc/self/clear_refs")  # 5: the peak of resident memory (proc(5))
 MIB = 2**20
 TRANSFER_BYTES = [2**power for power in range(10, 31, 2)]
 ROW_BYTES = (64, 128, 256, 264, 512, 1024)
@@ -70,21 +67,10 @@ def machine_limits(
             log.warning("%s cannot be read and is measured anew", path)
     announce(f"measuring what this machine can do, once; it is kept in {path}")
     peaks = measure_peaks(device)
-    _forget_memory(device)
+    forget_peaks(device)
     folder.mkdir(parents=True, exist_ok=True)
     write_text(path, json.dumps({"machine": identity, "peaks": peaks}, indent=1))
     return Limits(peaks)
-
-
-def _forget_memory(device: torch.device) -> None:
-    """Give back what the measurements took, and keep it out of the peaks of the run that follows."""
-    gc.collect()
-    HostMemory.peak_pinned_bytes = HostMemory.pinned_bytes
-    if device.type != "cpu":
-        torch.accelerator.empty_cache()
-        torch.accelerator.reset_peak_memory_stats()
-    with suppress(OSError):
-        RESET_PEAK.write_text("5")
 
 
 def measure_peaks(device: torch.device) -> dict[str, dict[str, float]]:
