@@ -1,7 +1,5 @@
 """Advice: from what was measured, within a budget, and silent beyond."""
 
-import json
-
 import pandas as pd
 import pytest
 from conftest import ROOT
@@ -11,6 +9,7 @@ from hypothesis import strategies as st
 from engram_exp import advise, load_results
 from engram_exp.__main__ import main
 from engram_exp.analysis.advice import AdviceError
+from engram_exp.analysis.advise import lines_of
 from engram_exp.analysis.curves import Time, curves, regimes, time_at
 from engram_exp.results import COLUMNS
 
@@ -51,19 +50,48 @@ def test_each_regime_gets_its_best_strategy_and_its_price():
     advice = ask(three())
     decode, prefill = advice.choices
     assert (decode.strategy, prefill.strategy) == ("uva", "kv_on_gpu")
-    assert decode.ms_per_layer == (0.2, pytest.approx(0.198), pytest.approx(0.202), "measured", 1)
-    added = decode.added_ms_per_step
-    assert added.ms == pytest.approx(2 * (0.2 - 0.1)), "demo has two layers with a table"
-    assert (added.lo, added.hi) == (pytest.approx(2 * (0.198 - 0.101)), pytest.approx(2 * (0.202 - 0.099)))
+    assert decode.ms_per_layer == Time(0.2, pytest.approx(0.198), pytest.approx(0.202), "measured", 1)
+    assert decode.added_ms_per_step.ms == pytest.approx(2 * (0.2 - 0.1)), "demo has two layers with a table"
     assert (advice.table_gb, advice.freed_gb) == (pytest.approx(2.56), pytest.approx(2.56))
-    assert "cpu_offload" in decode.engines["vLLM"]
-    assert "cannot gather" in prefill.engines["SGLang"]
+
+
+def test_a_difference_has_an_interval_only_where_runs_were_repeated():
+    def added(yardstick_runs):
+        frame = pd.concat([three(run_id=str(number)) for number in range(4)])
+        advice = ask(frame[(frame["strategy"] != "device") | (frame["run_id"] < str(yardstick_runs))])
+        return advice.choices[0].added_ms_per_step, "\n".join(lines_of(advice))
+
+    time, text = added(yardstick_runs=4)
+    assert time == Time(pytest.approx(0.2), pytest.approx(2 * (0.198 - 0.101)), pytest.approx(0.206), "measured", 4)
+    assert "adds 0.2 (0.194 to 0.206) ms a step to tables in device memory, its layers together\n" in text
+    time, text = added(yardstick_runs=3)
+    assert time == Time(pytest.approx(0.2), None, None, "measured", 3)
+    assert "adds about 0.2 ms a step to tables in device memory, its layers together (3 runs on a side: no" in text
+    assert "fewer than 4 runs: their intervals lack what changes from run to run" in text
+
+
+def test_engines_get_what_they_can_do_and_its_price():
+    decode, prefill = ask(three()).choices
+    assert (decode.engines["vLLM"].strategy, decode.engines["vLLM"].ms_per_layer) == ("uva", decode.ms_per_layer)
+    assert (prefill.engines["SGLang"].strategy, prefill.engines["SGLang"].ms_per_layer.ms) == ("uva", 64.0)
+    text = "\n".join(lines_of(ask(three())))
+    assert '\n  SGLang: --engram-config \'{"placement": "cpu"}\'' in text
+    nearest = 'no option for this strategy; the nearest is uva, 64 ms a layer: --engram-config \'{"placement": "cpu"}\''
+    assert f"\n  SGLang: {nearest}" in text
+    assert text.count("as of autumn 2026") == 1
+
+
+def test_engines_without_any_option_say_so():
+    advice = ask(rows("kv_on_gpu", {64: 1.0, 65536: 1.0}))
+    assert advice.choices[0].engines == {"vLLM": None, "SGLang": None}
+    assert "vLLM: no option for this strategy, nor for another that fits" in "\n".join(lines_of(advice))
 
 
 def test_the_threshold_has_an_uncertainty():
     uva, kv_on_gpu = ask(three()).regimes
     assert (uva.strategy, uva.first, uva.last) == ("uva", 1, 4096)
     assert (kv_on_gpu.strategy, kv_on_gpu.begins_after, kv_on_gpu.begins_by) == ("kv_on_gpu", 64, 65536)
+    assert "  kv_on_gpu  65,536 (takes over above 64, at 65,536 at the latest)" in lines_of(ask(three()))
 
 
 def test_a_budget_lets_the_table_onto_the_device():
@@ -123,7 +151,12 @@ def test_without_an_interval_nothing_is_decided():
 def test_several_runs_make_one_time():
     frame = pd.concat([rows("uva", {64: ms}, run_id=str(ms)) for ms in (1.0, 2.0, 4.0)])
     time = curves(frame)["uva"][64]
-    assert time == (2.0, pytest.approx(0.99), pytest.approx(4.04), "measured", 3)
+    assert time == Time(2.0, pytest.approx(0.99), pytest.approx(4.04), "measured", 3)
+
+
+def test_a_run_without_an_interval_leaves_none():
+    frame = pd.concat([rows("uva", {64: 1.0}), rows("uva", {64: 2.0}, run_id="1", wall_ms_lo=float("nan"))])
+    assert curves(frame)["uva"][64] == Time(1.5, None, None, "measured", 2)
 
 
 def test_close_calls_are_undecided():
@@ -153,6 +186,29 @@ def test_the_fastest_way_of_a_strategy_counts():
     assert curves(pd.concat([three(), slow]))["uva"][64].ms == 0.2
 
 
+@pytest.mark.parametrize(
+    ("flat", "long", "expected"),
+    [
+        ({"uva": 1}, {"uva": 1, "kv_on_gpu": 1}, {"uva": 9.0, "kv_on_gpu": 5.0}),  # the most strategies
+        ({"uva": 1, "kv_on_gpu": 1}, {"uva": 1, "kv_on_gpu": 2}, {"uva": 9.0, "kv_on_gpu": 5.0}),  # the most runs
+        ({"uva": 1, "kv_on_gpu": 1}, {"uva": 1, "kv_on_gpu": 1}, {"uva": 9.0, "kv_on_gpu": 5.0}),  # the first
+        ({"uva": 2, "kv_on_gpu": 1}, {"uva": 1, "kv_on_gpu": 1}, {"uva": 1.0, "kv_on_gpu": 6.0}),
+        ({"uva": 1}, {"kv_on_gpu": 2}, {"kv_on_gpu": 5.0}),
+    ],
+)
+def test_strategies_are_compared_in_one_shape(flat, long, expected):
+    """4,096 tokens as 4096 x 1 (flat) and as 64 x 64 (long): strategy -> runs of it."""
+    ms = {"flat": {"uva": 1.0, "kv_on_gpu": 6.0}, "long": {"uva": 9.0, "kv_on_gpu": 5.0}}
+    shapes = {"flat": {"batch_size": 4096, "seq_len": 1}, "long": {"batch_size": 64, "seq_len": 64}}
+    frame = pd.concat(
+        rows(strategy, {0: ms[name][strategy]}, run_id=f"{name} {strategy} {number}", **shapes[name])
+        for name, runs in (("flat", flat), ("long", long))
+        for strategy, count in runs.items()
+        for number in range(count)
+    )
+    assert {strategy: curve[4096].ms for strategy, curve in curves(frame).items()} == expected
+
+
 def test_a_strategy_that_is_never_overtaken_has_one_regime():
     (only,) = regimes(curves(three()), ["device", "uva"])
     assert (only.strategy, only.begins_after, only.begins_by) == ("device", None, None)
@@ -166,8 +222,12 @@ def test_a_strategy_that_is_never_overtaken_has_one_regime():
         (pd.concat([three(), three(dtype="fp8")]), {}, "dtype: the data hold bfloat16, fp8; choose one"),
         (three(), {"ids": "random"}, "ids=random: not measured; the data hold text"),
         (pd.concat([three(), three(row_bytes=512)]), {}, "row_bytes: the data hold 128, 512; keep the rows of one"),
-        (pd.concat([three(), three(device_name="B")]), {}, "device_name: the data hold , B; keep the rows of one"),
-        (pd.concat([three(), three(table_scale=0.1)]), {}, "table_scale: the data hold 1, 0.1; keep the rows of one"),
+        (
+            pd.concat([three(), three(device_name="B")]),
+            {},
+            "device_name: the data hold '', B; keep the rows of one .--only device_name=VALUE does",
+        ),
+        (pd.concat([three(), three(table_scale=0.1)]), {}, "table_scale: the data hold 0.1, 1; keep the rows of one"),
         (rows("device", {64: 1.0}), {}, "nothing that was measured fits; the nearest is device, with 2.6 GB"),
     ],
 )
@@ -206,17 +266,18 @@ def test_sorting_pays_where_intervals_say_so(sorted_ms, expected):
     assert ask(pd.concat([frame, *others]), dtype="bfloat16").sort_rows == expected
 
 
-def test_the_published_campaign_gives_thresholds_that_agree_with_its_curve(monkeypatch, capsys):
-    monkeypatch.setattr("sys.argv", ["engram_exp", "advise", str(H200), "--dtype=bfloat16", "--ids=random", "--json"])
-    assert main() == 0
-    advice = json.loads(capsys.readouterr().out)
+def test_the_published_campaign_gives_thresholds_that_agree_with_its_curve():
+    def published(folder):
+        asked = {"decode": 64, "prefill": 8192, "device_memory_gb": 0, "dtype": "bfloat16", "ids": "random"}
+        return advise(load_results(folder), "demo", **asked)
+
     full = load_results(H200 / "crossover")
     full = full[(full["case"] == "full") & (full["strategy"] != "device")]
-    best = full.loc[full.groupby("batch_size")["wall_ms_median"].idxmin()].set_index("batch_size")["strategy"]
-    for regime in advice["regimes"]:
-        assert set(best[(best.index >= regime["first"]) & (best.index <= regime["last"])]) == {regime["strategy"]}
-    assert advice["layers"] == 2
-    _, saves_from = advice["sort_rows"]
+    best = full.groupby(["batch_size", "strategy"])["wall_ms_median"].median().unstack().idxmin(axis=1)
+    found = [best[(best.index >= r.first) & (best.index <= r.last)] for r in published(H200 / "crossover").regimes]
+    assert sum(map(len, found)) == len(best)
+    assert all(names.nunique() == 1 for names in found)
+    _, saves_from = published(H200).sort_rows
     lookups = load_results(H200 / "sorting")
     ms = lookups.pivot_table(index=["row_bytes", "batch_size"], columns="row_order", values="wall_ms_median")
     assert (ms["sorted"] < ms["as_asked"])[ms.index.get_level_values("batch_size") * 16 >= saves_from].all()
@@ -227,7 +288,7 @@ def test_the_v41_campaign_gives_advice_in_words(monkeypatch, capsys):
     assert main() == 0
     out = capsys.readouterr().out
     assert "2 layers with 202.8 GB of tables" in out
-    decode, prefill = (next(line for line in out.splitlines() if line.startswith(use)) for use in ("decode", "prefill"))
-    assert decode.endswith("uva")
-    assert prefill.endswith("kv_on_gpu")
-    assert "takes over above 64, at 8,192 at the latest" in out
+    frame = load_results(H200 / "v41").query("case == 'full' and strategy != 'device'")
+    best = frame.loc[frame.groupby("shape")["wall_ms_median"].idxmin()].set_index("shape")["strategy"]
+    for use in ("decode", "prefill"):
+        assert next(line for line in out.splitlines() if line.startswith(use)).endswith(f": {best[use]}")

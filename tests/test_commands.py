@@ -1,13 +1,17 @@
 """`python -m engram_exp`: what it prints, and what it refuses."""
 
+import json
 import subprocess
 import sys
+from dataclasses import asdict
 
 import pandas as pd
 import pytest
 from conftest import ROOT
 
+from engram_exp import advise, load_results
 from engram_exp.__main__ import main
+from engram_exp.results import write_run
 
 CROSSOVER = str(ROOT / "outputs/reference/h200/crossover")
 
@@ -28,7 +32,38 @@ def test_compare_prints_a_table_and_says_what_decides_nothing(command):
     assert code == 0
     assert "batch_size" in out
     assert "undecided" in out
-    assert "fewer than 4 runs on a side decide nothing: measure with repeats=5" in out
+    assert "no interval: too few runs; 4 on each side (or 3 and 5, 2 and 8) are enough: measure with repeats=5" in out
+    assert "10 of A, 10 of B; they differ in case" in out, "either has an upload that the other has not"
+
+
+def campaign(folder, times):
+    """Runs of `full`: batch size -> their medians."""
+    for batch_size, medians in times.items():
+        for number, ms in enumerate(medians):
+            run = folder / f"{batch_size}_{number}"
+            run.mkdir(parents=True)
+            columns = {"strategy": "uva", "batch_size": batch_size, "wall_ms_median": ms}
+            write_run(run, {}, [{"run_id": run.name, "status": "ok", "case": "full", **columns}])
+    return str(folder)
+
+
+def test_compare_shows_an_interval_wherever_there_is_one(command, tmp_path):
+    a, b = campaign(tmp_path / "a", {1: [1.0] * 3, 2: [1.0]}), campaign(tmp_path / "b", {1: [2.0] * 5, 2: [2.0]})
+    _, out, _ = command("compare", a, b)
+    (three_and_five,) = (line for line in out.splitlines() if "2.000 .. 2.000" in line)
+    assert "slower" in three_and_five
+    assert "nan" not in out
+    assert "no interval: too few runs" in out
+    _, out, _ = command("compare", a, b, "--only", "batch_size=1")
+    assert "no interval" not in out
+    assert "without a partner" not in out
+
+
+def test_compare_counts_what_has_no_partner_beside_csv_too(command, tmp_path):
+    a, b = campaign(tmp_path / "a", {1: [1.0], 2: [1.0]}), campaign(tmp_path / "b", {1: [2.0]})
+    _, out, err = command("compare", a, b, "--csv")
+    assert "without a partner: 1 of A, 0 of B; they differ in batch_size" in err
+    assert len(out.splitlines()) == 2
 
 
 def test_compare_prints_csv(command):
@@ -63,12 +98,58 @@ def test_summary_prints_markdown(command):
         (["advise", CROSSOVER, "--model", "other"], "refused: model=other: not measured; the data hold demo"),
         (["summary", CROSSOVER, "nonsense"], "refused: no column nonsense"),
         (["summary", CROSSOVER, "--case", "nap"], "refused: no measured case nap"),
+        (["summary", CROSSOVER, "case"], "refused: case: wanted in two places (lines: case; --columns: case"),
+        (["summary", CROSSOVER, "--value", "limit_by"], "refused: --value limit_by: is no number; choose from iter"),
+        (["summary", CROSSOVER, "--only", "strategy"], "refused: --only strategy: must be COLUMN=VALUE"),
+        (["advise", CROSSOVER, "--only", "nap=1"], "refused: --only nap=1: no column nap; choose from schema_version"),
+        (
+            ["compare", CROSSOVER, CROSSOVER, "--only", "strategy=disk"],
+            f"refused: {CROSSOVER}: --only strategy=disk: never there; strategy is device, kv_on_cpu, kv_on_gpu, uva",
+        ),
+        (
+            ["report", CROSSOVER, "--output", "/dev/null", "--only", "row_bytes=64"],
+            f"refused: {CROSSOVER}: --only row_bytes=64: never there; row_bytes is 128",
+        ),
     ],
 )
 def test_refusals(command, arguments, says):
     code, _, err = command(*arguments)
     assert code == 2
     assert err.startswith(says)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (
+            ["compare", "a", "b", "--threshold", "nan"],
+            "argument --threshold: must be a number of at least 0, not 'nan'",
+        ),
+        (["compare", "a", "b", "--threshold=-0.1"], "argument --threshold: must be a number of at least 0, not '-0.1'"),
+        (["advise", "a", "--decode", "0"], "argument --decode: must be a whole number of at least 1, not '0'"),
+        (["advise", "a", "--prefill", "1.5"], "argument --prefill: must be a whole number of at least 1, not '1.5'"),
+        (["report", "a", "--output", "b", "--device-memory-gb", "inf"], "must be a number of at least 0, not 'inf'"),
+    ],
+)
+def test_numbers_out_of_bounds_are_refused(command, capsys, arguments, says):
+    with pytest.raises(SystemExit, match="2"):
+        command(*arguments)
+    assert says in capsys.readouterr().err
+
+
+def test_advise_prints_json(command):
+    folder = f"{ROOT}/outputs/reference/h200/v41"
+    code, out, _ = command("advise", folder, "--model=deepseek_v41_flash", "--json")
+    advice = advise(load_results(folder), "deepseek_v41_flash", decode=64, prefill=8192, device_memory_gb=0)
+    assert (code, json.loads(out)) == (0, asdict(advice) | {"sort_rows": list(advice.sort_rows)})
+
+
+@pytest.mark.parametrize("choices", [["strategy=uva"], ["strategy=uva", "row_bytes=128", "history=True"]])
+def test_only_some_rows_are_kept(command, choices):
+    only = [argument for choice in choices for argument in ("--only", choice)]
+    code, out, _ = command("summary", CROSSOVER, "batch_size", "--case", "full", "--columns", "strategy", *only)
+    assert code == 0
+    assert out.startswith("| batch_size | uva |")
 
 
 def test_an_empty_folder_is_refused(command, tmp_path):

@@ -38,6 +38,19 @@ def test_how_many_runs_an_interval_needs():
 
 
 @settings(max_examples=50, deadline=None)
+@given(
+    a=st.lists(st.integers(95, 105), min_size=4, max_size=8), b=st.lists(st.integers(95, 105), min_size=4, max_size=8)
+)
+def test_swapped_sides_get_the_opposite_verdict(a, b):
+    opposite = {"faster": "slower", "slower": "faster"}
+    threshold = 2**0.5 / 50  # which no ratio of these equals
+    there, back = (
+        compare(*sides, threshold=threshold)["verdict"].item() for sides in ((runs(a), runs(b)), (runs(b), runs(a)))
+    )
+    assert back == opposite.get(there, there)
+
+
+@settings(max_examples=50, deadline=None)
 @given(a=st.lists(st.floats(0.01, 1e4), min_size=4, max_size=8), factor=st.floats(0.1, 10), data=st.data())
 def test_ratios_scale_and_mirror(a, factor, data):
     b = data.draw(st.lists(st.floats(0.01, 1e4), min_size=4, max_size=8))
@@ -55,6 +68,8 @@ def test_ratios_scale_and_mirror(a, factor, data):
         ([8.0, 8.1, 8.2, 8.1, 8.0], [10.0, 10.1, 10.2, 10.1, 10.0], "slower"),
         ([10.0, 10.01, 10.02, 9.99, 10.0], [10.0, 10.02, 9.98, 10.01, 10.0], "same"),
         ([10.0, 10.01, 10.02, 10.0, 10.01], [10.1, 10.11, 10.12, 10.1, 10.11], "same"),  # significant, but 1 %
+        ([10.0] * 4, [10.0 / 1.0202] * 4, "faster"),  # 1.98 % less, and as far apart as 2.02 % more
+        ([10.0] * 4, [10.0 / 1.0198] * 4, "same"),
         ([10.0, 14.0, 9.0, 12.0, 8.0], [11.0, 13.0, 9.5, 8.5, 12.5], "undecided"),
         ([10.0], [5.0], "undecided"),
     ],
@@ -65,7 +80,14 @@ def test_verdicts(a, b, verdict):
     assert (row["runs_a"], row["runs_b"]) == (len(a), len(b))
 
 
-SAME = load_results(ROOT / "outputs/reference/h200/same").groupby(["strategy", "shape"])["wall_ms_median"].agg(list)
+SAME = {
+    (lease, *configuration): medians
+    for lease in ("first_lease", "second_lease")
+    for configuration, medians in load_results(ROOT / "outputs/reference/h200/same" / lease)
+    .groupby(["strategy", "shape", "lookup"])["wall_ms_median"]
+    .agg(list)
+    .items()
+}
 
 
 @pytest.mark.parametrize("configuration", [key for key, medians in SAME.items() if len(medians) >= 8])
@@ -82,7 +104,7 @@ def test_a_against_a_is_never_decided_on_real_runs(configuration):
 
 
 def test_a_difference_of_a_tenth_is_found_among_the_same_runs():
-    medians = SAME["uva", "original"]
+    medians = SAME["first_lease", "uva", "original", "triton"]
     half = len(medians) // 2
     assert compare(runs(medians[:half]), runs([1.1 * t for t in medians[half:]]))["verdict"].tolist() == ["slower"]
 
@@ -92,6 +114,29 @@ def test_only_what_is_comparable_is_paired():
     b = pd.concat([runs([4.0], batch_size=64), runs([5.0], batch_size=256)])
     (row,) = compare(a, b).to_dict("records")
     assert (row["batch_size"], row["wall_ms_a"], row["wall_ms_b"]) == (64, 2.0, 4.0)
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "unpaired"),
+    [
+        ([{}], [{}], ""),
+        ([{}, {"batch_size": 1}, {"batch_size": 4}], [{}], "2 of A, 0 of B; they differ in batch_size"),
+        (
+            [{}, {"warps": 4, "lookup": "x"}],
+            [{}, {"warps": 8, "lookup": "y"}],
+            "1 of A, 1 of B; they differ in lookup, warps",
+        ),
+        (
+            [{"warps": 4, "seed": 0}, {"warps": 8, "seed": 1}, {"warps": 8, "seed": 0}],
+            [{"warps": 4, "seed": 0}, {"warps": 8, "seed": 1}],
+            "1 of A, 0 of B; they differ in how values of several columns are combined",
+        ),
+        ([{}, {"case": "up_ids"}], [{}], "1 of A, 0 of B; they differ in case"),
+    ],
+)
+def test_what_has_no_partner_is_told(a, b, unpaired):
+    sides = [pd.concat([runs([1.0], **columns) for columns in side]) for side in (a, b)]
+    assert compare(*sides).attrs["unpaired"] == unpaired
 
 
 def test_two_values_of_a_column_are_compared_with_what_goes_with_them():
@@ -128,6 +173,10 @@ def test_the_published_campaign_compares():
     frame = load_results(ROOT / "outputs/reference/h200/crossover")
     found = compare_values(frame, "strategy", "kv_on_gpu", "uva")
     full = found[found["case"] == "full"]
+    sizes = [set(frame.loc[frame["strategy"] == name, "batch_size"]) for name in ("kv_on_gpu", "uva")]
+    assert set(full["batch_size"]) == sizes[0] & sizes[1]
     assert len(full) == 10
     assert (full["ratio"] < 1).all()
-    assert set(full["verdict"]) == {"undecided"}, "three runs a side are too few"
+    without = full["ratio_lo"].isna()
+    assert set(full.loc[without, "verdict"]) <= {"undecided"}
+    assert (full.loc[~without, "ratio_lo"] <= full.loc[~without, "ratio_hi"]).all()

@@ -3,6 +3,7 @@
 import re
 import shutil
 
+import pandas as pd
 import pytest
 from conftest import ROOT
 from playwright.sync_api import sync_playwright
@@ -100,7 +101,7 @@ def test_hovering_shows_the_numbers(open_page, page, drawn):
     view.wait_for_selector("#vg-tooltip-element.visible")
     text = view.inner_text("#vg-tooltip-element")
     assert "strategy" in text
-    assert re.search(r"ms\s+0\.0\d+", text)
+    assert re.search(r"ms\s+\d", text)
 
 
 def test_what_a_user_wrote_cannot_break_the_page(open_page, tmp_path):
@@ -150,7 +151,10 @@ def test_efficiencies_and_memory_are_shown(drawn):
     front, points = data[0], data[-1]
     frame = load_results(H200 / "v41").query("case == 'full' and seq_len == 8192").set_index("strategy")
     assert {row["strategy"]: row["device_gb"] for row in points} == (frame["peak_device_bytes"] / 1e9).to_dict()
-    assert [row["strategy"] for row in front] == ["uva", "kv_on_gpu", "device"], "each faster than all that take less"
+    beaten = [any(o["ms"] <= p["ms"] and o["device_gb"] < p["device_gb"] for o in points) for p in points]
+    assert {row["strategy"] for row in front} == {
+        p["strategy"] for p, is_beaten in zip(points, beaten, strict=True) if not is_beaten
+    }
 
 
 def test_effects_compare_what_differs_in_one_thing():
@@ -166,8 +170,8 @@ def test_effects_compare_what_differs_in_one_thing():
     for row_bytes in (128, 512):
         one = ms[row_bytes, 262144]
         label = f"262,144 x 1, rows of {row_bytes} bytes"
-        assert found[label, "as_asked"] == pytest.approx(one["as_asked"] / one["sorted"])
-        assert found[label, "sorted"] == 1
+        for order in ("as_asked", "sorted"):
+            assert found[label, order] == pytest.approx(one[order] / one.min())
     assert {row["value"] for row in effects["table"]} == {"huge", "pinned", "pageable"}
 
 
@@ -200,7 +204,7 @@ def test_the_summary_names_figures_that_exist(page):
     text = (page.parent / "summary.md").read_text()
     names = re.findall(r"!\[.*\]\((.*)\)", text)
     assert {f"figures/{path.name}" for path in (page.parent / "figures").iterdir()} == set(names)
-    assert "decode, 64 tokens per step: uva" in text
+    assert re.search(r"^decode, 64 tokens per step: \w+$", text, flags=re.MULTILINE)
     assert "python run.py" in text
     assert "&lt;" not in text
 
@@ -235,6 +239,25 @@ def test_what_cannot_be_reported_says_why(tmp_path, monkeypatch, capsys):
     with pytest.raises(ReportError, match=r"altair, jinja2, vl_convert missing: pip install .*\[report\]"):
         report(H200, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_strategies_share_a_shape_but_for_their_limits():
+    frame = load_campaign(H200 / "crossover")
+    largest = frame["batch_size"].max()
+    other = frame[(frame["strategy"] == "uva") & (frame["batch_size"] == largest)]
+    other = other.assign(batch_size=largest // 64, seq_len=64, run_id=other["run_id"] + "b")
+    both = pd.concat([frame, other.assign(wall_ms_median=1e-6, wall_ms_lo=1e-6, wall_ms_hi=1e-6)])
+    drawn = figures(both, subjects(both))
+    for section in (OVER_TOKENS, STAGES, MEMORY):
+        assert min(row["ms"] for f in drawn if f.section == section for row in data_of(f)) > 1e-3
+    alone = pd.concat([frame[frame["strategy"] != "uva"], other])
+    names = {figure.title.partition(":")[0] for figure in figures(alone, subjects(alone)) if figure.section == LIMITS}
+    assert "uva" in names, "in its own shape"
+
+
+def test_a_report_of_some_rows(tmp_path):
+    page = report(H200 / "text", tmp_path, only=["strategy=uva"])
+    assert "kv_on_cpu" not in re.search(r"const table = .*", page.read_text())[0]
 
 
 def test_the_command_says_where_the_page_is(tmp_path, monkeypatch, capsys):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,27 +22,42 @@ from engram_exp.analysis.curves import (
     sort_thresholds,
     time_at,
 )
-from engram_exp.analysis.subjects import ABOUT
+from engram_exp.analysis.subjects import ABOUT, listed, spelled
 from engram_exp.plan import DEVICE, FULL
 from engram_exp.results import OK
 
 MODELS = Path(__file__).resolve().parents[2] / "conf/model"
 YARDSTICK = "device"
 ENGINE_FLAGS = {
-    "uva": {
-        "vLLM": '--engram-config \'{"cpu_offload": true, "use_thp": true}\'',
-        "SGLang": '--engram-config \'{"placement": "cpu"}\'',
+    "vLLM": {
+        "uva": '--engram-config \'{"cpu_offload": true, "use_thp": true}\'',
+        "device": "--engram-config '{\"cpu_offload\": false}'",
     },
-    "device": {
-        "vLLM": "--engram-config '{\"cpu_offload\": false}'",
-        "SGLang": '--engram-config \'{"placement": "gpu"}\'',
+    "SGLang": {
+        "uva": '--engram-config \'{"placement": "cpu"}\'',
+        "device": '--engram-config \'{"placement": "gpu"}\'',
     },
 }
-CANNOT = "cannot gather or project on the CPU: it has no option for this strategy"
+ENGINES_AS_OF = "autumn 2026"
 
 
 class AdviceError(ValueError):
     """Data that give no advice, and why."""
+
+
+@dataclass(frozen=True)
+class Option:
+    """What a serving engine can do of what was measured and fits the budget.
+
+    Args:
+        strategy: the fastest that it has flags for.
+        ms_per_layer: its time.
+        flags: of the engine.
+    """
+
+    strategy: str
+    ms_per_layer: Time
+    flags: str
 
 
 @dataclass(frozen=True)
@@ -55,8 +70,11 @@ class Choice:
         strategy: the best that fits the budget; None where none was measured there.
         undecided: others that fit and are not clearly slower.
         ms_per_layer: its time.
-        added_ms_per_step: to tables in device memory, in all layers of the model; None where that was not measured.
-        engines: flags of serving engines, or why they have none.
+        added_ms_per_step: to tables in device memory, in all layers of the model; None where that was not measured. It
+            has no interval where either was measured in fewer than 4 runs: intervals within runs do not bound what
+            changes between them.
+        engines: what serving engines can do, by name: this strategy, or what is nearest to it; None where they have
+            flags for none of those that fit.
     """
 
     use: str
@@ -65,7 +83,7 @@ class Choice:
     undecided: list[str]
     ms_per_layer: Time
     added_ms_per_step: Time | None
-    engines: dict[str, str]
+    engines: dict[str, Option | None]
 
 
 @dataclass(frozen=True)
@@ -163,8 +181,11 @@ def _notes(found: Mapping[str, Curve], good: pd.DataFrame) -> list[str]:
     if (good["table_scale"] < 1).any():
         notes.append("tables were shrunk (table_scale): rows may have been in caches that a whole table exceeds")
     if any(time.runs < ENOUGH_RUNS for curve in found.values() for time in curve.values()):
-        few = f"sizes with fewer than {ENOUGH_RUNS} runs"
-        notes.append(f"{few}: their intervals lack what changes from run to run (repeats=5 measures it)")
+        notes.append(
+            f"sizes with fewer than {ENOUGH_RUNS} runs: their intervals lack what changes from run to run (repeats=5 "
+            "measures it), and so does what they make clear"
+        )
+    notes.append(f"flags of {' and '.join(ENGINE_FLAGS)}: as of {ENGINES_AS_OF}")
     return notes
 
 
@@ -184,14 +205,16 @@ def _select(frame: pd.DataFrame, model: str, dtype: str | None, ids: str | None)
     for key, column, wanted in (("model", "model", model), ("dtype", "dtype", dtype), ("ids", "tokens", ids)):
         values = sorted(good[column].unique())
         if wanted is not None and wanted not in values:
-            raise AdviceError(f"{key}={wanted}: not measured; the data hold {', '.join(values)}")
+            raise AdviceError(f"{key}={wanted}: not measured; the data hold {listed(values)}")
         if wanted is None and len(values) > 1:
-            raise AdviceError(f"{key}: the data hold {', '.join(values)}; choose one")
+            raise AdviceError(f"{key}: the data hold {listed(values)}; choose one")
         good = good[good[column] == (wanted or values[0])]
     for column in ABOUT:
-        values = [f"{value:g}" if isinstance(value, float) else str(value) for value in good[column].unique()]
-        if len(values) > 1:
-            raise AdviceError(f"{column}: the data hold {', '.join(values)}; keep the rows of one")
+        texts = good[column].map(spelled)
+        if texts.nunique() > 1:
+            raise AdviceError(
+                f"{column}: the data hold {listed(texts)}; keep the rows of one (--only {column}=VALUE does)"
+            )
     return good
 
 
@@ -200,11 +223,11 @@ def _added(time: Time, yardstick: Time, layers: int) -> Time | None:
     if time.ms is None or yardstick.ms is None:
         return None
     known = time.known if time.known == yardstick.known else INTERPOLATED
-    runs = min(time.runs, yardstick.runs)
-    if time.lo is None or time.hi is None or yardstick.lo is None or yardstick.hi is None:
-        return Time((time.ms - yardstick.ms) * layers, None, None, known, runs)
-    lo, hi = (time.lo - yardstick.hi) * layers, (time.hi - yardstick.lo) * layers
-    return Time((time.ms - yardstick.ms) * layers, lo, hi, known, runs)
+    ms, runs = (time.ms - yardstick.ms) * layers, min(time.runs, yardstick.runs)
+    few = runs < ENOUGH_RUNS
+    if few or time.lo is None or time.hi is None or yardstick.lo is None or yardstick.hi is None:
+        return Time(ms, None, None, known, runs)
+    return Time(ms, (time.lo - yardstick.hi) * layers, (time.hi - yardstick.lo) * layers, known, runs)
 
 
 def _layers(model: str) -> tuple[int, list[str]]:
@@ -224,8 +247,15 @@ def _choose(found: Mapping[str, Curve], fitting: Sequence[str], use: str, tokens
     undecided = [name for name in known if name != best and known[name].is_open_against(known[best])]
     time = known[best]
     if best == YARDSTICK:
-        added: Time | None = time._replace(ms=0.0, lo=0.0, hi=0.0)
+        added: Time | None = replace(time, ms=0.0, lo=0.0, hi=0.0)
     else:
         added = _added(time, time_at(found.get(YARDSTICK, {}), tokens), layers)
-    engines = ENGINE_FLAGS.get(best, {"vLLM": CANNOT, "SGLang": CANNOT})
-    return Choice(use, tokens, best, undecided, time, added, dict(engines))
+    engines = {engine: _nearest(known, flags) for engine, flags in ENGINE_FLAGS.items()}
+    return Choice(use, tokens, best, undecided, time, added, engines)
+
+
+def _nearest(known: Mapping[str, Time], flags: Mapping[str, str]) -> Option | None:
+    """The fastest of the strategies that an engine has flags for."""
+    able = [name for name in known if name in flags]
+    name = min(able, key=lambda name: known[name].ms or 0.0, default=None)
+    return None if name is None else Option(name, known[name], flags[name])

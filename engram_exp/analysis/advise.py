@@ -6,22 +6,23 @@ import argparse
 import json
 from dataclasses import asdict
 
-from engram_exp.analysis.advice import YARDSTICK, Advice, Choice, advise
+from engram_exp.analysis.advice import YARDSTICK, Advice, Choice, Option, advise
+from engram_exp.analysis.arguments import add_only, add_sizes
+from engram_exp.analysis.compare import ENOUGH_RUNS
 from engram_exp.analysis.curves import Regime, Time
 from engram_exp.analysis.subjects import load_campaign
 
-VLLM_SORTS_FROM = 36_864  # rows, fixed in vLLM
+VLLM_SORTS_FROM = 36_864  # rows, fixed in vLLM as measured on GB200
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """What `python -m engram_exp advise` takes."""
     parser.add_argument("folder", help="of campaigns; --model, --dtype and --ids choose among them")
     parser.add_argument("--model", default="demo", help="as the column calls it (default: demo)")
-    parser.add_argument("--decode", type=int, default=64, metavar="TOKENS", help="tokens per decode step (default: 64)")
-    parser.add_argument("--prefill", type=int, default=8192, metavar="TOKENS", help="of a prefill step (default: 8192)")
-    parser.add_argument("--device-memory-gb", type=float, default=0.0, help="that tables may take (default: 0)")
+    add_sizes(parser)
     parser.add_argument("--dtype", help="where the data hold several")
     parser.add_argument("--ids", help="the kind of tokens, where the data hold several: text, random or ids")
+    add_only(parser)
     parser.add_argument("--json", action="store_true", help="for programs")
 
 
@@ -32,7 +33,7 @@ def run(arguments: argparse.Namespace) -> None:
         AdviceError, FileNotFoundError, ValueError: as `advise` and `load_campaign`.
     """
     advice = advise(
-        load_campaign(arguments.folder),
+        load_campaign(arguments.folder, arguments.only),
         arguments.model,
         decode=arguments.decode,
         prefill=arguments.prefill,
@@ -41,12 +42,7 @@ def run(arguments: argparse.Namespace) -> None:
         ids=arguments.ids,
     )
     if arguments.json:
-        plain = asdict(advice)
-        for choice, own in zip(plain["choices"], advice.choices, strict=True):
-            choice["ms_per_layer"] = own.ms_per_layer._asdict()
-            choice["added_ms_per_step"] = own.added_ms_per_step and own.added_ms_per_step._asdict()
-        plain["regimes"] = [regime._asdict() for regime in advice.regimes]
-        print(json.dumps(plain, indent=1))
+        print(json.dumps(asdict(advice), indent=1))
         return
     print("\n".join(lines_of(advice)))
 
@@ -71,7 +67,7 @@ def lines_of(advice: Advice) -> list[str]:
         costs = f"still costs time at {after:,} rows" if after else "clearly costs time nowhere"
         saves = f"saves some from {by:,} rows on" if by else "clearly saves some nowhere"
         lines.append(f"sorting row ids {costs}, and {saves}")
-        lines.append(f"  here lookup.sort_from_rows, in vLLM fixed at {VLLM_SORTS_FROM:,}")
+        lines.append(f"  here lookup.sort_from_rows, in vLLM fixed at {VLLM_SORTS_FROM:,} (measured on GB200)")
     return lines + [f"note: {note}" for note in advice.notes]
 
 
@@ -80,16 +76,36 @@ def _choice_lines(choice: Choice, plural: str) -> list[str]:
     if choice.strategy is None:
         return [head + "not measured; nothing is extrapolated"]
     time = choice.ms_per_layer
-    runs = f"{time.runs} run{'s' if time.runs > 1 else ''}"
-    lines = [head + choice.strategy, f"  {_span(time)} ms a layer, {time.known} ({runs})"]
+    lines = [head + choice.strategy, f"  {_span(time)} ms a layer, {time.known} ({_runs(time)})"]
     if choice.undecided:
         lines.append(f"  undecided against {', '.join(choice.undecided)}: their intervals overlap or are missing")
     if choice.strategy != YARDSTICK and choice.added_ms_per_step is not None:
         added = choice.added_ms_per_step
         how = "" if added.known == time.known else f", {added.known}"
-        lines.append(f"  adds {_span(added)} ms a step to tables in device memory, its layer{plural} together{how}")
-    lines += [f"  {engine}: {flags}" for engine, flags in choice.engines.items()]
-    return lines
+        about, why = ("", "") if added.lo is not None else ("about ", f" ({_why_no_interval(added)})")
+        lines.append(
+            f"  adds {about}{_span(added)} ms a step to tables in device memory, its layer{plural} together{how}{why}"
+        )
+    return lines + [f"  {engine}: {_option(option, choice)}" for engine, option in choice.engines.items()]
+
+
+def _why_no_interval(added: Time) -> str:
+    if added.runs >= ENOUGH_RUNS:
+        return "too few samples in a run: no interval"
+    return f"{_runs(added)} on a side: no interval"
+
+
+def _runs(time: Time) -> str:
+    return f"{time.runs} run{'s' if time.runs > 1 else ''}"
+
+
+def _option(option: Option | None, choice: Choice) -> str:
+    if option is None:
+        return "no option for this strategy, nor for another that fits and was measured here"
+    if option.strategy == choice.strategy:
+        return option.flags
+    nearest = f"the nearest is {option.strategy}, {option.ms_per_layer.ms:.4g} ms a layer"
+    return f"no option for this strategy; {nearest}: {option.flags}"
 
 
 def _span(time: Time) -> str:

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import groupby, pairwise
-from typing import Any, NamedTuple
 
 import pandas as pd
 
-from engram_exp.analysis.subjects import fastest_ways
+from engram_exp.analysis.subjects import fastest_ways, over_runs, with_tokens
 from engram_exp.plan import AS_ASKED, DEVICE, FULL, SORTED
 from engram_exp.results import OK
 
 MEASURED, INTERPOLATED, NOT_MEASURED = "measured", "interpolated", "not measured"
 
 
-class Time(NamedTuple):
+@dataclass(frozen=True)
+class Time:
     """Milliseconds of one step in one layer, and how they are known.
 
     ms: the median; of several runs, the median of their medians. None where nothing is known.
@@ -47,21 +48,20 @@ Curve = Mapping[int, Time]
 def curves(frame: pd.DataFrame) -> dict[str, dict[int, Time]]:
     """The curve of `full` over tokens per step of every strategy.
 
-    Where a strategy was measured in several ways (kinds of pages, schedules, orders), its fastest counts.
+    Where steps of as many tokens were measured in several shapes (64 x 4096, 262,144 x 1), that in which the most
+    strategies were measured counts, for all of them; where a strategy was measured in several ways (kinds of pages,
+    schedules, orders), its fastest.
 
     Args:
         frame: rows of one model, dtype and kind of tokens, as `load_results` returns them.
     """
-    full = frame[(frame["case"] == FULL) & (frame["status"] == OK)]
-    full = full.assign(tokens_per_step=full["batch_size"] * full["seq_len"])
+    full = with_tokens(frame[(frame["case"] == FULL) & (frame["status"] == OK)])
     found: dict[str, dict[int, Time]] = {}
-    by_size: Any = fastest_ways(full).groupby(["strategy", "tokens_per_step"])
-    for (strategy, tokens), runs in by_size:
-        ms, lo, hi = float(runs["wall_ms_median"].median()), runs["wall_ms_lo"].min(), runs["wall_ms_hi"].max()
-        without = math.isnan(lo) or math.isnan(hi)
-        lo, hi = (None, None) if without else (float(lo), float(hi))
-        time = Time(ms, lo, hi, MEASURED, runs["run_id"].nunique())
-        found.setdefault(strategy, {})[tokens] = time
+    key = ["strategy", "tokens_per_step"]
+    for row in over_runs(fastest_ways(full), key).sort_values(key).to_dict("records"):
+        without = math.isnan(row["lo"]) or math.isnan(row["hi"])
+        lo, hi = (None, None) if without else (row["lo"], row["hi"])
+        found.setdefault(row["strategy"], {})[row["tokens_per_step"]] = Time(row["ms"], lo, hi, MEASURED, row["runs"])
     return found
 
 
@@ -82,7 +82,8 @@ def _between(low: float | None, high: float | None, share: float) -> float | Non
     return None if low is None or high is None else low * (high / low) ** share
 
 
-class Regime(NamedTuple):
+@dataclass(frozen=True)
+class Regime:
     """A range of tokens per step in which one strategy is best.
 
     strategy: the best of those measured there.

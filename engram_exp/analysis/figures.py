@@ -22,7 +22,7 @@ from engram_exp.analysis.looks import (
     strategies_in,
     strategy_color,
 )  # fmt: skip
-from engram_exp.analysis.subjects import ABOUT, STEP, WAYS, Subject, fastest_ways
+from engram_exp.analysis.subjects import ABOUT, STEP, WAYS, Subject, fastest_ways, in_one_shape, over_runs
 from engram_exp.integrity import ROUNDING
 from engram_exp.plan import FULL
 from engram_exp.results import OK
@@ -31,7 +31,8 @@ OVER_TOKENS, STAGES, LIMITS, MEMORY, EFFECTS = "tokens", "stages", "limits", "me
 SECTIONS = {  # heading, and how to read it
     OVER_TOKENS: (
         "Time over tokens per step",
-        "full of the fastest way in which each strategy was run; bands: the widest 95 % intervals of the medians.",
+        "full of the fastest way in which each strategy was run, at each size all of them in the shape (batch size, "
+        "length) in which the most were measured; bands: the widest 95 % intervals of the medians.",
     ),
     STAGES: (
         "Stages beside the whole",
@@ -83,14 +84,15 @@ def figures(frame: pd.DataFrame, about: list[Subject]) -> list[Figure]:
 
 
 def _of_subject(subject: Subject) -> Iterator[Figure]:
-    rows = fastest_ways(subject.rows)
+    rows = subject.rows
     if rows[rows["case"] == FULL]["tokens_per_step"].nunique() > 1:
-        yield Figure(OVER_TOKENS, subject.label, _over_tokens(subject.rows))
-    for name, part in rows[rows["efficiency"].notna()].groupby("strategy"):
-        yield Figure(LIMITS, f"{name}: {subject.label}", _efficiency(part))
-    steps = _steps_shown(subject.rows)
-    for batch_size, seq_len in steps:
-        step = subject.rows[(subject.rows["batch_size"] == batch_size) & (subject.rows["seq_len"] == seq_len)]
+        yield Figure(OVER_TOKENS, subject.label, _over_tokens(rows))
+    for name, own in rows.groupby("strategy"):  # each by itself: in its own shapes
+        part = fastest_ways(own)
+        if part["efficiency"].notna().any():
+            yield Figure(LIMITS, f"{name}: {subject.label}", _efficiency(part[part["efficiency"].notna()]))
+    for batch_size, seq_len in _steps_shown(rows):
+        step = in_one_shape(rows[(rows["batch_size"] == batch_size) & (rows["seq_len"] == seq_len)])
         title = f"{batch_size:,} x {seq_len:,}: {subject.label}"
         yield from _stage_figures(title, fastest_ways(step))
         if (step["peak_device_bytes"] > 0).any():
@@ -180,7 +182,7 @@ def _efficiency(rows: pd.DataFrame) -> alt.LayerChart:
 
 def _memory(rows: pd.DataFrame) -> alt.LayerChart:
     full = rows[rows["case"] == FULL]
-    varying = [name for name in (*WAYS, *STEP) if full[name].nunique(dropna=False) > 1]
+    varying = [name for name in WAYS if full[name].nunique(dropna=False) > 1]
     points = _medians(full, ["strategy", *varying]).sort_values(["device_gb", "ms"])
     points["way"] = [", ".join(f"{name}={row[name]}" for name in varying) for row in points.to_dict("records")]
     points = points[["strategy", "way", "ms", "lo", "hi", "device_gb"]]
@@ -257,16 +259,11 @@ def _pair_label(row: dict[Any, Any]) -> str:
 
 
 def _medians(rows: pd.DataFrame, by: list[str]) -> pd.DataFrame:
-    """Medians over repetitions, with the widest of their intervals; short names."""
-    return (
-        rows.groupby(by, dropna=False, sort=False)
-        .agg(
-            ms=("wall_ms_median", "median"),
-            lo=("wall_ms_lo", "min"),
-            hi=("wall_ms_hi", "max"),
-            limit_ms=("limit_ms", "median"),
-            efficiency=("efficiency", "median"),
-            device_gb=("peak_device_bytes", lambda values: values.max() / 1e9),
-        )
-        .reset_index()
+    """Repetitions together, with what figures show beside their times."""
+    return over_runs(
+        rows,
+        by,
+        limit_ms=("limit_ms", "median"),
+        efficiency=("efficiency", "median"),
+        device_gb=("peak_device_bytes", lambda values: values.max() / 1e9),
     )

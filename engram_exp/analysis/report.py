@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import warnings
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,8 @@ import pandas as pd
 
 from engram_exp.analysis.advice import AdviceError, advise
 from engram_exp.analysis.advise import lines_of
-from engram_exp.analysis.subjects import ABOUT, STEP, WAYS, Subject, fastest_ways, load_campaign, subjects
+from engram_exp.analysis.arguments import add_only, add_sizes
+from engram_exp.analysis.subjects import ABOUT, STEP, WAYS, Subject, fastest_ways, load_campaign, over_runs, subjects
 from engram_exp.analysis.summary import markdown
 from engram_exp.integrity import DIGESTS
 from engram_exp.plan import FULL
@@ -21,11 +23,8 @@ from engram_exp.results import ENVIRONMENT, OK, PUBLISHED, LeftOutWarning
 
 ASKED = ("model", "dtype", "tokens", "strategy", "batch_size", "seq_len", "case", "status")
 DETAILS = tuple(name for name in (*STEP, *WAYS, *ABOUT) if name not in ASKED)
-NUMBERS = {
-    "runs": ("run_id", "nunique"),
-    "wall_ms_median": ("wall_ms_median", "median"),
-    "wall_ms_lo": ("wall_ms_lo", "min"),
-    "wall_ms_hi": ("wall_ms_hi", "max"),
+NUMBERS = {"ms": "wall_ms_median", "lo": "wall_ms_lo", "hi": "wall_ms_hi"}  # as the rows name them
+MORE_NUMBERS = {
     "device_ms_median": ("device_ms_median", "median"),
     "gb_per_s": ("gb_per_s", "median"),
     "efficiency": ("efficiency", "median"),
@@ -41,7 +40,13 @@ class ReportError(ValueError):
 
 
 def report(
-    folder: str | Path, output: str | Path, *, decode: int = 64, prefill: int = 8192, device_memory_gb: float = 0.0
+    folder: str | Path,
+    output: str | Path,
+    *,
+    decode: int = 64,
+    prefill: int = 8192,
+    device_memory_gb: float = 0.0,
+    only: Sequence[str] = (),
 ) -> Path:
     """Write the report of all runs below a folder.
 
@@ -49,13 +54,15 @@ def report(
         folder: of campaigns.
         output: gets `index.html`, `summary.md` and `figures/*.svg`, and is made if it does not exist.
         decode, prefill, device_memory_gb: as `advise` takes them.
+        only: `COLUMN=VALUE`, each: rows that have this value there are kept; the commands and environments that the
+            page lists stay those of the folder.
 
     Returns:
         The page.
 
     Raises:
         ReportError: nothing was measured, or the libraries that draw are missing.
-        FileNotFoundError, ValueError: no such folder, or no results in it.
+        FileNotFoundError, ValueError: no such folder, or no results in it, or none with these values.
     """
     missing = [name for name in ("altair", "jinja2", "vl_convert") if find_spec(name) is None]
     if missing:
@@ -66,7 +73,7 @@ def report(
     folder = Path(folder)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        frame = load_campaign(folder)
+        frame = load_campaign(folder, only)
         commands, machines = _environments(folder)
     left_out = [str(warning.message) for warning in caught if issubclass(warning.category, LeftOutWarning)]
     about = subjects(frame)
@@ -107,11 +114,12 @@ def _answer(subject: Subject, decode: int, prefill: int, device_memory_gb: float
 
 def _table(frame: pd.DataFrame) -> tuple[str, dict[str, Any]]:
     """All rows as JSON, repetitions together; and what is the same in all of them, which is left out there."""
-    table = frame.groupby([*ASKED, *DETAILS], dropna=False, sort=False).agg(**NUMBERS).reset_index()
-    table = table[[*ASKED, *NUMBERS, *DETAILS]]
+    table = over_runs(frame, [*ASKED, *DETAILS], **MORE_NUMBERS).rename(columns=NUMBERS)
+    numbers = ["runs", *NUMBERS.values(), *MORE_NUMBERS]
+    table = table[[*ASKED, *numbers, *DETAILS]]
     same = {name: table[name].iloc[0] for name in table if table[name].nunique(dropna=False) == 1}
     table = table.drop(columns=list(same))
-    for name in NUMBERS.keys() & set(table.select_dtypes("float")):
+    for name in set(numbers) & set(table.select_dtypes("float")):
         table[name] = table[name].map(f"{{:.{DIGITS}g}}".format).astype(float)
     throughout = {name: value for name, value in same.items() if value != "" and value == value}
     return table.to_json(orient="split", index=False), throughout
@@ -160,9 +168,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """What `python -m engram_exp report` takes."""
     parser.add_argument("folder", help="of campaigns")
     parser.add_argument("--output", required=True, metavar="DIR", help="gets index.html, summary.md and figures/")
-    parser.add_argument("--decode", type=int, default=64, metavar="TOKENS", help="as advise (default: 64)")
-    parser.add_argument("--prefill", type=int, default=8192, metavar="TOKENS", help="as advise (default: 8192)")
-    parser.add_argument("--device-memory-gb", type=float, default=0.0, help="as advise (default: 0)")
+    add_sizes(parser)
+    add_only(parser)
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -177,5 +184,6 @@ def run(arguments: argparse.Namespace) -> None:
         decode=arguments.decode,
         prefill=arguments.prefill,
         device_memory_gb=arguments.device_memory_gb,
+        only=arguments.only,
     )
     print(page)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pandas as pd
 
@@ -15,7 +16,7 @@ WAYS = (
     "hashing", "table", "lookup", "projection", "upload", "components", "schedule", "chunk_tokens", "ring_depth",
     "capture", "row_order", "rows_per_program", "warps", "programs",
 )  # fmt: skip
-STEP = ("batch_size", "seq_len", "history", "batches")
+STEP = ("batch_size", "seq_len", "history", "batches")  # the shape of a step
 ABOUT = {
     "model": "{}",
     "dtype": "{}",
@@ -29,6 +30,7 @@ ABOUT = {
     "threads": "{:g} threads",
 }
 ALWAYS_TOLD = ("model", "dtype", "tokens")
+MOST_LISTED = 20  # values in a message
 
 
 class Subject(NamedTuple):
@@ -42,23 +44,55 @@ class Subject(NamedTuple):
     rows: pd.DataFrame
 
 
-def load_campaign(folder: str | Path) -> pd.DataFrame:
+def load_campaign(folder: str | Path, only: Sequence[str] = ()) -> pd.DataFrame:
     """As `load_results`, for those who need something in it.
+
+    Args:
+        folder: of runs.
+        only: `COLUMN=VALUE`, each: rows that have this value there are kept.
 
     Raises:
         FileNotFoundError: there is no such folder.
-        ValueError: it holds no results.
+        ValueError: it holds no results, or none with these values.
     """
     frame = load_results(folder)
     if frame.empty:
         raise ValueError(f"{folder}: no results below it; `python run.py output_dir={folder}` writes some there")
+    for choice in only:
+        column, sign, value = choice.partition("=")
+        if not sign:
+            raise ValueError(f"--only {choice}: must be COLUMN=VALUE")
+        if column not in frame:
+            raise ValueError(f"--only {choice}: no column {column}; choose from {', '.join(frame.columns)}")
+        texts = frame[column].map(spelled)
+        if value not in set(texts):
+            raise ValueError(f"{folder}: --only {choice}: never there; {column} is {listed(texts)}")
+        frame = frame[texts == value]
     return frame
+
+
+def spelled(value: Any) -> str:
+    """A value of a column as one types it: 128, not 128.0; an empty one is the empty text."""
+    if value is None or value != value:
+        return ""
+    return f"{value:.15g}" if isinstance(value, float) else str(value)
+
+
+def listed(texts: Iterable[str]) -> str:
+    """The distinct ones among some texts, for a message."""
+    values = sorted(set(texts))
+    more = f" and {len(values) - MOST_LISTED} others" if len(values) > MOST_LISTED else ""
+    return ", ".join(text or "''" for text in values[:MOST_LISTED]) + more
+
+
+def with_tokens(frame: pd.DataFrame) -> pd.DataFrame:
+    """The rows and their `tokens_per_step`."""
+    return frame.assign(tokens_per_step=frame["batch_size"] * frame["seq_len"])
 
 
 def subjects(frame: pd.DataFrame) -> list[Subject]:
     """Split measured rows by what they are about, in the order of the campaign."""
-    good = frame[frame["status"] == OK]
-    good = good.assign(tokens_per_step=good["batch_size"] * good["seq_len"])
+    good = with_tokens(frame[frame["status"] == OK])
     told = [name for name in ABOUT if name in ALWAYS_TOLD or good[name].nunique(dropna=False) > 1]
     return [
         Subject(_label(dict(zip(ABOUT, key, strict=True)), told), rows)
@@ -70,11 +104,29 @@ def _label(values: dict[str, object], told: list[str]) -> str:
     return ", ".join(ABOUT[name].format(values[name]) for name in told if values[name] not in ("", None))
 
 
+def in_one_shape(rows: pd.DataFrame) -> pd.DataFrame:
+    """Of one subject, at each number of tokens per step the rows of one shape (batch size, length, history, batches):
+    that in which the most strategies were measured; of several such, that of the most runs; of these, the first in
+    ascending order. Where `full` was timed, its rows decide."""
+    full, size = rows["case"] == FULL, rows["tokens_per_step"]
+    decisive = rows[full | ~full.groupby(size).transform("any")]
+    shapes = (
+        decisive.groupby(["tokens_per_step", *STEP], dropna=False)
+        .agg(strategies=("strategy", "nunique"), runs=("run_id", "nunique"))
+        .sort_index()
+        .sort_values(["strategies", "runs"], ascending=False, kind="stable")
+        .reset_index()
+    )
+    return rows.merge(shapes.drop_duplicates("tokens_per_step")[["tokens_per_step", *STEP]])
+
+
 def fastest_ways(rows: pd.DataFrame) -> pd.DataFrame:
-    """Of one subject, the rows of the way whose `full` is the fastest, for each strategy and number of tokens per step;
-    of several repetitions, all. Where no `full` was timed, the fastest way of each case."""
+    """Of one subject, the rows of the way whose `full` is the fastest, for each strategy and number of tokens per step,
+    all strategies in one shape (`in_one_shape`); of several repetitions, all. Where no `full` was timed, the fastest
+    way of each case."""
+    rows = in_one_shape(rows)
     key = ["strategy", "tokens_per_step"]
-    way = rows.groupby([*key, *STEP, *WAYS], dropna=False).ngroup()
+    way = rows.groupby([*key, *WAYS], dropna=False).ngroup()
     full = rows["case"] == FULL
     full_ms = way.map(rows["wall_ms_median"].where(full).groupby(way).median())
     case_ms = rows.groupby([way, "case"])["wall_ms_median"].transform("median")
@@ -82,3 +134,24 @@ def fastest_ways(rows: pd.DataFrame) -> pd.DataFrame:
     ms = full_ms.where(has_full, case_ms)
     decided_together = rows["case"].where(~has_full, FULL)
     return rows[ms == ms.groupby([*(rows[name] for name in key), decided_together]).transform("min")]
+
+
+def over_runs(rows: pd.DataFrame, by: Sequence[str], **more: tuple[str, Any]) -> pd.DataFrame:
+    """Repetitions together.
+
+    Args:
+        rows: as `load_results` returns them.
+        by: columns that tell configurations and cases apart.
+        more: columns of the result beyond those below, as `DataFrameGroupBy.agg` names them.
+
+    Returns:
+        One row for each: `by`, the number of `runs`, the median `ms` of their medians, `lo` and `hi` that hold all
+        their 95 % intervals (NaN where a run has none), and `more`.
+    """
+    numbers = {
+        "runs": ("run_id", "nunique"),
+        "ms": ("wall_ms_median", "median"),
+        "lo": ("wall_ms_lo", lambda values: values.min(skipna=False)),
+        "hi": ("wall_ms_hi", lambda values: values.max(skipna=False)),
+    }
+    return rows.groupby(list(by), dropna=False, sort=False).agg(**numbers, **more).reset_index()

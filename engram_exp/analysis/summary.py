@@ -3,36 +3,65 @@
 from __future__ import annotations
 
 import argparse
+import warnings
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
-from engram_exp.analysis.subjects import load_campaign
+import pandas as pd
+
+from engram_exp.analysis.arguments import add_only
+from engram_exp.analysis.compare import WORKLOAD
+from engram_exp.analysis.subjects import ABOUT, load_campaign, spelled
 from engram_exp.plan import CASES
-from engram_exp.results import OK
+from engram_exp.results import CASE_COLUMNS, NUMBER_COLUMNS, OK
 
-if TYPE_CHECKING:
-    import pandas as pd
+ASKED = tuple(dict.fromkeys((*WORKLOAD, *ABOUT)))  # what a number is about; how it was reached is the table's business
 
 
 def markdown(frame: pd.DataFrame, index: Sequence[str], columns: str = "case", value: str = "wall_ms_median") -> str:
     """A table of one value of the runs in a campaign, four digits, by the given columns.
 
+    Several runs in one cell are averaged by their median; if they differ in their workload or machine, a warning says
+    in what.
+
     Args:
         frame: as `load_results` returns it; rows that are not `ok` are left out.
         index: columns that tell the lines of the table apart.
         columns: the column whose values become the table's.
-        value: what stands in it; several runs of the same configuration are averaged by their median.
+        value: what stands in it, a number.
+
+    Raises:
+        ValueError: a column that is no number, is wanted in two places, or is empty in all rows.
     """
     good = frame[frame["status"] == OK]
-    table = good.pivot_table(index=list(index), columns=columns, values=value, aggfunc="median")
+    _check(good, index, columns, value)
+    good = good[good[value].notna()]
+    cells = good.groupby([*index, columns], dropna=False)
+    mixed = [name for name in ASKED if name in good and (cells[name].nunique(dropna=False) > 1).any()]
+    if mixed:
+        warnings.warn(f"cells mix several {', '.join(mixed)}: medians over all of them", stacklevel=2)
+    table = cells[value].median().unstack(columns)
     if columns == "case":
         table = table[[case for case in CASES if case in table]]
-    heads = [*index, *map(str, table.columns)]
+    heads = [*index, *map(spelled, table.columns)]
     lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(index) + "---:|" * len(table.columns)]
     for key, row in table.iterrows():
         keys = key if isinstance(key, tuple) else (key,)
-        lines.append("| " + " | ".join([*map(str, keys), *map(_digits, row)]) + " |")
+        lines.append("| " + " | ".join([*map(spelled, keys), *map(_digits, row)]) + " |")
     return "\n".join(lines)
+
+
+def _check(good: pd.DataFrame, index: Sequence[str], columns: str, value: str) -> None:
+    """Refuse what makes no table."""
+    places = [*index, columns, value]
+    twice = sorted({name for name in places if places.count(name) > 1})
+    if twice:
+        table = f"lines: {', '.join(index)}; --columns: {columns}; --value: {value}"
+        raise ValueError(f"{', '.join(twice)}: wanted in two places ({table}); each column can stand in one")
+    if not pd.api.types.is_numeric_dtype(good[value]) or pd.api.types.is_bool_dtype(good[value]):
+        numbers = [name for name in CASE_COLUMNS if name in NUMBER_COLUMNS and name in good]
+        raise ValueError(f"--value {value}: is no number; choose from {', '.join(numbers)}")
+    if good[value].isna().all():
+        raise ValueError(f"--value {value}: is empty in all of these rows")
 
 
 def _digits(value: float) -> str:
@@ -48,16 +77,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--columns", default="case", help="becomes the table's columns (default: case)")
     parser.add_argument("--value", default="wall_ms_median", help="what stands in it (default: wall_ms_median)")
     parser.add_argument("--case", help="only this case")
+    add_only(parser)
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Print the table of a folder.
 
     Raises:
-        ValueError: a column that does not exist, or nothing to show.
+        ValueError: a column that does not exist, nothing to show, or as `markdown`.
         FileNotFoundError: no such folder.
     """
-    frame = load_campaign(arguments.folder)
+    frame = load_campaign(arguments.folder, arguments.only)
     for name in (*arguments.index, arguments.columns, arguments.value):
         if name not in frame:
             raise ValueError(f"no column {name}")
