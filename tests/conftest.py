@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -48,6 +48,15 @@ def demo_geometry(**changes: object) -> EngramGeometry:
         hidden_size=1024, hc_mult=4, bias=True, norm_eps=float(np.finfo(np.float32).eps), hash_seed=0, pad_id=2,
     )  # fmt: skip
     return replace(demo, **changes)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_turn(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Tests wait neither for what else measures on this machine nor for those of another process."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TMPDIR", str(tmp_path_factory.mktemp("turn")))
+        patch.setattr("tempfile.tempdir", None)
+        yield
 
 
 @pytest.fixture(scope="package")

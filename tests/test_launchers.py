@@ -60,18 +60,16 @@ def test_a_run_that_fails_elsewhere_fails_the_sweep(sweep, tmp_path):
 
 
 def test_the_end_of_a_jobs_time_leaves_a_row_and_no_worker(configure, tmp_path, monkeypatch):
-    waited, wait = [], subprocess.Popen.wait
+    workers = []
 
-    def ended_first(worker, timeout=None):
-        waited.append(worker)
-        if len(waited) == 1:
-            raise SystemExit(0)  # as submitit's handler of the signal does
-        return wait(worker, timeout)
+    def end(worker, timeout_s):
+        workers.append(worker)
+        raise SystemExit(0)  # as submitit's handler of the signal does
 
-    monkeypatch.setattr(subprocess.Popen, "wait", ended_first)
+    monkeypatch.setattr("engram_exp.campaign._wait", end)
     with pytest.raises(SystemExit):
         Campaign()._run(Planned(configure(*TINY, "cases=[hashing]"), {}, tmp_path / "0", 0, ()))
-    assert waited[0].returncode == -signal.SIGKILL
+    assert workers[0].returncode == -signal.SIGKILL
     frame = load_results(tmp_path)
     assert frame["status"].tolist() == ["crash"]
     assert frame["error"][0] == "interrupted: SystemExit(0)"
