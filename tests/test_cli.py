@@ -17,7 +17,7 @@ import pytest
 import torch
 from conftest import ROOT, TINY
 
-from engram_exp import load_results
+from engram_exp import load_results, load_samples
 
 
 @pytest.fixture
@@ -315,3 +315,18 @@ def test_a_folder_of_a_run_can_be_run_again_by_hand(call, tmp_path):
     before = (folder / "results.csv").read_text()
     subprocess.run([sys.executable, "-m", "engram_exp.worker", str(folder)], cwd=ROOT, check=True, capture_output=True)
     assert (folder / "results.csv").read_text() != before
+
+
+def test_what_never_ran_is_not_tried_again(call, tmp_path):
+    done = call("cases=[hashing]", "worker=inline", "campaign=mine", "retry=failed")
+    assert done.returncode == 0, done.stderr
+    assert "1 runs, 0 of them to be done" in done.stdout
+    assert not runs(tmp_path)
+
+
+def test_an_earlier_run_in_the_same_folder_leaves_no_samples(call, tmp_path):
+    same = f"hydra.run.dir={tmp_path / 'out/same'}"
+    assert call("cases=[hashing]", same, "worker=inline").returncode == 0
+    assert len(load_samples(tmp_path)) == 3
+    assert call("cases=[hashing]", same, "timeout_s=0.3", "resume=false").returncode == 1
+    assert load_samples(tmp_path).empty

@@ -122,3 +122,8 @@ def test_without_a_group_of_its_own_nothing_is_limited(groups, own):
     groups("", memory_max="1", cpu_max="1 1")
     cgroup.OWN.unlink() if own is None else cgroup.OWN.write_text(own)
     assert cgroup.free_bytes() is cgroup.cpus() is None
+
+
+def test_a_group_above_its_limit_has_nothing_free(groups):
+    groups("batch/job", memory_max=1000, memory_current=5000, memory_stat="inactive_file 0")
+    assert cgroup.free_bytes() == 0
