@@ -66,3 +66,18 @@ def test_table_scale_shrinks_the_table_and_keeps_the_true_rows():
 def test_impossible_numbers_are_refused_by_key(change, key):
     with pytest.raises(ConfigError, match=rf"^{key}="):
         demo_geometry(**change)
+
+
+def test_fp8_rows_move_as_they_are_stored():
+    geometry = demo_geometry(values_per_scale=32)
+    assert geometry.row_bytes == 66
+    assert geometry.bytes_moved("lookup", 10, 2) == 10 * 16 * (4 + 2 * 66)
+    assert geometry.bytes_moved("up_embed", 10, 2) == 10 * 16 * 66
+    assert geometry.bytes_moved("widening", 10, 2) == 10 * 16 * (66 + 64 * 2)
+    assert demo_geometry(row_values=40, values_per_scale=32).row_bytes == 42, "a scale of fewer values is one, too"
+
+
+def test_row_ids_widen_as_soon_as_32_bits_are_too_few():
+    for rows, size in ((2**31, 4), (2**31 + 1, 8)):
+        geometry = demo_geometry(layers=(1,), prime_source=lambda *_, rows=rows: [[rows - 15, *[1] * 15]])
+        assert (geometry.rows, geometry.row_id_bytes) == (rows, size)

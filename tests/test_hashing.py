@@ -75,10 +75,11 @@ def workloads(draw):
 
 @settings(max_examples=60, deadline=None)
 @given(workloads())
-def test_backends_agree(workload):
+@pytest.mark.parametrize("backend", [NumbaHasher, TritonHasher])
+def test_backends_agree(backend, workload):
     plan, ids, history = workload
     expected = hash_with(NumpyHasher, plan, ids, history)
-    assert torch.equal(hash_with(NumbaHasher, plan, ids, history), expected)
+    assert torch.equal(hash_with(backend, plan, ids, history), expected)
     first, last = torch.from_numpy(plan.offsets), torch.from_numpy(plan.offsets + plan.moduli)
     assert ((expected >= first) & (expected < last)).all()
 
@@ -126,9 +127,15 @@ def test_row_ids_widen_where_the_table_needs_it():
     assert torch.equal(hash_with(NumbaHasher, plan, ids), hash_with(NumpyHasher, plan, ids))
 
 
-def test_a_pad_id_outside_the_vocabulary_is_refused():
-    with pytest.raises(ConfigError, match=r"^model\.pad_id=99: the tokenizer has 10 ids"):
-        HashPlan.build(demo_geometry(pad_id=99), TokenCompression(np.arange(10, dtype=np.int32)))
+@pytest.mark.parametrize("pad_id", [10, 99])
+def test_a_pad_id_outside_the_vocabulary_is_refused(pad_id):
+    with pytest.raises(ConfigError, match=rf"^model\.pad_id={pad_id}: the tokenizer has 10 ids"):
+        HashPlan.build(demo_geometry(pad_id=pad_id), TokenCompression(np.arange(10, dtype=np.int32)))
+
+
+def test_the_pad_id_is_compressed_too():
+    compression = TokenCompression(np.array([1, 1, 0], dtype=np.int32))
+    assert HashPlan.build(demo_geometry(pad_id=2), compression).pad == 0
 
 
 @pytest.mark.parametrize("backend", [NumpyHasher, NumbaHasher])

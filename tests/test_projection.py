@@ -1,7 +1,9 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
-from conftest import CPU, DEVICES, demo_geometry, golden
+from conftest import CPU, DEVICES, KERNEL_DEVICE, demo_geometry, golden
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -10,8 +12,12 @@ from engram_exp.projection.fused import FusedProjection
 from engram_exp.projection.linear import LinearProjection
 from engram_exp.projection.rms_norm import KeyNorm
 from engram_exp.projection.rms_norm_numba import NumbaKeyNorm
+from engram_exp.projection.rms_norm_triton import TritonKeyNorm
 from engram_exp.projection.weights import ProjectionWeights
+from engram_exp.tables.rows import RowFormat
 from engram_exp.verify import reference_kv, require_kv
+from engram_exp.widening import build_widening
+from engram_exp.widening.numba import NumbaWidening
 
 PROJECTIONS = [LinearProjection, FusedProjection]
 TOLERANCES = {torch.float32: 1e-4, torch.float16: 2e-3, torch.bfloat16: 1e-2}
@@ -109,13 +115,8 @@ def test_compiled_norm_keeps_what_is_not_finite():
 @pytest.mark.parametrize(("tokens", "copies", "hidden"), [(1, 1, 16), (5, 3, 40), (3, 4, 64)])
 @pytest.mark.parametrize("dtype", list(TOLERANCES))
 def test_triton_norm(tokens, copies, hidden, dtype):
-    """In Triton's interpreter, or on a GPU where there is one."""
-    pytest.importorskip("triton", reason="Triton is not installed")
-    from engram_exp.projection.rms_norm_triton import TritonKeyNorm
-
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    weights = weights_for(copies, hidden, dtype).to(device)
-    kv = torch.randn(tokens, copies + 1, hidden).to(dtype).to(device)
+    weights = weights_for(copies, hidden, dtype).to(KERNEL_DEVICE)
+    kv = torch.randn(tokens, copies + 1, hidden).to(dtype).to(KERNEL_DEVICE)
     want = normed(kv, weights, with_bias=False)
     TritonKeyNorm(weights)(kv)
     torch.testing.assert_close(kv.float(), want, rtol=TOLERANCES[dtype], atol=1e-6)
@@ -126,3 +127,28 @@ def test_fused_keys_and_value_share_one_buffer():
     keys, value = FusedProjection(weights, 6, CPU)(torch.randn(6, 1024))
     assert keys.untyped_storage().data_ptr() == value.untyped_storage().data_ptr()
     assert keys.untyped_storage().nbytes() == keys.nbytes + value.nbytes
+
+
+def test_the_fastest_way_is_taken():
+    fp8 = RowFormat(64, torch.bfloat16, values_per_scale=32)
+    assert isinstance(build_widening(fp8, 4, 3, CPU), NumbaWidening)
+    for dtype, norm in ((torch.bfloat16, NumbaKeyNorm), (torch.float32, KeyNorm)):
+        assert type(FusedProjection(weights_for(1, 8, dtype), 1, CPU).norm) is norm
+
+
+@pytest.mark.parametrize("norm", [KeyNorm, NumbaKeyNorm, TritonKeyNorm])
+def test_epsilon_counts(norm):
+    device = KERNEL_DEVICE if norm is TritonKeyNorm else CPU.device
+    weights = replace(weights_for(2, 16, torch.bfloat16), norm_eps=0.5)
+    kv = torch.randn(5, 3, 16).bfloat16()
+    want = normed(kv, weights, with_bias=norm.adds_bias).bfloat16()
+    finished = kv.to(device)
+    norm(weights.to(device))(finished)
+    torch.testing.assert_close(finished.cpu(), want, rtol=2**-7, atol=0)
+
+
+def test_parameters_depend_on_the_seed_alone():
+    first, again, other = (ProjectionWeights.draw(demo_geometry(), torch.float32, seed) for seed in (1, 1, 2))
+    for name in ("weight", "bias", "norm"):
+        assert torch.equal(getattr(first, name), getattr(again, name))
+        assert not torch.equal(getattr(first, name), getattr(other, name))

@@ -239,3 +239,8 @@ def test_a_run_gives_its_pinned_memory_back(run_inline):
         assert {row["status"] for row in run_inline(f"strategy={strategy}", "hardware=cuda")} == {"ok"}
     gc.collect()
     assert HostMemory.pinned_bytes == before
+
+
+def test_a_chunk_takes_as_many_whole_sequences_as_it_can():
+    assert [piece.tokens for piece in cut(5, 4, 9)] == [8, 8, 4]
+    assert [piece.tokens for piece in cut(2, 10, 4)] == [4, 4, 2] * 2

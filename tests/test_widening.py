@@ -60,3 +60,10 @@ def test_every_compute_dtype(dtype):
     for device in {CPU.device, KERNEL_DEVICE}:
         widened = build_widening(row_format, 4, 3, Placement(device))(stored.view(4, -1).to(device))
         assert equal(widened.cpu().view(12, -1), row_format.widen(stored))
+
+
+@pytest.mark.parametrize("widening", WIDENINGS)
+def test_rows_wider_than_a_block(widening):
+    row_format = RowFormat(1100, torch.bfloat16, values_per_scale=32)
+    stored = row_format.contents(torch.arange(6), seed=1)
+    assert equal(widen(widening, row_format, stored, 3), row_format.widen(stored))
