@@ -89,10 +89,11 @@ class Flow:
     def _build_whole(self) -> None:
         builder = self.builder
         self.whole_run = build_whole_run(builder, self.stages)
-        uploads_batches = self.own[0] in UPLOADS  # and works out how to copy from each when it first sees it
-        for batch in builder.batches if uploads_batches else builder.batches[:1]:
-            self.whole_run(batch)
-            self.clock.synchronize()
+        if self.own[0] in UPLOADS and self.own[0] in self.stages:
+            for batch in builder.batches:  # an upload works out how to copy from each when it first sees it
+                self._run(self.stages[self.own[0]], batch)
+        self.whole_run(builder.batches[0])  # no more than one: rows of the others must not be in a cache yet
+        self.clock.synchronize()
         self.whole_peaks = peak_bytes(builder.device)
 
     def _verify_whole(self) -> None:
@@ -193,7 +194,8 @@ class Flow:
         if name != UPLOAD_AT_END:
             return (values,)
         vectors = values.view(tokens, geometry.hc_mult + 1, geometry.hidden_size)
-        return vectors[:, :-1], vectors[:, -1]
+        keys, value = vectors[:, :-1], vectors[:, -1]
+        return (keys, value) if builder.kv_buffers == 1 else (keys.contiguous(), value.contiguous())
 
     def _pattern(self, name: str) -> torch.Tensor:
         builder, geometry = self.builder, self.builder.geometry

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engram_exp.measure import environment
-from engram_exp.measure.clock import Clock
+from engram_exp.measure.clock import Clock, Sample
 from engram_exp.measure.loop import Case, measure
 from engram_exp.measure.statistics import quantile_interval, summarise
 
@@ -62,9 +62,12 @@ def test_cases_are_interleaved_in_a_seeded_order_and_inputs_rotate():
         return [Case(name, [lambda c=(name, k): seen.append(c) for k in range(3)], False) for name in "ab"]
 
     timings = measured(cases(), seed=1)
-    del seen[: len(seen) - 20]  # warming up
+    warm_up = [k for name, k in seen[: len(seen) - 20] if name == "a"]
+    assert warm_up[:4] == [2, 1, 0, 2], "away from the inputs that are timed first"
+    del seen[: len(seen) - 20]
     turns = [k for name, k in seen if name == "a"]
-    assert turns == [(turns[0] + n) % 3 for n in range(10)], "inputs go on rotating where the warm-up stopped"
+    assert turns == [n % 3 for n in range(10)]
+    assert all(seen[i][1] != seen[i + 1][1] for i in range(0, 20, 2)), "one must not warm another's input"
     rounds = [tuple(name for name, _ in seen[i : i + 2]) for i in range(0, 20, 2)]
     assert {frozenset(pair) for pair in rounds} == {frozenset("ab")}, "every case once a round"
     assert len(set(rounds)) == 2, "in both orders"
@@ -127,3 +130,43 @@ def test_a_stamp_identifies_code_and_machine(monkeypatch, tmp_path):
     assert stamp["torch_version"].startswith("2.")
     monkeypatch.setattr(environment, "PROJECT", tmp_path)
     assert environment.stamp.__wrapped__()["git_sha"] is None, "not installed from a repository"
+
+
+class SetClock:
+    """Calls take what it is told they take, the last for ever."""
+
+    def __init__(self, *times_ms):
+        self.times_ms = list(times_ms)
+
+    def time(self, do, *, uses_device):
+        do()
+        return Sample(self.times_ms.pop(0) if len(self.times_ms) > 1 else self.times_ms[0], None, None)
+
+
+def calls_and_timing(clock, **options):
+    calls = []
+    options = {"iterations": 1, "budget_s": 10, "seed": 0, "progress": lambda *_: None, **options}
+    timing = measure([Case("a", [lambda: calls.append(1)], False)], clock, **options)["a"]
+    return len(calls), timing
+
+
+@pytest.mark.parametrize(("latest", "warming_up"), [(10.0, 6), (9.6, 6), (9.4, 7), (12.0, 6)])
+def test_times_are_steady_once_three_calls_gain_less_than_a_twentieth(latest, warming_up):
+    calls, timing = calls_and_timing(SetClock(10, 10, 10, latest))
+    assert timing.steady
+    assert calls == warming_up + 1
+
+
+def test_a_budget_is_in_seconds():
+    _, timing = calls_and_timing(SetClock(1000.0), iterations=10, budget_s=3)
+    assert (len(timing.samples), timing.stop_reason, timing.spent_s) == (3, "budget", 3.0)
+
+
+def test_warming_up_takes_a_share_of_the_budget():
+    timings = measured([Case("slow", [lambda: time.sleep(0.03)], False)], iterations=1, budget_s=1)
+    assert not timings["slow"].steady, "6 calls take more than 5 % of a second"
+
+
+def test_percentiles_are_those_they_are_called():
+    columns = summarise(range(1001))
+    assert (columns["wall_ms_p95"], columns["wall_ms_p99"]) == (950, 990)

@@ -6,7 +6,7 @@ import gc
 import logging
 import random
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import cycle
 
@@ -65,20 +65,21 @@ def measure(
     gc.collect()
     gc.disable()
     try:
-        turns = {case.name: cycle(case.calls) for case in cases}
+        calls = _apart(cases)
         for case in cases:
             progress(case.name, timings)
-            timings[case.name].steady = _warm_up(case, turns[case.name], clock, budget_s * WARMUP_SHARE)
+            backwards = reversed(calls[case.name])  # inputs that warmed up are those that timing comes to last
+            timings[case.name].steady = _warm_up(case, backwards, clock, budget_s * WARMUP_SHARE)
         log.info("warmed up; the first timed sample follows")
         order = random.Random(seed)
         running = list(cases)
-        taken = 0
+        turn = taken = 0
         while running:
             order.shuffle(running)
             for case in tuple(running):
                 timing = timings[case.name]
                 progress(case.name, timings)
-                call = next(turns[case.name])
+                call = calls[case.name][turn % len(case.calls)]
                 timing.samples.append(clock.time(call, uses_device=case.uses_device))
                 timing.order.append(taken)
                 taken += 1
@@ -86,13 +87,25 @@ def measure(
                 timing.stop_reason = _stop_reason(timing, iterations, budget_s)
                 if timing.stop_reason:
                     running.remove(case)
+            turn += 1
     finally:
         gc.enable()
     return timings
 
 
-def _warm_up(case: Case, turns: Iterator[Callable[[], object]], clock: Clock, budget_s: float) -> bool:
+def _apart(cases: Sequence[Case]) -> dict[str, Sequence[Callable[[], object]]]:
+    """The calls of each case, beginning where no other does: it would find in a cache what that has just read."""
+    calls = {case.name: case.calls for case in cases}
+    rotating = [case for case in cases if len(case.calls) > 1]
+    for number, case in enumerate(rotating):
+        first = number * len(case.calls) // len(rotating)
+        calls[case.name] = [*case.calls[first:], *case.calls[:first]]
+    return calls
+
+
+def _warm_up(case: Case, calls: Iterable[Callable[[], object]], clock: Clock, budget_s: float) -> bool:
     """Call a case at least once, until its times stop falling or the budget is spent; whether they stopped."""
+    turns = cycle(calls)
     times_ms: list[float] = []
     deadline = time.perf_counter() + budget_s
     while not times_ms or time.perf_counter() < deadline:
