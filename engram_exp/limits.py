@@ -40,7 +40,7 @@ class Workload:
         dtype: the compute dtype.
         table: host or device.
         unique_rows: distinct rows among those asked for, as a share: the rest may come from a cache.
-        staged: the host writes rows into buffers that its caches may hold until they have crossed the link.
+        staged: in chunks, whose row ids and rows caches may hold until the next stage, or the link, has read them.
     """
 
     geometry: EngramGeometry
@@ -72,6 +72,8 @@ class Limits:
                 bounds.append(Limit(_time_at(self.peaks["link_to_device_ms"], moved), LINK))
             return bounds[0] if bounds else None
         place = self._measured(stage.place)
+        if work.staged and name in ("hashing", "lookup"):
+            moved -= geometry.row_ids_bytes(work.tokens)
         if name == "lookup":
             asked, stored = work.tokens * geometry.columns, geometry.stored_bytes(work.tokens)
             moved -= round((1 - work.unique_rows) * stored) + (stored if work.staged else 0)

@@ -78,6 +78,14 @@ def test_what_was_not_measured_bounds_nothing():
     assert without_link.of_all([PlannedStage("up_ids", "link"), PlannedStage("hashing", "device")], work()).ms > 0
 
 
+def test_what_a_chunk_leaves_in_a_cache_is_not_charged():
+    ids_bytes = (TOKENS + 64 * 2) * 8
+    assert limit("hashing", "host").ms == pytest.approx((ids_bytes + TOKENS * 16 * 4) / 100e6)
+    assert limit("hashing", "host", staged=True).ms == pytest.approx(ids_bytes / 100e6)
+    staged = limit("lookup", "device", table="device", staged=True)
+    assert staged.ms == pytest.approx(TOKENS * 16 * 0.8 * 128 / 4000e6)
+
+
 def test_a_dtype_that_was_not_measured_leaves_the_memory_bound():
     found = Limits(PEAKS).of_stage(
         PlannedStage("projection", "device"), Workload(demo_geometry(), TOKENS, 64, "float16", "host", 1.0)
@@ -104,6 +112,11 @@ def test_a_gpu_and_its_link_are_measured(quick):
     found = peaks.measure_peaks(torch.device("cuda"))
     assert set(found) == {*PEAKS, "link_to_host_ms", "link_rows_per_s_as_asked", "link_rows_per_s_sorted"}
     assert all(rate > 0 for rates in found.values() for rate in rates.values())
+
+
+def test_rows_are_read_through_the_link_as_the_strategy_reads_them(configure):
+    lookup = configure("strategy=uva").lookup
+    assert {key: lookup[key] for key in peaks.LINK_LAUNCH} == peaks.LINK_LAUNCH
 
 
 def test_limits_are_measured_once_and_again_when_asked(quick, tmp_path, monkeypatch):
@@ -141,3 +154,10 @@ def test_an_efficiency_above_one_is_flagged(run_inline, monkeypatch, capsys):
     monkeypatch.setattr("engram_exp.experiment.machine_limits", lambda *_, **__: Limits(slow))
     run_inline("limits=cached", "cases=[hashing]")
     assert "hashing beats its limit: the limit or the time is wrong" in capsys.readouterr().out
+
+
+def test_the_rates_in_words():
+    assert Limits(PEAKS).summary("bfloat16") == (
+        "host memory 100 GB/s, host bfloat16 5 TFLOP/s, device memory 4000 GB/s, device bfloat16 700 TFLOP/s, "
+        "link 53.7 GB/s"
+    )
