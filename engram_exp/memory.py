@@ -83,6 +83,7 @@ def footprint(
     everything = [*stages, *(ring.stages if ring else [])]
     for place in {stage.place for stage in everything if stage.name == "projection"}:
         kept[place] += geometry.weights_bytes
+        kept[HOST] += geometry.weights_bytes if place == DEVICE else 0
         kept[HOST] += geometry.weights * 4  # in float32, for the reference
     table_bytes = geometry.table_bytes if any(stage.name == "lookup" for stage in everything) else 0
     kept[table] += table_bytes

@@ -1,11 +1,12 @@
+import psutil
 import pytest
 import torch
-from conftest import demo_geometry
+from conftest import CPU, demo_geometry
 
 from engram_exp import cgroup, memory
 from engram_exp.config import threads_of
 from engram_exp.errors import DoesNotFitError
-from engram_exp.memory import Footprint, Ring, check_fits, footprint
+from engram_exp.memory import Footprint, Ring, check_fits, footprint, forget_peaks, peak_bytes
 from engram_exp.plan import PlannedStage
 
 CUDA = torch.device("cuda")
@@ -21,7 +22,7 @@ def test_the_footprint_is_the_sum_of_what_is_kept():
     needed = footprint(geometry, GPU_STAGES, [], (64, 4096), batches=4, kv_buffers=1)
     ids, row_ids = (tokens + 64 * 2) * 8, tokens * 16 * 4
     assert needed.table_bytes == 10_344_164 * 128
-    assert needed.host_bytes == 4 * ids + 5 * row_ids + needed.table_bytes + 2**29 + weights * 4
+    assert needed.host_bytes == 4 * ids + 5 * row_ids + needed.table_bytes + 2**29 + weights * 6
     assert needed.device_bytes == 2**29 + tokens * 5120 * 2 + weights * 2
     three = footprint(geometry, GPU_STAGES, [], (64, 4096), batches=4, kv_buffers=3)
     assert three.device_bytes - needed.device_bytes == 2 * tokens * 5120 * 2
@@ -33,7 +34,7 @@ def test_a_ring_keeps_a_few_chunks():
     ring = Ring(GPU_STAGES, chunk_tokens=1000, depth=2)
     needed = footprint(geometry, [], [], (64, 4096), batches=4, kv_buffers=1, ring=ring)
     ids, chunk_ids, chunk_rows = (tokens + 64 * 2) * 8, 1000 * 16 * 4, 1000 * 16 * 128
-    assert needed.host_bytes == 4 * ids + chunk_ids + 2 * chunk_rows + needed.table_bytes + weights * 4
+    assert needed.host_bytes == 4 * ids + chunk_ids + 2 * chunk_rows + needed.table_bytes + weights * 6
     assert needed.device_bytes == 2 * chunk_rows + tokens * 5120 * 2 + weights * 2
 
 
@@ -54,6 +55,9 @@ def test_made_up_inputs_count():
     assert made_up.host_bytes - real.host_bytes == 100 * 5120 * 2
     real, made_up = (footprint(geometry, [projection], names, **shape) for names in ([], ["projection"]))
     assert made_up.device_bytes - real.device_bytes == 100 * 1024 * 2
+    rows = (demo_geometry(values_per_scale=32), [PlannedStage("widening", "device")])
+    real, made_up = (footprint(*rows, names, **shape) for names in ([], ["widening"]))
+    assert made_up.device_bytes - real.device_bytes == 100 * 16 * 66
 
 
 @pytest.mark.parametrize(
@@ -127,3 +131,19 @@ def test_without_a_group_of_its_own_nothing_is_limited(groups, own):
 def test_a_group_above_its_limit_has_nothing_free(groups):
     groups("batch/job", memory_max=1000, memory_current=5000, memory_stat="inactive_file 0")
     assert cgroup.free_bytes() == 0
+
+
+def test_a_remedy_is_a_share_of_the_real_table():
+    for device, where in (("cuda", "host"), ("cpu", "device")):
+        sides = (11 * 10**9, 0) if where == "host" else (0, 11 * 10**9)
+        with pytest.raises(DoesNotFitError, match=r"model\.table_scale=0\.13 would fit"):
+            check_fits(Footprint(*sides, 10**10, where), 4 * 10**9, 8 * 10**9, torch.device(device), table_scale=0.5)
+
+
+def test_the_peak_of_the_host_is_in_bytes_and_can_be_forgotten():
+    kept = psutil.Process().memory_info().rss
+    torch.ones(2**28, dtype=torch.uint8)
+    before = peak_bytes(CPU.device)["peak_host_bytes"]
+    assert before >= kept + 2**27
+    forget_peaks(CPU.device)
+    assert peak_bytes(CPU.device)["peak_host_bytes"] < before - 2**27
