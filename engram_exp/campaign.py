@@ -102,6 +102,9 @@ class Campaign:
         terminal = Terminal()
         if len(todo) > 1 or not wanted:
             terminal.say(_plan(todo, wanted))
+        others = set(known) - {fingerprint(run.config, run.choices, run.repeat) for run in todo}
+        if others:
+            terminal.say(f"{self.root} also holds runs of other settings, code or machines: {len(others)}")
         began = time.monotonic()
         for number, run in enumerate(wanted):
             if len(wanted) > 1:
@@ -233,7 +236,8 @@ def _plan(todo: Sequence[Planned], wanted: Sequence[Planned]) -> str:
     repeats = todo[0].config.repeats
     text = f"{len(todo)} runs" + (f" ({repeats} of each configuration, shuffled)" if repeats > 1 else "")
     if len(wanted) < len(todo):
-        text += f", {len(wanted)} of them to be done: the folder holds the others, or retry=failed leaves them out"
+        others = "did not fail" if todo[0].config.retry == "failed" else "are in the folder"
+        text += f", {len(wanted)} of them to be done: the others {others}"
     if not wanted:
         return text
     most_s = sum(STARTUP_S + len(cases_of(run.config)) * run.config.budget_s for run in wanted)

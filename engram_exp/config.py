@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Optional
 
 from hydra.core.config_store import ConfigStore
@@ -245,6 +246,8 @@ def check(config: DictConfig) -> None:
         raise ConfigError("dtype.layout", config.dtype.layout, f"must be one of {', '.join(LAYOUTS)}")
     if config.dtype.layout == "split" and config.dtype.values_per_scale is None:
         raise ConfigError("dtype.layout", "split", "there are no scales to split off; use it with dtype=fp8")
+    if Path(config.campaign).is_absolute() or ".." in Path(config.campaign).parts:
+        raise ConfigError("campaign", config.campaign, "must name a folder below output_dir")
     _check_hardware(config.hardware)
     changed = [key for key in ("threads", "pin_threads", "affinity") if config.hardware[key]]
     if config.worker == "inline" and changed:

@@ -123,6 +123,7 @@ class Run:
         free = free_host_bytes(), free_device_bytes(builder.device)
         check_fits(needed, *free, builder.device, config.model.table_scale)
         builder.check_dtype()
+        log.info("%d batches of tokens", len(builder.batches))  # may be refused: before limits, which take their time
         self.limits = self.known_limits()
         self.terminal.card(
             make_card(self.job, builder, self.cases, needed, free, self.work_of, self.limit_of, self.limits)

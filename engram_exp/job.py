@@ -18,7 +18,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from engram_exp.config import batches_of, cases_of, chunk_tokens_of, geometry_of, threads_of
-from engram_exp.measure.environment import code_digest, cpu_name, gpus
+from engram_exp.measure.environment import code_digest, gpus, machine
 from engram_exp.plan import row_order
 from engram_exp.results import RESULTS
 
@@ -151,8 +151,8 @@ def fingerprint(config: DictConfig, choices: Mapping[str, str | None], repeat: i
     plain: Any = OmegaConf.to_container(config, resolve=True)
     told = {key: value for key, value in plain.items() if key not in SAYS_NOTHING}
     chosen = {group: choices.get(group) for group in GROUP_COLUMNS}
-    processors = [cpu_name(), *(gpu["name"] for gpu in gpus())]
-    text = json.dumps([told, chosen, repeat, processors, code_digest()], sort_keys=True)
+    alike = {**machine(), "host": None, "gpus": [gpu["name"] for gpu in gpus()]}  # nodes of a cluster may be
+    text = json.dumps([told, chosen, repeat, alike, code_digest()], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

@@ -53,7 +53,9 @@ class Placement:
         """
         if self.device.type != device_type:
             group, _, option = choice.partition("=")
-            raise ConfigError(group, option, f"runs on {device_type}, but this strategy places it on {self.device}")
+            remedy = f"choose another {group} or strategy"
+            places = f"runs on {device_type}, but this strategy places it on {self.device}"
+            raise ConfigError(group, option, f"{places}; {remedy}")
 
     def require_triton(self, choice: str) -> None:
         """Refuse a Triton kernel without a GPU, unless it is interpreted.

@@ -16,6 +16,7 @@ from omegaconf import DictConfig
 
 from engram_exp.config import check
 from engram_exp.errors import ConfigError
+from engram_exp.results import RESULTS
 
 EXIT_REFUSED = 2
 
@@ -46,6 +47,8 @@ class Preflight(Callback):
         try:
             for config in configurations():
                 check(config)
+                if config.retry == "failed" and not any(output_dir.rglob(RESULTS)):
+                    raise ConfigError("retry", "failed", f"{output_dir} holds no runs; name an earlier campaign")
             return _check_writable(output_dir)
         except Exception as error:  # Hydra would go on
             print(f"refused: {error}", file=sys.stderr)

@@ -56,7 +56,26 @@ def test_another_machine_or_other_code_is_another_run(configure, monkeypatch):
 
     known = [mark()]
     assert mark() == known[0]
-    for name, value in (("gpus", [{"name": "H200"}]), ("cpu_name", "another"), ("code_digest", "0" * 64)):
+    for name, value in (
+        ("gpus", [{"name": "H200"}]),
+        ("machine", {**job.machine(), "cpu_name": "another"}),
+        ("machine", {**job.machine(), "torch_version": "another"}),
+        ("code_digest", "0" * 64),
+    ):
         monkeypatch.setattr(job, name, lambda value=value: value)
         known.append(mark())
-    assert len(set(known)) == 4
+    assert len(set(known)) == 5
+
+
+def test_a_machine_of_another_name_may_go_on_with_a_campaign(configure, monkeypatch):
+    marks = set()
+    for host in ("node-1", "node-2"):
+        monkeypatch.setattr(job, "machine", lambda host=host: {"cpu_name": "EPYC", "host": host})
+        marks.add(fingerprint(configure(), {}, 0))
+    assert len(marks) == 1
+
+
+def test_another_repetition_or_choice_is_another_run(configure):
+    config = configure()
+    marks = [fingerprint(config, {"strategy": strategy}, repeat) for strategy in ("uva", "mine") for repeat in (0, 1)]
+    assert len(set(marks)) == 4

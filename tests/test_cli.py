@@ -105,6 +105,8 @@ def test_a_run_that_is_refused_by_the_machine_exits_with_2(call, tmp_path):
             ["-m", "strategy=kv_on_cpu,kv_on_gpu", "layer=1,7"],
             "refused: layer=7: this model has tables on the layers 1, 15",
         ),
+        (["retry=failed", "campaign=mistyped"], "/mistyped holds no runs; name an earlier campaign"),
+        (["-m", "retry=failed", "batch_size=1,2"], " holds no runs; name an earlier campaign"),
         (["batch_size=many"], "batch_size"),
         (["hashing=fast"], "Could not find 'hashing/fast'"),
         (["tokens.sharp=1"], "tokens.sharp"),
@@ -318,10 +320,13 @@ def test_a_folder_of_a_run_can_be_run_again_by_hand(call, tmp_path):
 
 
 def test_what_never_ran_is_not_tried_again(call, tmp_path):
-    done = call("cases=[hashing]", "worker=inline", "campaign=mine", "retry=failed")
+    same = ("cases=[hashing]", "worker=inline", "campaign=mine")
+    assert call(*same).returncode == 0
+    done = call(*same, "batch_size=3", "retry=failed")
     assert done.returncode == 0, done.stderr
-    assert "1 runs, 0 of them to be done" in done.stdout
-    assert not runs(tmp_path)
+    assert "1 runs, 0 of them to be done: the others did not fail" in done.stdout
+    assert "/mine also holds runs of other settings, code or machines: 1" in done.stdout
+    assert len(runs(tmp_path)) == 1
 
 
 def test_an_earlier_run_in_the_same_folder_leaves_no_samples(call, tmp_path):

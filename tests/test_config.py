@@ -109,6 +109,8 @@ def test_wrong_types_are_refused_by_key(configure, override):
         (["budget_s=0"], "budget_s"),
         (["timeout_s=-5"], "timeout_s"),
         (["worker=thread"], "worker"),
+        (["campaign=../elsewhere"], "campaign"),
+        (["campaign=/elsewhere"], "campaign"),
         (["layer=2"], "layer"),
         (["cases=[]"], "cases"),
         (["cases=[hashing,sleep]"], "cases"),

@@ -2,6 +2,6 @@
 
 Every table is built as `Table(rows, row_format, seed, placement)` and has `parts`, the arrays [rows, width of the
 part] that rows are stored in, and `contents(row_ids)`, the stored rows [*, width] that a correct lookup returns,
-computed from the seed and the row ids alone. `place` says on which side it lives (host or
-device), `huge_page_share` how much of it lies in 2 MiB pages; None where that means nothing.
+computed from the seed and the row ids alone. `place` says on which side it lives (host or device), `huge_page_share`
+how much of it lies in 2 MiB pages; None where that means nothing.
 """
