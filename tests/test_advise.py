@@ -164,18 +164,43 @@ def test_close_calls_are_undecided():
     assert (decode.strategy, decode.undecided) == ("uva", ["kv_on_gpu"])
 
 
-def test_between_sizes_is_interpolated_and_beyond_is_not_measured():
-    decode, prefill = ask(three(), decode=8, prefill=10**6).choices
+def test_between_near_sizes_is_interpolated_and_elsewhere_is_not_measured():
+    frame = pd.concat([three(), rows("uva", {16: 0.12}), rows("kv_on_gpu", {16: 0.32})])
+    decode, prefill = ask(frame, decode=32, prefill=10**6).choices
     assert decode.ms_per_layer.known == "interpolated"
-    assert 0.1 < decode.ms_per_layer.ms < 0.2
+    assert 0.12 < decode.ms_per_layer.ms < 0.2
     assert (prefill.strategy, prefill.ms_per_layer.known) == (None, "not measured")
 
 
+def test_a_wide_gap_is_not_measured_and_names_its_ends():
+    advice = ask(three(), decode=8)
+    assert (advice.choices[0].strategy, advice.choices[0].nearest) == (None, [1, 64])
+    says = "not measured; the nearest that was: 1 and 64; nothing is extrapolated, nor interpolated over more than"
+    assert f"decode, 8 tokens per step: {says} a factor of 4" in lines_of(advice)
+    assert ask(three(), prefill=10**6).choices[1].nearest == [65536]
+
+
+def test_strategies_of_which_nothing_is_known_there_are_named():
+    advice = ask(pd.concat([three(), rows("kv_on_cpu", {16: 9.0})]), decode=16)
+    assert (advice.choices[0].strategy, advice.choices[0].unmeasured) == ("kv_on_cpu", ["kv_on_gpu", "uva"])
+    assert "  not measured here: kv_on_gpu, uva" in lines_of(advice)
+
+
+def test_a_regime_is_open_within_wide_gaps():
+    near, far = (4, 16, 64), (4, 16, 64, 4096)
+    for sizes, gaps, text in ((near, [], "4 to 64"), (far, [[64, 4096]], "4 to 64; 4,096 (open between these)")):
+        advice = ask(rows("uva", dict.fromkeys(sizes, 1.0)))
+        assert advice.regimes[0].gaps == gaps
+        assert f"  uva        {text}" in lines_of(advice)
+
+
 @given(st.dictionaries(st.integers(1, 10**6), st.floats(1e-3, 1e3), min_size=1, max_size=8), st.integers(1, 10**7))
-def test_nothing_is_extrapolated(points, tokens):
+def test_nothing_is_extrapolated_nor_guessed_over_wide_gaps(points, tokens):
     curve = {size: Time(ms, None, None, "measured") for size, ms in points.items()}
     time = time_at(curve, tokens)
-    if min(points) <= tokens <= max(points):
+    below = max((size for size in points if size <= tokens), default=0)
+    above = min((size for size in points if size >= tokens), default=0)
+    if 0 < above <= 4 * below:
         assert min(points.values()) * (1 - 1e-9) <= time.ms <= max(points.values()) * (1 + 1e-9)
     else:
         assert time.ms is None

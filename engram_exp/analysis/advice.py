@@ -67,7 +67,9 @@ class Choice:
     Args:
         use: decode or prefill.
         tokens: per step.
-        strategy: the best that fits the budget; None where none was measured there.
+        strategy: the best that fits the budget; None where none was measured there, or close enough on both sides.
+        nearest: measured tokens per step next to these, below and above, where the strategy is None.
+        unmeasured: strategies that fit and of which nothing is known there, where it is not None.
         undecided: others that fit and are not clearly slower.
         ms_per_layer: its time.
         added_ms_per_step: to tables in device memory, in all layers of the model; None where that was not measured. It
@@ -80,6 +82,8 @@ class Choice:
     use: str
     tokens: int
     strategy: str | None
+    nearest: list[int]
+    unmeasured: list[str]
     undecided: list[str]
     ms_per_layer: Time
     added_ms_per_step: Time | None
@@ -242,7 +246,8 @@ def _choose(found: Mapping[str, Curve], fitting: Sequence[str], use: str, tokens
     times = {name: time_at(found[name], tokens) for name in fitting}
     known = {name: time for name, time in times.items() if time.ms is not None}
     if not known:
-        return Choice(use, tokens, None, [], UNKNOWN, None, {})
+        return Choice(use, tokens, None, _nearest_sizes(found, fitting, tokens), [], [], UNKNOWN, None, {})
+    unmeasured = [name for name in fitting if name not in known]
     best = min(known, key=lambda name: known[name].ms or 0.0)
     undecided = [name for name in known if name != best and known[name].is_open_against(known[best])]
     time = known[best]
@@ -251,7 +256,13 @@ def _choose(found: Mapping[str, Curve], fitting: Sequence[str], use: str, tokens
     else:
         added = _added(time, time_at(found.get(YARDSTICK, {}), tokens), layers)
     engines = {engine: _nearest(known, flags) for engine, flags in ENGINE_FLAGS.items()}
-    return Choice(use, tokens, best, undecided, time, added, engines)
+    return Choice(use, tokens, best, [], unmeasured, undecided, time, added, engines)
+
+
+def _nearest_sizes(found: Mapping[str, Curve], fitting: Sequence[str], tokens: int) -> list[int]:
+    sizes = sorted({size for name in fitting for size in found[name]})
+    below, above = (size for size in sizes if size < tokens), (size for size in sizes if size > tokens)
+    return [*list(below)[-1:], *list(above)[:1]]
 
 
 def _nearest(known: Mapping[str, Time], flags: Mapping[str, str]) -> Option | None:

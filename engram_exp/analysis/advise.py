@@ -5,11 +5,12 @@ from __future__ import annotations
 import argparse
 import json
 from dataclasses import asdict
+from itertools import chain
 
 from engram_exp.analysis.advice import YARDSTICK, Advice, Choice, Option, advise
 from engram_exp.analysis.arguments import add_only, add_sizes
 from engram_exp.analysis.compare import ENOUGH_RUNS
-from engram_exp.analysis.curves import Regime, Time
+from engram_exp.analysis.curves import MOST_APART, Regime, Time
 from engram_exp.analysis.subjects import load_campaign
 
 VLLM_SORTS_FROM = 36_864  # rows, fixed in vLLM as measured on GB200
@@ -74,11 +75,15 @@ def lines_of(advice: Advice) -> list[str]:
 def _choice_lines(choice: Choice, plural: str) -> list[str]:
     head = f"{choice.use}, {choice.tokens:,} tokens per step: "
     if choice.strategy is None:
-        return [head + "not measured; nothing is extrapolated"]
+        sizes = " and ".join(f"{size:,}" for size in choice.nearest)
+        no_guess = f"nothing is extrapolated, nor interpolated over more than a factor of {MOST_APART}"
+        return [f"{head}not measured; the nearest that was: {sizes}; {no_guess}"]
     time = choice.ms_per_layer
     lines = [head + choice.strategy, f"  {_span(time)} ms a layer, {time.known} ({_runs(time)})"]
     if choice.undecided:
         lines.append(f"  undecided against {', '.join(choice.undecided)}: their intervals overlap or are missing")
+    if choice.unmeasured:
+        lines.append(f"  not measured here: {', '.join(choice.unmeasured)}")
     if choice.strategy != YARDSTICK and choice.added_ms_per_step is not None:
         added = choice.added_ms_per_step
         how = "" if added.known == time.known else f", {added.known}"
@@ -114,7 +119,11 @@ def _span(time: Time) -> str:
 
 
 def _range(regime: Regime) -> str:
-    sizes = f"{regime.first:,}" + (f" to {regime.last:,}" if regime.last > regime.first else "")
+    ends = [regime.first, *chain(*regime.gaps), regime.last]
+    stretches = zip(ends[::2], ends[1::2], strict=True)
+    sizes = "; ".join(f"{first:,}" + (f" to {last:,}" if last > first else "") for first, last in stretches)
+    if regime.gaps:
+        sizes += " (open between these)"
     if regime.begins_by is None and regime.begins_after is None:
         return sizes
     after = f"above {regime.begins_after:,}" if regime.begins_after else "anywhere below"

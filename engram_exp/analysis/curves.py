@@ -14,6 +14,9 @@ from engram_exp.plan import AS_ASKED, DEVICE, FULL, SORTED
 from engram_exp.results import OK
 
 MEASURED, INTERPOLATED, NOT_MEASURED = "measured", "interpolated", "not measured"
+# Between neighbouring sizes, at most, to say anything of what lies between: the spacing of experiment=crossover. Over
+# wider gaps a curve bends from launches to bandwidth, and a straight line misses it by a factor.
+MOST_APART = 4
 
 
 @dataclass(frozen=True)
@@ -66,11 +69,12 @@ def curves(frame: pd.DataFrame) -> dict[str, dict[int, Time]]:
 
 
 def time_at(curve: Curve, tokens: int) -> Time:
-    """The time at a number of tokens: nothing is extrapolated."""
+    """The time at a number of tokens: nothing is extrapolated, nor interpolated between sizes that are more than a
+    factor of `MOST_APART` apart."""
     if tokens in curve:
         return curve[tokens]
     for left, right in pairwise(sorted(curve)):
-        if left < tokens < right:
+        if left < tokens < right <= left * MOST_APART:
             share = math.log(tokens / left) / math.log(right / left)
             low, high = curve[left], curve[right]
             ms, lo, hi = (_between(getattr(low, part), getattr(high, part), share) for part in ("ms", "lo", "hi"))
@@ -88,6 +92,7 @@ class Regime:
 
     strategy: the best of those measured there.
     first, last: measured tokens per step at its ends.
+    gaps: neighbouring sizes in it that are more than a factor of `MOST_APART` apart: between them nothing is known.
     begins_after, begins_by: where it takes over from the regime before it: behind the last size at which that one is
         below it by their intervals, and at the latest at the first size at which it is below that one. None for the
         first regime, and where the intervals never say so.
@@ -96,6 +101,7 @@ class Regime:
     strategy: str
     first: int
     last: int
+    gaps: list[list[int]]
     begins_after: int | None
     begins_by: int | None
 
@@ -111,7 +117,11 @@ def regimes(found: Mapping[str, Curve], strategies: Sequence[str]) -> list[Regim
     turns = [(name, list(sizes)) for name, sizes in groupby(best, key=lambda size: best[size])]
     return [
         Regime(
-            name, sizes[0], sizes[-1], *(_takeover(shared, *turns[index - 1], name, sizes) if index else (None, None))
+            name,
+            sizes[0],
+            sizes[-1],
+            [[left, right] for left, right in pairwise(sizes) if right > left * MOST_APART],
+            *(_takeover(shared, *turns[index - 1], name, sizes) if index else (None, None)),
         )
         for index, (name, sizes) in enumerate(turns)
     ]
