@@ -139,6 +139,64 @@ def test_what_has_no_partner_is_told(a, b, unpaired):
     assert compare(*sides).attrs["unpaired"] == unpaired
 
 
+def test_what_strategies_choose_by_themselves_is_decided_at_each_size():
+    uva = [{"batch_size": 1, "row_order": "as_asked"}, {"batch_size": 64, "row_order": "sorted"}]
+    sides = [
+        pd.concat([runs([1.0], strategy="uva", **columns) for columns in uva]),
+        pd.concat([runs([2.0], strategy="device", batch_size=size, row_order="as_asked") for size in (1, 64)]),
+    ]
+    found = compare(*sides)
+    assert found["batch_size"].tolist() == [1, 64]
+    assert found["row_order"].tolist() == ["as_asked", "sorted / as_asked"]
+    assert found.attrs["unpaired"] == ""
+
+
+def test_strategies_that_both_sides_have_are_not_mixed_up_where_they_miss_some():
+    both = {"batch_size": 64}
+    a = pd.concat([runs([1.0], strategy="uva", batch_size=1), *(runs([1.0], strategy=s, **both) for s in ("uva", "x"))])
+    b = pd.concat([runs([1.0], strategy="x", batch_size=1), *(runs([1.0], strategy=s, **both) for s in ("uva", "x"))])
+    found = compare(a, b)
+    assert found["batch_size"].tolist() == [64, 64]
+    assert found.attrs["unpaired"] == "1 of A, 1 of B; they differ in how values of several columns are combined"
+
+
+def test_what_does_not_apply_on_one_side_hides_no_run_of_the_other():
+    nan = float("nan")
+    gathered = runs([2.0, 2.0], strategy="kv_on_gpu", lookup="gather", programs=nan, rows_per_program=nan)
+    one_per_block, several = (
+        runs([ms], strategy="uva", lookup="triton", programs=programs, rows_per_program=16.0)
+        for ms, programs in ((3.0, nan), (1.0, 264.0))
+    )
+    found = compare(gathered, pd.concat([one_per_block, several]))
+    assert found[["lookup", "programs", "ratio"]].to_dict("split")["data"] == [
+        ["gather / triton", "- / null", 1.5],
+        ["gather / triton", "- / 264", 0.5],
+    ]
+    assert found.attrs["unpaired"] == ""
+    again = compare(pd.concat([one_per_block, several]), one_per_block)
+    assert (again["programs"].tolist(), again.attrs["unpaired"]) == (
+        ["null"],
+        "1 of A, 0 of B; they differ in programs",
+    )
+
+
+def test_runs_of_several_machines_on_one_side_are_told():
+    both = pd.concat([runs([1.0], host="p", driver="1"), runs([2.0], host="q", driver="2")])
+    assert compare(both, both)["mixed"].tolist() == ["host, driver"]
+    assert compare(runs([1.0, 2.0]), runs([1.0]))["mixed"].tolist() == [""]
+
+
+def test_what_a_machine_sets_by_default_differs_on_another():
+    a, b = runs([1.0], threads=2, batches=4, host="p"), runs([2.0], threads=16, batches=8, host="q")
+    with pytest.raises(ComparisonError, match="in host; --other-machine"):
+        compare(a, b)
+    (row,) = compare(a, b, other_machine=True).to_dict("records")
+    assert (row["threads"], row["batches"], row["ratio"]) == ("2 / 16", "4 / 8", 2)
+    assert row["marked"] == "host, threads, batches"
+    with pytest.raises(ComparisonError, match="the sides differ in batches, threads"):
+        compare(a, b.assign(host="p"))
+
+
 def test_two_values_of_a_column_are_compared_with_what_goes_with_them():
     frame = pd.concat(
         [

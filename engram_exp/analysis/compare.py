@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import pandas as pd
@@ -14,7 +14,7 @@ from rich.table import Table
 
 from engram_exp.analysis.arguments import add_only, at_least
 from engram_exp.analysis.ranks import ratio_of
-from engram_exp.analysis.subjects import WAYS, listed, load_campaign, spelled
+from engram_exp.analysis.subjects import WAYS, listed, load_campaign, spelled, with_nulls
 from engram_exp.results import OK
 
 THRESHOLD = 0.02
@@ -30,6 +30,13 @@ WORKLOAD = (
 CHOICES = ("strategy", *WAYS)
 GOES_WITH = {"dtype": ("layout", "row_bytes"), "model": ("layer", "layout", "row_bytes")}
 MACHINE = ("host", "cpu_name", "device_name", "driver", "torch_version")
+MIXED = (*MACHINE, "git_sha")  # in runs that count as repetitions of one: each may have changed the time
+SET_BY_MACHINE = ("threads", "batches")  # by default: its cores, and what exceeds its caches
+ALONE = "without a partner"
+AGAINST = " / "  # between a choice of A and one of B
+
+
+Values = tuple[Any, ...]
 
 
 class ComparisonError(ValueError):
@@ -46,12 +53,15 @@ def compare(
             was measured once on either side is `undecided`.
         threshold: a difference below this share is of no interest: a ratio between 1 / (1 + threshold) and
             1 + threshold.
-        other_machine: compare although machines or libraries differ; `marked` then says in what.
+        other_machine: compare although machines or libraries differ; `marked` then says in what. What a machine sets by
+            default (threads, batches) is then a choice like others.
 
     Returns:
-        One row for each case: the columns that it was paired by, `case`, `runs_a`, `runs_b`, `wall_ms_a`, `wall_ms_b`
-        (medians of the runs' medians), `ratio` (B to A), `ratio_lo`, `ratio_hi`, `verdict` on B, `marked`. Its
-        `attrs["unpaired"]` says in words what had no partner; it is empty where all had one.
+        One row for each case and each pair of ways in which it was measured: the workload, the choices (`A / B` where
+        they differ; - where one does not apply), `case`, `runs_a`, `runs_b`, `wall_ms_a`, `wall_ms_b` (medians of the
+        runs' medians), `ratio` (B to A), `ratio_lo`, `ratio_hi`, `verdict` on B, `marked`, and what the runs of one
+        side `mixed`: machines, libraries or code. Its `attrs["unpaired"]` says in words what had no partner; it is
+        empty where all had one.
 
     Raises:
         ComparisonError: nothing in common, or different machines.
@@ -59,38 +69,85 @@ def compare(
     a, b = a[a["status"] == OK], b[b["status"] == OK]
     if a.empty or b.empty:
         raise ComparisonError(f"side {'A' if a.empty else 'B'} holds no measured case")
-    marked = [name for name in MACHINE if set(_plain(a[name])) != set(_plain(b[name]))]
+    free = SET_BY_MACHINE if other_machine else ()
+    marked = [name for name in (*MACHINE, *free) if set(_plain(a[name])) != set(_plain(b[name]))]
     if marked and not other_machine:
         raise ComparisonError(f"the sides differ in {', '.join(marked)}; --other-machine compares them nevertheless")
-    keys = [*WORKLOAD, *(name for name in CHOICES if name not in _different(a, b, CHOICES)), "case"]
-    sides = [
-        frame.assign(**{name: _plain(frame[name]) for name in keys})
-        .groupby(keys, sort=False)["wall_ms_median"]
-        .agg(list)
-        for frame in (a, b)
-    ]
-    pairs = pd.concat(sides, axis=1, keys=["a", "b"], join="inner")
-    if pairs.empty:
-        apart = ", ".join(_different(a, b, WORKLOAD)) or "how values of several columns are combined"
-        raise ComparisonError(f"no configuration in common: the sides differ in {apart}")
-    rows = [
-        {**dict(zip(keys, key, strict=True)), **_judge(pair.a, pair.b, threshold), "marked": ", ".join(marked)}
-        for key, pair in zip(pairs.index, pairs.itertuples(), strict=True)
-    ]
-    found = pd.DataFrame(rows)
-    found.attrs["unpaired"] = _unpaired(sides[0].index, sides[1].index, pairs.index, keys)
+    fixed = "strategy" not in _different(a, b, ["strategy"])
+    keys = [*(name for name in WORKLOAD if name not in free), *(["strategy"] if fixed else []), "case"]
+    ways = [name for name in (*CHOICES, *free) if name not in keys]
+    found = _compared(a, b, keys, ways, threshold)
+    found["marked"] = ", ".join(marked)
     return found
 
 
-def _unpaired(a: pd.Index[Any], b: pd.Index[Any], pairs: pd.Index[Any], keys: Sequence[str]) -> str:
-    """How many cases of either side have no partner, and the columns in which these share no value with the other."""
-    alone_a, alone_b = a.difference(pairs, sort=False), b.difference(pairs, sort=False)
-    if alone_a.empty and alone_b.empty:
+def _compared(a: pd.DataFrame, b: pd.DataFrame, keys: list[str], ways: list[str], threshold: float) -> pd.DataFrame:
+    """The sides, paired by what was asked (keys) and, within each of these, by what they share of how (ways)."""
+    of_a, of_b = (_ways_by_workload(side, keys, ways) for side in (a, b))
+    pairs = [(key, *pair) for key in of_a if key in of_b for pair in _pairs(of_a[key], of_b[key])]
+    if not pairs:
+        apart = ", ".join(_different(a, b, keys)) or "how values of several columns are combined"
+        raise ComparisonError(f"no configuration in common: the sides differ in {apart}")
+    rows = [
+        {
+            **dict(zip(keys, key, strict=True)),
+            **dict(zip(ways, map(_against, way_a, way_b), strict=True)),
+            **_judge(of_a[key][way_a], of_b[key][way_b], threshold),
+        }
+        for key, way_a, way_b in pairs
+    ]
+    found = pd.DataFrame(rows)
+    all_a, all_b = (
+        pd.DataFrame(
+            [(*key, *way, (key, way) not in paired) for key in side for way in side[key]], columns=[*keys, *ways, ALONE]
+        )
+        for side, paired in ((of_a, {pair[:2] for pair in pairs}), (of_b, {pair[::2] for pair in pairs}))
+    )
+    found.attrs["unpaired"] = _unpaired(all_a, all_b, ways)
+    return found
+
+
+def _ways_by_workload(
+    side: pd.DataFrame, keys: Sequence[str], ways: Sequence[str]
+) -> dict[Values, dict[Values, pd.DataFrame]]:
+    """The runs of a side, by what was asked of them and by how they did it."""
+    side = with_nulls(side)
+    plain = side.assign(**{name: _plain(side[name]) for name in (*keys, *ways)})
+    found: dict[Values, dict[Values, pd.DataFrame]] = {}
+    for values, rows in plain.groupby([*keys, *ways], sort=False):
+        found.setdefault(values[: len(keys)], {})[values[len(keys) :]] = rows
+    return found
+
+
+def _pairs(a: Iterable[Values], b: Iterable[Values]) -> list[tuple[Values, Values]]:
+    """The ways of one workload that agree in every choice that applies to both sides and of which they share a value.
+
+    In the others they cannot agree: a strategy chooses them by itself, or the comparison is about them.
+    """
+    columns = zip(zip(*a, strict=True), zip(*b, strict=True), strict=True)
+    values = [(set(of_a), set(of_b)) for of_a, of_b in columns]
+    shared = [n for n, sides in enumerate(values) if not sides[0].isdisjoint(sides[1]) and {""} not in sides]
+    return [(one, other) for one in a for other in b if all(one[n] == other[n] for n in shared)]
+
+
+def _against(a: Any, b: Any) -> Any:
+    return a if a == b else f"{spelled(a) or '-'}{AGAINST}{spelled(b) or '-'}"
+
+
+def _unpaired(a: pd.DataFrame, b: pd.DataFrame, ways: Sequence[str]) -> str:
+    """How many cases of either side have no partner, and the columns in which these have values that the other has
+    not; what differs throughout needs no word."""
+    alone = [side[side[ALONE]] for side in (a, b)]
+    if not any(map(len, alone)):
         return ""
-    frames = [(alone_a.to_frame(), b.to_frame()), (alone_b.to_frame(), a.to_frame())]
-    apart = {name for alone, other in frames if len(alone) for name in _different(alone, other, keys)}
-    where = ", ".join(name for name in keys if name in apart) or "how values of several columns are combined"
-    return f"{len(alone_a)} of A, {len(alone_b)} of B; they differ in {where}"
+    throughout = _different(a, b, ways)
+    apart = [
+        name
+        for name in a.columns.drop([ALONE, *throughout])
+        if set(alone[0][name]) - set(b[name]) or set(alone[1][name]) - set(a[name])
+    ]
+    where = ", ".join(apart) or "how values of several columns are combined"
+    return f"{len(alone[0])} of A, {len(alone[1])} of B; they differ in {where}"
 
 
 def compare_values(frame: pd.DataFrame, column: str, a: str, b: str, **options: Any) -> pd.DataFrame:
@@ -122,8 +179,8 @@ def _plain(column: pd.Series[Any]) -> pd.Series[Any]:
     return column.astype(object).where(column.notna(), "")
 
 
-def _judge(a: list[float], b: list[float], threshold: float) -> dict[str, Any]:
-    ratio, lo, hi = ratio_of(a, b)
+def _judge(a: pd.DataFrame, b: pd.DataFrame, threshold: float) -> dict[str, Any]:
+    ratio, lo, hi = ratio_of(a["wall_ms_median"].tolist(), b["wall_ms_median"].tolist())
     verdict = UNDECIDED
     if lo is not None and hi is not None:
         significant = not lo <= 1 <= hi
@@ -134,23 +191,25 @@ def _judge(a: list[float], b: list[float], threshold: float) -> dict[str, Any]:
     return {
         "runs_a": len(a),
         "runs_b": len(b),
-        "wall_ms_a": float(pd.Series(a).median()),
-        "wall_ms_b": float(pd.Series(b).median()),
+        "wall_ms_a": float(a["wall_ms_median"].median()),
+        "wall_ms_b": float(b["wall_ms_median"].median()),
         "ratio": ratio,
         "ratio_lo": lo,
         "ratio_hi": hi,
         "verdict": verdict,
+        "mixed": ", ".join(name for name in MIXED if max(a[name].nunique(), b[name].nunique()) > 1),
     }
 
 
 def _telling_apart(found: pd.DataFrame) -> list[str]:
-    """The columns that are needed to tell the compared configurations apart."""
+    """The columns that are needed to tell the compared configurations apart, and those that differ in some of them."""
     told: list[str] = []
     groups = 1
     for name in dict.fromkeys(["strategy", "batch_size", "seq_len", *WORKLOAD, *CHOICES]):
         if name in found and (more := len(found[[*told, name]].drop_duplicates())) > groups:
             told, groups = [*told, name], more
-    return told
+    differs = {name: found[name].astype(str).str.contains(AGAINST, regex=False) for name in CHOICES}
+    return told + [name for name in differs if name not in told and differs[name].nunique() > 1]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -190,7 +249,7 @@ def run(arguments: argparse.Namespace) -> None:
         interval = "" if pd.isna(row["ratio_lo"]) else f"{row['ratio_lo']:.3f} .. {row['ratio_hi']:.3f}"
         times = f"{row['wall_ms_a']:.4g}", f"{row['wall_ms_b']:.4g}", f"{row['ratio']:.3f}"
         runs = f"{row['runs_a']}, {row['runs_b']}"
-        table.add_row(*(str(row[name]) for name in varying), row["case"], runs, *times, interval, row["verdict"])
+        table.add_row(*(spelled(row[name]) for name in varying), row["case"], runs, *times, interval, row["verdict"])
     console = Console(width=None if Console().is_terminal else 200, highlight=False)
     console.print(table)
     for note in notes:
@@ -204,6 +263,9 @@ def _notes(found: pd.DataFrame) -> list[str]:
         notes.append(f"without a partner: {found.attrs['unpaired']}")
     if found["marked"].any():
         notes.append(f"different machines or libraries: {found['marked'].iloc[0]}")
+    mixed = [name for name in MIXED if any(name in names.split(", ") for names in found["mixed"])]
+    if mixed:
+        notes.append(f"runs of one side mix several {', '.join(mixed)}: --only COLUMN=VALUE keeps those of one")
     if found["ratio_lo"].isna().any():
         notes.append(
             f"no interval: too few runs; {ENOUGH_RUNS} on each side (or 3 and 5, 2 and 8) are enough: "

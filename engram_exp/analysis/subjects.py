@@ -16,6 +16,8 @@ WAYS = (
     "hashing", "table", "lookup", "projection", "upload", "components", "schedule", "chunk_tokens", "ring_depth",
     "capture", "row_order", "rows_per_program", "warps", "programs",
 )  # fmt: skip
+# Their value is a choice, too, where it is empty and the other column has one: null. Elsewhere they do not apply.
+NULL_WHERE = {"programs": "rows_per_program", "chunk_tokens": "schedule"}
 STEP = ("batch_size", "seq_len", "history", "batches")  # the shape of a step
 ABOUT = {
     "model": "{}",
@@ -88,6 +90,14 @@ def listed(texts: Iterable[str]) -> str:
 def with_tokens(frame: pd.DataFrame) -> pd.DataFrame:
     """The rows and their `tokens_per_step`."""
     return frame.assign(tokens_per_step=frame["batch_size"] * frame["seq_len"])
+
+
+def with_nulls(rows: pd.DataFrame) -> pd.DataFrame:
+    """The rows with `null` where an empty value is a choice, so that other empty ones mean that nothing is chosen."""
+    for name, other in NULL_WHERE.items():
+        empty = {column: rows[column].map(spelled) == "" for column in (name, other)}
+        rows = rows.assign(**{name: rows[name].astype(object).mask(empty[name] & ~empty[other], "null")})
+    return rows
 
 
 def subjects(frame: pd.DataFrame) -> list[Subject]:
