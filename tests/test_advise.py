@@ -11,6 +11,7 @@ from engram_exp.__main__ import main
 from engram_exp.analysis.advice import AdviceError
 from engram_exp.analysis.advise import lines_of
 from engram_exp.analysis.curves import Time, curves, regimes, time_at
+from engram_exp.analysis.subjects import Way
 from engram_exp.results import COLUMNS
 
 H200 = ROOT / "outputs/reference/h200"
@@ -209,6 +210,38 @@ def test_nothing_is_extrapolated_nor_guessed_over_wide_gaps(points, tokens):
 def test_the_fastest_way_of_a_strategy_counts():
     slow = rows("uva", {64: 0.9}, table="pinned")
     assert curves(pd.concat([three(), slow]))["uva"][64].ms == 0.2
+
+
+def lines_with(text, advice):
+    return [line for line in lines_of(advice) if text in line]
+
+
+def test_of_several_ways_the_one_that_is_meant_is_told():
+    one_per_block = {"lookup": "triton", "rows_per_program": 16.0, "programs": float("nan")}
+    few = {"lookup": "triton_link", "rows_per_program": 16.0, "programs": 264.0, "row_order": "sorted"}
+    frame = pd.concat([rows("uva", {64: 1.0, 256: 4.0}, **one_per_block), rows("uva", {64: 2.0, 256: 3.0}, **few)])
+    decode, between = ask(frame, prefill=128).choices
+    assert decode.ms_per_layer.ways == [Way(64, ["lookup=triton", "lookup.programs=null"], 2)]
+    assert "  as lookup=triton lookup.programs=null (the fastest of 2 ways measured)" in lines_of(ask(frame))
+    assert [way.tokens for way in between.ms_per_layer.ways] == [64, 256]
+    told = (
+        "as lookup=triton_link lookup.order=sorted lookup.programs=264 (the fastest of 2 ways measured at 256 tokens)"
+    )
+    assert lines_with(told, ask(frame, prefill=128))
+    assert not lines_with("ways measured", ask(three()))
+
+
+def test_keys_that_a_way_does_not_have_are_not_told():
+    gathered = rows("uva", {64: 1.0}, lookup="gather")
+    read = rows("uva", {64: 2.0}, lookup="triton", rows_per_program=16.0)
+    assert curves(pd.concat([gathered, read]))["uva"][64].ways == [Way(64, ["lookup=gather"], 2)]
+
+
+def test_the_nearest_that_an_engine_can_do_is_told_with_its_way():
+    frame = pd.concat([three(), rows("uva", {65536: 65.0}, table="pinned")])
+    assert lines_with(
+        "the nearest is uva, 64 ms a layer, as table=huge (the fastest of 2 ways measured): -", ask(frame)
+    )
 
 
 @pytest.mark.parametrize(

@@ -255,6 +255,16 @@ def test_strategies_share_a_shape_but_for_their_limits():
     assert "uva" in names, "in its own shape"
 
 
+def test_hovering_tells_which_of_several_ways_is_meant():
+    frame = load_campaign(H200 / "crossover")
+    assert "'field': 'way'" not in str(figures(frame, subjects(frame))[0].chart.to_dict()["layer"])
+    slower = frame.assign(table="pinned", run_id=frame["run_id"] + "b", wall_ms_median=frame["wall_ms_median"] * 2)
+    both = pd.concat([frame[frame["strategy"] == "uva"], slower[slower["strategy"] == "uva"]])
+    shown = next(figure for figure in figures(both, subjects(both)) if figure.section == OVER_TOKENS)
+    assert {row["way"] for row in data_of(shown)} == {"table=huge"}
+    assert {"field": "way", "type": "nominal"} in shown.chart.to_dict()["layer"][-1]["encoding"]["tooltip"]
+
+
 def test_a_report_of_some_rows(tmp_path):
     page = report(H200 / "text", tmp_path, only=["strategy=uva"])
     assert "kv_on_cpu" not in re.search(r"const table = .*", page.read_text())[0]

@@ -10,7 +10,7 @@ from itertools import chain
 from engram_exp.analysis.advice import YARDSTICK, Advice, Choice, Option, advise
 from engram_exp.analysis.arguments import add_only, add_sizes
 from engram_exp.analysis.compare import ENOUGH_RUNS
-from engram_exp.analysis.curves import MOST_APART, Regime, Time
+from engram_exp.analysis.curves import INTERPOLATED, MOST_APART, Regime, Time
 from engram_exp.analysis.subjects import load_campaign
 
 VLLM_SORTS_FROM = 36_864  # rows, fixed in vLLM as measured on GB200
@@ -80,6 +80,7 @@ def _choice_lines(choice: Choice, plural: str) -> list[str]:
         return [f"{head}not measured; the nearest that was: {sizes}; {no_guess}"]
     time = choice.ms_per_layer
     lines = [head + choice.strategy, f"  {_span(time)} ms a layer, {time.known} ({_runs(time)})"]
+    lines += [f"  {line}" for line in _way_lines(time)]
     if choice.undecided:
         lines.append(f"  undecided against {', '.join(choice.undecided)}: their intervals overlap or are missing")
     if choice.unmeasured:
@@ -92,6 +93,14 @@ def _choice_lines(choice: Choice, plural: str) -> list[str]:
             f"  adds {about}{_span(added)} ms a step to tables in device memory, its layer{plural} together{how}{why}"
         )
     return lines + [f"  {engine}: {_option(option, choice)}" for engine, option in choice.engines.items()]
+
+
+def _way_lines(time: Time) -> list[str]:
+    lines = []
+    for way in time.ways:
+        at = f" at {way.tokens:,} tokens" if time.known == INTERPOLATED else ""
+        lines.append(f"as {' '.join(way.overrides)} (the fastest of {way.of} ways measured{at})")
+    return lines
 
 
 def _why_no_interval(added: Time) -> str:
@@ -109,7 +118,8 @@ def _option(option: Option | None, choice: Choice) -> str:
         return "no option for this strategy, nor for another that fits and was measured here"
     if option.strategy == choice.strategy:
         return option.flags
-    nearest = f"the nearest is {option.strategy}, {option.ms_per_layer.ms:.4g} ms a layer"
+    how = "".join(f", {line}" for line in _way_lines(option.ms_per_layer))
+    nearest = f"the nearest is {option.strategy}, {option.ms_per_layer.ms:.4g} ms a layer{how}"
     return f"no option for this strategy; {nearest}: {option.flags}"
 
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import groupby, pairwise
 
 import pandas as pd
 
-from engram_exp.analysis.subjects import fastest_ways, over_runs, with_tokens
+from engram_exp.analysis.subjects import Way, fastest_ways, over_runs, ways_told, with_tokens
 from engram_exp.plan import AS_ASKED, DEVICE, FULL, SORTED
 from engram_exp.results import OK
 
@@ -27,6 +27,7 @@ class Time:
     lo, hi: all of the 95 % intervals of these runs' medians; None where a run had too few samples for one.
     known: measured, interpolated (on a straight line between logarithms) or not measured.
     runs: it was measured in; of an interpolated one, the fewer of its neighbours'.
+    ways: which one it is, where the strategy was measured in several; of an interpolated time, those of its neighbours.
     """
 
     ms: float | None
@@ -34,6 +35,7 @@ class Time:
     hi: float | None
     known: str
     runs: int = 0
+    ways: list[Way] = field(default_factory=list)
 
     def is_below(self, other: Time) -> bool:
         """Whether the intervals say so."""
@@ -61,10 +63,13 @@ def curves(frame: pd.DataFrame) -> dict[str, dict[int, Time]]:
     full = with_tokens(frame[(frame["case"] == FULL) & (frame["status"] == OK)])
     found: dict[str, dict[int, Time]] = {}
     key = ["strategy", "tokens_per_step"]
+    told = ways_told(full)
     for row in over_runs(fastest_ways(full), key).sort_values(key).to_dict("records"):
         without = math.isnan(row["lo"]) or math.isnan(row["hi"])
         lo, hi = (None, None) if without else (row["lo"], row["hi"])
-        found.setdefault(row["strategy"], {})[row["tokens_per_step"]] = Time(row["ms"], lo, hi, MEASURED, row["runs"])
+        strategy, tokens = row["strategy"], row["tokens_per_step"]
+        ways = [told[strategy, tokens]] if (strategy, tokens) in told else []
+        found.setdefault(strategy, {})[tokens] = Time(row["ms"], lo, hi, MEASURED, row["runs"], ways)
     return found
 
 
@@ -78,7 +83,7 @@ def time_at(curve: Curve, tokens: int) -> Time:
             share = math.log(tokens / left) / math.log(right / left)
             low, high = curve[left], curve[right]
             ms, lo, hi = (_between(getattr(low, part), getattr(high, part), share) for part in ("ms", "lo", "hi"))
-            return Time(ms, lo, hi, INTERPOLATED, min(low.runs, high.runs))
+            return Time(ms, lo, hi, INTERPOLATED, min(low.runs, high.runs), low.ways + high.ways)
     return UNKNOWN
 
 

@@ -112,7 +112,14 @@ def _steps_shown(rows: pd.DataFrame) -> list[tuple[int, int]]:
 def _over_tokens(rows: pd.DataFrame) -> alt.LayerChart:
     points = pd.DataFrame(
         [
-            {"strategy": name, "tokens": tokens, "ms": time.ms, "lo": time.lo or time.ms, "hi": time.hi or time.ms}
+            {
+                "strategy": name,
+                "tokens": tokens,
+                "ms": time.ms,
+                "lo": time.lo or time.ms,
+                "hi": time.hi or time.ms,
+                "way": " ".join(override for way in time.ways for override in way.overrides),
+            }
             for name, curve in curves(rows).items()
             for tokens, time in curve.items()
         ]
@@ -121,6 +128,8 @@ def _over_tokens(rows: pd.DataFrame) -> alt.LayerChart:
     y = log_scale(alt.Y, "ms", "ms per layer", "~g")
     base = alt.Chart(points).encode(x=log_scale(alt.X, "tokens", "tokens per step"), color=strategy_color(order))
     tooltip = ["strategy:N", alt.Tooltip("tokens:Q", format=","), *numbers("ms", "lo", "hi")]
+    if points["way"].any():
+        tooltip.append("way:N")
     band = base.mark_area(opacity=0.2).encode(y=alt.Y("lo:Q", title="ms per layer"), y2="hi:Q")
     line = base.mark_line().encode(y=y, strokeDash=by_strategy(alt.StrokeDash, order, DASHES))
     dots = base.mark_point(filled=True, size=60).encode(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,6 +19,10 @@ WAYS = (
 )  # fmt: skip
 # Their value is a choice, too, where it is empty and the other column has one: null. Elsewhere they do not apply.
 NULL_WHERE = {"programs": "rows_per_program", "chunk_tokens": "schedule"}
+TYPED = {  # the key of a column, where it is not its name
+    "chunk_tokens": "schedule.chunk_tokens", "ring_depth": "schedule.ring_depth", "row_order": "lookup.order",
+    "rows_per_program": "lookup.rows_per_program", "warps": "lookup.warps", "programs": "lookup.programs",
+}  # fmt: skip
 STEP = ("batch_size", "seq_len", "history", "batches")  # the shape of a step
 ABOUT = {
     "model": "{}",
@@ -44,6 +49,20 @@ class Subject(NamedTuple):
 
     label: str
     rows: pd.DataFrame
+
+
+@dataclass(frozen=True)
+class Way:
+    """The fastest of several ways in which a strategy was measured.
+
+    tokens: per step, where it was measured.
+    overrides: what one types to get it, as far as the ways differ.
+    of: how many there are.
+    """
+
+    tokens: int
+    overrides: list[str]
+    of: int
 
 
 def load_campaign(folder: str | Path, only: Sequence[str] = ()) -> pd.DataFrame:
@@ -144,6 +163,25 @@ def fastest_ways(rows: pd.DataFrame) -> pd.DataFrame:
     ms = full_ms.where(has_full, case_ms)
     decided_together = rows["case"].where(~has_full, FULL)
     return rows[ms == ms.groupby([*(rows[name] for name in key), decided_together]).transform("min")]
+
+
+def ways_told(full: pd.DataFrame) -> dict[tuple[str, int], Way]:
+    """Of one subject, by strategy and tokens per step: the fastest way, where several were measured.
+
+    Args:
+        full: its rows of `full`, with `tokens_per_step`.
+    """
+    key = ["strategy", "tokens_per_step"]
+    rows, fastest = with_nulls(in_one_shape(full)), with_nulls(fastest_ways(full)).drop_duplicates(key)
+    found = {}
+    for best in fastest.to_dict("records"):
+        strategy, tokens = best["strategy"], best["tokens_per_step"]
+        measured = rows[(rows["strategy"] == strategy) & (rows["tokens_per_step"] == tokens)]
+        varying = [name for name in WAYS if measured[name].nunique(dropna=False) > 1]
+        overrides = [f"{TYPED.get(name, name)}={text}" for name in varying if (text := spelled(best[name]))]
+        if overrides:
+            found[strategy, tokens] = Way(tokens, overrides, measured.groupby(varying, dropna=False).ngroups)
+    return found
 
 
 def over_runs(rows: pd.DataFrame, by: Sequence[str], **more: tuple[str, Any]) -> pd.DataFrame:
