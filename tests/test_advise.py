@@ -286,6 +286,7 @@ def test_a_strategy_that_is_never_overtaken_has_one_regime():
             "device_name: the data hold '', B; keep the rows of one .--only device_name=VALUE does",
         ),
         (pd.concat([three(), three(table_scale=0.1)]), {}, "table_scale: the data hold 0.1, 1; keep the rows of one"),
+        (three(device="cpu"), {}, "device=cpu in all of these runs: .* measure on a machine that has one"),
         (rows("device", {64: 1.0}), {}, "nothing that was measured fits; the nearest is device, with 2.6 GB"),
     ],
 )

@@ -138,7 +138,8 @@ def advise(
         dtype, ids: values of the columns `dtype` and `tokens`, where the data hold several.
 
     Raises:
-        AdviceError: the data do not hold the model, or hold several dtypes or kinds of tokens, or nothing fits.
+        AdviceError: the data do not hold the model, or hold several dtypes or kinds of tokens, or no runs with an
+            accelerator, or nothing fits.
     """
     good = _select(frame, model, dtype, ids)
     layers, notes = _layers(model)
@@ -213,6 +214,11 @@ def _select(frame: pd.DataFrame, model: str, dtype: str | None, ids: str | None)
         if wanted is None and len(values) > 1:
             raise AdviceError(f"{key}: the data hold {listed(values)}; choose one")
         good = good[good[column] == (wanted or values[0])]
+    if set(good["device"]) == {"cpu"}:
+        raise AdviceError(
+            "device=cpu in all of these runs: where the CPU stands in for an accelerator, no time says what a server "
+            "with one should do; measure on a machine that has one (hardware=cuda)"
+        )
     for column in ABOUT:
         texts = good[column].map(spelled)
         if texts.nunique() > 1:
