@@ -265,6 +265,15 @@ def test_hovering_tells_which_of_several_ways_is_meant():
     assert {"field": "way", "type": "nominal"} in shown.chart.to_dict()["layer"][-1]["encoding"]["tooltip"]
 
 
+def test_a_table_that_mixes_code_says_so(tmp_path):
+    for number in range(2):
+        row = {"run_id": f"{number}", "status": "ok", "case": "full", "strategy": "uva", "wall_ms_median": 1.0}
+        (tmp_path / f"{number}").mkdir()
+        write_run(tmp_path / f"{number}", {}, [{**row, "batch_size": 64, "seq_len": 1, "git_sha": f"sha{number}"}])
+    page = report(tmp_path, tmp_path / "out")
+    assert "note: the table's cells mix several git_sha: medians" in (page.parent / "summary.md").read_text()
+
+
 def test_a_report_of_some_rows(tmp_path):
     page = report(H200 / "text", tmp_path, only=["strategy=uva"])
     assert "kv_on_cpu" not in re.search(r"const table = .*", page.read_text())[0]

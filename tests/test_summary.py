@@ -42,6 +42,25 @@ def test_cells_that_mix_workloads_or_machines_are_told():
 
 
 @pytest.mark.parametrize(
+    "column", ["strategy", "components", "table", "row_order", "lookup", "programs", "git_sha", "git_dirty", "host"]
+)
+def test_cells_that_mix_ways_or_code_are_told(column):
+    rows = frame({column: "a"}, {column: "b"})
+    with pytest.warns(UserWarning, match=f"cells mix several {column}: medians over all of them"):
+        markdown(rows, ["dtype"])
+    markdown(rows, [column])
+
+
+def test_only_a_number_of_samples_that_was_wanted_tells_measurements_apart():
+    def samples(reason):
+        return frame(*({"iterations": number, "stop_reason": reason} for number in (10, 20)))
+
+    markdown(samples("budget"), ["strategy"])
+    with pytest.warns(UserWarning, match="cells mix several iterations"):
+        markdown(samples("iterations"), ["strategy"])
+
+
+@pytest.mark.parametrize(
     ("index", "options", "says"),
     [
         (["case"], {}, r"case: wanted in two places \(lines: case; --columns: case; --value: wall_ms_median\)"),

@@ -109,7 +109,12 @@ def _answer(subject: Subject, decode: int, prefill: int, device_memory_gb: float
     except AdviceError as error:
         lines = [f"no advice: {error}"]
     full = fastest_ways(rows[rows["case"] == FULL])
-    return lines, "" if full.empty else markdown(full, ["tokens_per_step"], columns="strategy")
+    if full.empty:
+        return lines, ""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        table = markdown(full, ["tokens_per_step"], columns="strategy")
+    return lines + [f"note: the table's {warning.message}" for warning in caught], table
 
 
 def _table(frame: pd.DataFrame) -> tuple[str, dict[str, Any]]:

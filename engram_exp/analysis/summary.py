@@ -9,19 +9,20 @@ from collections.abc import Sequence
 import pandas as pd
 
 from engram_exp.analysis.arguments import add_only
-from engram_exp.analysis.compare import WORKLOAD
+from engram_exp.analysis.compare import CHOICES, MACHINE, WORKLOAD
 from engram_exp.analysis.subjects import ABOUT, load_campaign, spelled
 from engram_exp.plan import CASES
 from engram_exp.results import CASE_COLUMNS, NUMBER_COLUMNS, OK
 
-ASKED = tuple(dict.fromkeys((*WORKLOAD, *ABOUT)))  # what a number is about; how it was reached is the table's business
+# Whatever could make it a different measurement: what was asked, how it was done, on what machine, by which code.
+TOLD_APART = tuple(dict.fromkeys((*WORKLOAD, *ABOUT, *CHOICES, *MACHINE, "git_sha", "git_dirty")))
 
 
 def markdown(frame: pd.DataFrame, index: Sequence[str], columns: str = "case", value: str = "wall_ms_median") -> str:
     """A table of one value of the runs in a campaign, four digits, by the given columns.
 
-    Several runs in one cell are averaged by their median; if they differ in their workload or machine, a warning says
-    in what.
+    Several runs in one cell are averaged by their median; if they differ in workload, way, machine, code or number of
+    samples, a warning says in what.
 
     Args:
         frame: as `load_results` returns it; rows that are not `ok` are left out.
@@ -36,7 +37,7 @@ def markdown(frame: pd.DataFrame, index: Sequence[str], columns: str = "case", v
     _check(good, index, columns, value)
     good = good[good[value].notna()]
     cells = good.groupby([*index, columns], dropna=False)
-    mixed = [name for name in ASKED if name in good and (cells[name].nunique(dropna=False) > 1).any()]
+    mixed = _mixed(good, [*index, columns])
     if mixed:
         warnings.warn(f"cells mix several {', '.join(mixed)}: medians over all of them", stacklevel=2)
     table = cells[value].median().unstack(columns)
@@ -48,6 +49,17 @@ def markdown(frame: pd.DataFrame, index: Sequence[str], columns: str = "case", v
         keys = key if isinstance(key, tuple) else (key,)
         lines.append("| " + " | ".join([*map(spelled, keys), *map(_digits, row)]) + " |")
     return "\n".join(lines)
+
+
+def _mixed(good: pd.DataFrame, by: list[str]) -> list[str]:
+    """Columns of which one cell holds several values."""
+    cells = good.groupby(by, dropna=False)
+    mixed = [name for name in TOLD_APART if (cells[name].nunique(dropna=False) > 1).any()]
+    # Where the budget ends a case, its number of samples is chance, and no other measurement.
+    wanted = good["iterations"].where(good["stop_reason"] == "iterations")
+    if (wanted.groupby([good[name] for name in by], dropna=False).nunique() > 1).any():
+        mixed.append("iterations")
+    return mixed
 
 
 def _check(good: pd.DataFrame, index: Sequence[str], columns: str, value: str) -> None:
