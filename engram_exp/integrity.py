@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import math
-import re
 from collections.abc import Collection, Mapping
 from itertools import pairwise
 from pathlib import Path
@@ -24,19 +24,23 @@ def digest(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def check_digest(content: bytes, name: str, environment: Path) -> None:
-    """Check the content of a file against the record beside it; without one, everything passes.
+def check_digest(content: bytes, name: str, environment: Path) -> bool:
+    """Check the content of a file against the record beside it.
+
+    Returns:
+        Whether there is a readable record. Without one, everything passes; so does what one from before there were
+        digests does not name.
 
     Raises:
         ValueError: the record says otherwise.
     """
     try:
-        record = environment.read_bytes()
-    except OSError:
-        return
-    known = re.search(rb'"%s": "([0-9a-f]{64})"' % re.escape(name).encode(), record)
-    if known and known[1].decode() != digest(content):
+        known = dict(json.loads(environment.read_bytes())).get(DIGESTS, {}).get(name)
+    except (OSError, ValueError, TypeError, AttributeError):
+        return False
+    if known is not None and known != digest(content):
         raise ValueError(f"it is not what its run wrote, says {environment.name}: was it edited or cut?")
+    return True
 
 
 def check_row(row: Mapping[str, str], numbers: Collection[str], truths: Collection[str]) -> None:

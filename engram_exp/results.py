@@ -67,6 +67,10 @@ class LeftOutWarning(UserWarning):
     """A file, or rows of it, that are not loaded, and why."""
 
 
+class UncheckedWarning(UserWarning):
+    """Files that are loaded although nothing says whether they are what their runs wrote."""
+
+
 def write_run(
     folder: Path,
     record: Mapping[str, Any],
@@ -113,7 +117,8 @@ def load_results(path: str | Path) -> pd.DataFrame:
 
     Returns:
         Columns as `COLUMNS`; empty texts are "", other empty values NaN. A file that is damaged, cut, edited or of an
-        unknown schema is named in a `LeftOutWarning` and left out; of a run that is there twice, so is the copy.
+        unknown schema is named in a `LeftOutWarning` and left out; of a run that is there twice, so is the copy. Runs
+        without a readable `environment.json`, which holds their digests, are counted in an `UncheckedWarning`.
 
     Raises:
         FileNotFoundError: the path does not exist.
@@ -171,13 +176,19 @@ def _gather(path: Path, name: str, columns: Sequence[str]) -> str:
     parts = [",".join(columns) + "\n"]
     found = [file for packed in ("", ".gz") for file in path.rglob(name + packed)]
     found = [file for file in found if PUBLISHED not in file.relative_to(path).parts]
+    unchecked = []
     for file in [path] if path.is_file() else sorted(found, key=_natural_order):
         try:
             content = _read(file)
-            check_digest(content, file.name.removesuffix(".gz"), file.with_name(ENVIRONMENT))
+            is_checked = check_digest(content, file.name.removesuffix(".gz"), file.with_name(ENVIRONMENT))
             parts.append(_body(content.decode("utf-8"), columns))
+            unchecked += [] if is_checked else [file]
         except (OSError, EOFError, zlib.error, ValueError, csv.Error) as error:
             warnings.warn(f"{file} is left out: {error}", LeftOutWarning, stacklevel=4)
+    if unchecked:
+        runs = f"{len(unchecked)} unchecked run{'s' if len(unchecked) > 1 else ''}"
+        text = f"{runs}: no readable {ENVIRONMENT} beside the results, as in {unchecked[0].parent}"
+        warnings.warn(text, UncheckedWarning, stacklevel=4)
     return "".join(parts)
 
 

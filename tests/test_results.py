@@ -8,6 +8,8 @@ from engram_exp import load_results, load_samples, results
 from engram_exp.analysis.summary import markdown
 from engram_exp.results import COLUMNS, COLUMNS_OF, SAMPLE_COLUMNS, write_sweep
 
+pytestmark = pytest.mark.filterwarnings("ignore:.*unchecked run")  # files are edited here, so without their digests
+
 
 def write_run(folder, run_id="a", status="ok", **columns):
     folder.mkdir(parents=True)
@@ -87,6 +89,26 @@ def test_what_no_row_shows_its_digest_does(tmp_path, damage):
     (folder / "results.csv").write_text(damage((folder / "results.csv").read_text()))
     with pytest.warns(results.LeftOutWarning, match="it is not what its run wrote"):
         assert load_results(tmp_path).empty
+
+
+@pytest.mark.parametrize("record", [None, "", "{", "[1]", '{"sha256": 1}'])
+def test_runs_without_a_readable_record_are_loaded_and_counted(tmp_path, record):
+    for number in range(3):
+        file = write_run(tmp_path / str(number), run_id=str(number)).with_name("environment.json")
+        if record is not None and number:
+            file.write_text(record)
+    (tmp_path / "good").mkdir()
+    results.write_run(tmp_path / "good", {}, [{"run_id": "good", "status": "ok", "case": "full"}])
+    with pytest.warns(results.UncheckedWarning) as told:
+        assert len(load_results(tmp_path)) == 7
+    says = f"3 unchecked runs: no readable environment.json beside the results, as in {tmp_path / '0'}"
+    assert [str(warning.message) for warning in told] == [says]
+
+
+def test_a_record_from_before_there_were_digests_is_one(tmp_path, recwarn):
+    write_run(tmp_path / "old").with_name("environment.json").write_text('{"host": "h"}')
+    assert len(load_results(tmp_path)) == 2
+    assert not recwarn.list
 
 
 @pytest.mark.parametrize("text", ["\r", '"'])

@@ -19,7 +19,7 @@ from engram_exp.analysis.subjects import ABOUT, STEP, WAYS, Subject, fastest_way
 from engram_exp.analysis.summary import markdown
 from engram_exp.integrity import DIGESTS
 from engram_exp.plan import FULL
-from engram_exp.results import ENVIRONMENT, OK, PUBLISHED, LeftOutWarning
+from engram_exp.results import ENVIRONMENT, OK, PUBLISHED, LeftOutWarning, UncheckedWarning
 
 ASKED = ("model", "dtype", "tokens", "strategy", "batch_size", "seq_len", "case", "status")
 DETAILS = tuple(name for name in (*STEP, *WAYS, *ABOUT) if name not in ASKED)
@@ -75,7 +75,7 @@ def report(
         warnings.simplefilter("always")
         frame = load_campaign(folder, only)
         commands, machines = _environments(folder)
-    left_out = [str(warning.message) for warning in caught if issubclass(warning.category, LeftOutWarning)]
+    told = [warning.message for warning in caught if warning.category in (LeftOutWarning, UncheckedWarning)]
     about = subjects(frame)
     if not about:
         raise ReportError(f"{folder}: nothing was measured; its rows are {_counts(frame['status'])}")
@@ -88,15 +88,16 @@ def report(
         "subjects": [(subject.label, *_answer(subject, decode, prefill, device_memory_gb)) for subject in shown],
         "subjects_not_shown": len(about) - len(shown),
         "failures": _failures(frame),
-        "left_out": left_out,
+        "left_out": [text for text in told if isinstance(text, LeftOutWarning)],
+        "unchecked": [text for text in told if isinstance(text, UncheckedWarning)],
         "throughout": throughout,
         "machines": frame.loc[frame["status"] == OK, list(MACHINE)].drop_duplicates().to_dict("records"),
         "commands": commands,
         "environments": machines,
     }
     page = write_page(Path(output), facts, table, figures(frame, shown))
-    for text in left_out:
-        warnings.warn(text, LeftOutWarning, stacklevel=2)
+    for text in told:
+        warnings.warn(text, stacklevel=2)
     return page
 
 
