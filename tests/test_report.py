@@ -12,7 +12,7 @@ from engram_exp import load_results, report
 from engram_exp.__main__ import main
 from engram_exp.analysis.figures import EFFECTS, LIMITS, MEMORY, OVER_TOKENS, SECTIONS, STAGES, figures
 from engram_exp.analysis.report import MOST_SUBJECTS, ReportError
-from engram_exp.analysis.subjects import load_campaign, subjects
+from engram_exp.analysis.subjects import WAYS, load_campaign, subjects
 from engram_exp.results import write_run
 
 H200 = ROOT / "outputs/reference/h200"
@@ -88,8 +88,8 @@ def test_the_table_filters(open_page, page):
         "uva",
         "full",
     }
-    ways = ["batch_size", "tokens", "table", "lookup", "status"]
-    assert view.locator("#rows tbody tr").count() == expected.groupby(ways).ngroups
+    ways = ["batch_size", "tokens", "row_bytes", "status", *WAYS]
+    assert view.locator("#rows tbody tr").count() == expected.groupby(ways, dropna=False).ngroups
     view.fill("#filter", "nothing_of_the_kind")
     assert view.locator("#rows tbody tr").count() == 0
     assert view.inner_text("#shown") == f"0 of {total} rows"
@@ -124,7 +124,7 @@ def data_of(figure):
 def test_figures_hold_the_numbers_of_the_campaign(drawn):
     assert [figure.section for figure in drawn] == sorted((f.section for f in drawn), key=list(SECTIONS).index)
     assert {figure.section for figure in drawn} == set(SECTIONS)
-    frame = load_results(H200).query("case == 'full' and model == 'demo' and tokens == 'random'")
+    frame = load_results(H200).query("case == 'full' and model == 'demo' and tokens == 'random' and row_bytes == 128")
     frame = frame.assign(tokens=frame["batch_size"] * frame["seq_len"])
     measured = set(zip(frame["strategy"], frame["tokens"], strict=True))
     shown = data_of(next(figure for figure in drawn if figure.section == OVER_TOKENS))
@@ -132,7 +132,7 @@ def test_figures_hold_the_numbers_of_the_campaign(drawn):
     for row in shown:
         runs = frame[(frame["strategy"] == row["strategy"]) & (frame["tokens"] == row["tokens"])]
         assert runs["wall_ms_lo"].min() <= row["lo"] <= row["ms"] <= row["hi"] <= runs["wall_ms_hi"].max()
-        if row["tokens"] < 10_000 and row["tokens"] != 64:  # run in one way only
+        if runs.groupby(["seq_len", *WAYS], dropna=False).ngroups == 1:
             assert row["ms"] == pytest.approx(runs["wall_ms_median"].median())
 
 
@@ -167,7 +167,8 @@ def test_effects_compare_what_differs_in_one_thing():
         for figure in figures(frame, subjects(frame))
         if figure.section == EFFECTS
     }
-    ms = load_results(H200 / "sorting").set_index(["row_bytes", "batch_size", "row_order"])["wall_ms_median"]
+    lookups = load_results(H200 / "sorting").query("case == 'lookup'")
+    ms = lookups.set_index(["row_bytes", "batch_size", "row_order"])["wall_ms_median"]
     found = {(row["runs"], row["value"]): row["relative"] for row in effects["row_order"]}
     for row_bytes in (128, 512):
         one = ms[row_bytes, 262144]
@@ -191,13 +192,26 @@ def test_a_campaign_about_many_things_shows_the_largest(tmp_path):
     assert f"kind{MOST_SUBJECTS + 1}" in page, "the table has all"
 
 
-def test_a_strategy_without_all_of_its_stages_has_no_bar():
+def test_a_run_without_all_of_its_stages_has_no_bar():
     frame = load_campaign(H200 / "memory")
     assert not [figure for figure in figures(frame, subjects(frame)) if figure.section == STAGES]
 
 
+def test_runs_of_the_whole_alone_hide_no_stages():
+    frame = load_campaign(H200 / "text")
+    alone = frame[frame["case"] == "full"]
+    alone = alone.assign(run_id=alone["run_id"] + "b", table="pinned", wall_ms_median=alone["wall_ms_median"] / 2)
+    both = pd.concat([frame, alone])
+    before, now = (
+        [data_of(figure) for figure in figures(rows, subjects(rows)) if figure.section == STAGES]
+        for rows in (frame, both)
+    )
+    assert before == now
+    assert before
+
+
 def test_a_campaign_without_full_shows_its_efficiencies():
-    frame = load_campaign(H200 / "sorting")
+    frame = load_campaign(H200 / "sorting", ["case=lookup"])
     sections = {figure.section for figure in figures(frame, subjects(frame))}
     assert sections == {LIMITS, EFFECTS}
 
@@ -245,10 +259,9 @@ def test_what_cannot_be_reported_says_why(tmp_path, monkeypatch, capsys):
 
 
 def test_strategies_share_a_shape_but_for_their_limits():
-    frame = load_campaign(H200 / "crossover")
-    largest = frame["batch_size"].max()
-    other = frame[(frame["strategy"] == "uva") & (frame["batch_size"] == largest)]
-    other = other.assign(batch_size=largest // 64, seq_len=64, run_id=other["run_id"] + "b")
+    frame = load_campaign(H200 / "strategies")
+    other = frame[(frame["strategy"] == "uva") & (frame["seq_len"] == 4096)]
+    other = other.assign(batch_size=4096, seq_len=64, run_id=other["run_id"] + "b")
     both = pd.concat([frame, other.assign(wall_ms_median=1e-6, wall_ms_lo=1e-6, wall_ms_hi=1e-6)])
     drawn = figures(both, subjects(both))
     for section in (OVER_TOKENS, STAGES, MEMORY):

@@ -91,22 +91,22 @@ def _of_subject(subject: Subject) -> Iterator[Figure]:
         part = fastest_ways(own)
         if part["efficiency"].notna().any():
             yield Figure(LIMITS, f"{name}: {subject.label}", _efficiency(part[part["efficiency"].notna()]))
-    for batch_size, seq_len in _steps_shown(rows):
-        step = in_one_shape(rows[(rows["batch_size"] == batch_size) & (rows["seq_len"] == seq_len)])
-        title = f"{batch_size:,} x {seq_len:,}: {subject.label}"
-        yield from _stage_figures(title, fastest_ways(step))
+    for step, shape in _steps_shown(_of_all_stages(rows)):
+        yield from _stage_figures(f"{shape}: {subject.label}", fastest_ways(step))
+    for step, shape in _steps_shown(rows):
         if (step["peak_device_bytes"] > 0).any():
-            yield Figure(MEMORY, title, _memory(step))
+            yield Figure(MEMORY, f"{shape}: {subject.label}", _memory(step))
 
 
-def _steps_shown(rows: pd.DataFrame) -> list[tuple[int, int]]:
-    """Batch size and length of the smallest, middle and largest steps among those measured for the most strategies."""
+def _steps_shown(rows: pd.DataFrame) -> Iterator[tuple[pd.DataFrame, str]]:
+    """The smallest, middle and largest steps among those measured for the most strategies: rows, and batch size x
+    length."""
     full = rows[rows["case"] == FULL]
     strategies = full.groupby(["tokens_per_step", "batch_size", "seq_len"])["strategy"].nunique()
-    steps = [(int(batch), int(length)) for _, batch, length in strategies[strategies == strategies.max()].index]
-    if len(steps) <= SIZES_SHOWN:
-        return steps
-    return [steps[0], steps[len(steps) // 2], steps[-1]]
+    steps = [(batch, length) for _, batch, length in strategies[strategies == strategies.max()].index]
+    for batch_size, seq_len in steps if len(steps) <= SIZES_SHOWN else [steps[0], steps[len(steps) // 2], steps[-1]]:
+        step = rows[(rows["batch_size"] == batch_size) & (rows["seq_len"] == seq_len)]
+        yield in_one_shape(step), f"{batch_size:,} x {seq_len:,}"
 
 
 def _over_tokens(rows: pd.DataFrame) -> alt.LayerChart:
@@ -139,7 +139,6 @@ def _over_tokens(rows: pd.DataFrame) -> alt.LayerChart:
 
 
 def _stage_figures(title: str, rows: pd.DataFrame) -> Iterator[Figure]:
-    rows = _with_all_stages(rows)
     full_ms = rows["strategy"].map(rows[rows["case"] == FULL].groupby("strategy")["wall_ms_median"].median())
     slower = full_ms > FAR_SLOWER * full_ms.min()
     for part, what in ((rows[~slower], ""), (rows[slower], f" (more than {FAR_SLOWER} times as long)")):
@@ -147,13 +146,13 @@ def _stage_figures(title: str, rows: pd.DataFrame) -> Iterator[Figure]:
             yield Figure(STAGES, title + what, _stages(part))
 
 
-def _with_all_stages(rows: pd.DataFrame) -> pd.DataFrame:
-    """Rows of the strategies of which all stages were timed, and nothing else: then these move what `full` moves."""
-    moved = rows.groupby(["strategy", "case"])["bytes_moved"].median().unstack("case")
+def _of_all_stages(rows: pd.DataFrame) -> pd.DataFrame:
+    """Rows of the runs that timed all stages, and nothing else: then these move what `full` moves."""
+    moved = rows.pivot_table(index="run_id", columns="case", values="bytes_moved")
     if FULL not in moved:
         return rows[:0]
     whole = (moved.drop(columns=FULL).sum(axis=1) / moved[FULL] - 1).abs() < ROUNDING
-    return rows[rows["strategy"].isin(whole.index[whole])]
+    return rows[rows["run_id"].isin(whole.index[whole])]
 
 
 def _stages(rows: pd.DataFrame) -> alt.LayerChart:

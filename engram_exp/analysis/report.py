@@ -91,7 +91,8 @@ def report(
         "left_out": [text for text in told if isinstance(text, LeftOutWarning)],
         "unchecked": [text for text in told if isinstance(text, UncheckedWarning)],
         "throughout": throughout,
-        "machines": frame.loc[frame["status"] == OK, list(MACHINE)].drop_duplicates().to_dict("records"),
+        "hardware": _distinct(frame, ("device_name", "cpu_name", "torch_version")),
+        "machines": _distinct(frame, MACHINE),
         "commands": commands,
         "environments": machines,
     }
@@ -145,6 +146,11 @@ def _failures(frame: pd.DataFrame) -> list[dict[str, Any]]:
         }
         for (status, error), rows in groups
     ]
+
+
+def _distinct(frame: pd.DataFrame, columns: Sequence[str]) -> list[dict[str, Any]]:
+    """What measured rows hold in some columns."""
+    return frame.loc[frame["status"] == OK, list(columns)].drop_duplicates().to_dict("records")
 
 
 def _counts(values: pd.Series[str]) -> str:
