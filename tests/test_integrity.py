@@ -55,6 +55,7 @@ def test_what_is_wrong_is_named(column, text, says):
         check({**row, column: text})
 
 
+@pytest.mark.filterwarnings("ignore:.*unchecked run")
 def test_an_edited_file_is_left_out_even_without_its_record(tmp_path):
     without_digests = shutil.ignore_patterns("environment.json")
     for number in (0, 1):

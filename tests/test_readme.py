@@ -48,15 +48,18 @@ def test_command(command, tmp_path, cache_dir):
     arguments = shrink(command)
     assert arguments[:2] == ["python", "run.py"]
     folders = [f"output_dir={tmp_path}", f"cache_dir={cache_dir}"]
-    done = subprocess.run(
-        [sys.executable, *arguments[1:], *folders],
-        cwd=ROOT,
-        env={**os.environ, "TRITON_INTERPRET": "0"},  # what a user without a GPU has
-        capture_output=True,
-        text=True,
-        timeout=280,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+    again = [argument for argument in arguments if argument.startswith("retry=")]  # of a campaign that has been run
+    first = [argument for argument in arguments if argument not in again]
+    for each in [first, arguments] if again else [arguments]:
+        done = subprocess.run(
+            [sys.executable, *each[1:], *folders],
+            cwd=ROOT,
+            env={**os.environ, "TRITON_INTERPRET": "0"},  # what a user without a GPU has
+            capture_output=True,
+            text=True,
+            timeout=280,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
 
 
 def analyses(name: str) -> list[str]:
@@ -114,9 +117,10 @@ TABLES = [
     ("h200/strategies", ["shape", "strategy"], {}),
     ("h200/strategies", ["shape", "strategy"], {"value": "efficiency"}),
     ("h200/crossover", ["batch_size"], {"case": "full", "columns": "strategy"}),
-    ("h200/sorting", ["row_bytes", "row_order"], {"case": "lookup", "columns": "batch_size"}),
+    ("h200/sorting", ["row_bytes", "row_order"], {"case": "full", "columns": "batch_size"}),
     ("h200/memory", ["strategy", "table"], {}),
     ("h200/v41", ["shape", "strategy"], {}),
+    ("h200_tuning/v41_scale", ["table_bytes"], {"value": "rows_per_s"}),
     ("h200/text", ["strategy"], {}),
     ("original_h200", ["strategy", "components"], {}),
     ("original_2_cores", ["strategy", "components"], {}),
