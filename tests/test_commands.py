@@ -13,7 +13,7 @@ from engram_exp import advise, load_results
 from engram_exp.__main__ import main
 from engram_exp.results import write_run
 
-CROSSOVER = str(ROOT / "outputs/reference/h200/crossover")
+STRATEGIES = str(ROOT / "outputs/reference/h200/strategies")
 
 
 @pytest.fixture
@@ -28,12 +28,12 @@ def command(monkeypatch, capsys):
 
 
 def test_compare_prints_a_table_and_says_what_decides_nothing(command):
-    code, out, _ = command("compare", "--by", "strategy", "--folder", CROSSOVER, "kv_on_gpu", "uva")
+    code, out, _ = command("compare", "--by", "strategy", "--folder", STRATEGIES, "kv_on_gpu", "uva")
     assert code == 0
-    assert "batch_size" in out
+    assert "seq_len" in out
     assert "undecided" in out
     assert "no interval: too few runs; 4 on each side (or 3 and 5, 2 and 8) are enough: measure with repeats=5" in out
-    assert "10 of A, 10 of B; they differ in case" in out, "either has an upload that the other has not"
+    assert "2 of A, 2 of B; they differ in case" in out, "either has an upload that the other has not"
 
 
 def campaign(folder, times):
@@ -67,48 +67,48 @@ def test_compare_counts_what_has_no_partner_beside_csv_too(command, tmp_path):
 
 
 def test_compare_prints_csv(command):
-    code, out, _ = command("compare", "--by", "strategy", "--folder", CROSSOVER, "kv_on_gpu", "uva", "--csv")
+    code, out, _ = command("compare", "--by", "strategy", "--folder", STRATEGIES, "kv_on_gpu", "uva", "--csv")
     assert code == 0
     assert {"ratio", "verdict"} <= set(out.splitlines()[0].split(","))
 
 
 def test_compare_takes_two_folders(command):
-    code, out, _ = command("compare", CROSSOVER, CROSSOVER)
+    code, out, _ = command("compare", STRATEGIES, STRATEGIES)
     assert code == 0
     assert "1.000" in out
     header = out.splitlines()[1]
     assert "strategy" in header
-    assert "batch_size" in header
+    assert "seq_len" in header
     assert "hashing" not in header, "the strategy tells it already"
 
 
 def test_summary_prints_markdown(command):
-    code, out, _ = command("summary", CROSSOVER, "batch_size", "--case", "full", "--columns", "strategy")
+    code, out, _ = command("summary", STRATEGIES, "seq_len", "--case", "full", "--columns", "strategy")
     assert code == 0
-    assert out.startswith("| batch_size | device | kv_on_cpu | kv_on_gpu | uva |")
+    assert out.startswith("| seq_len | device | kv_on_cpu | kv_on_gpu | uva |")
 
 
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["compare", "nowhere", CROSSOVER], "refused: nowhere: no such file or folder"),
-        (["compare", "--by", "strategy", "--folder", CROSSOVER, "uva", "disk"], "refused: strategy is never disk"),
-        (["compare", "tests/golden", CROSSOVER], "refused: tests/golden: no results below it"),
+        (["compare", "nowhere", STRATEGIES], "refused: nowhere: no such file or folder"),
+        (["compare", "--by", "strategy", "--folder", STRATEGIES, "uva", "disk"], "refused: strategy is never disk"),
+        (["compare", "tests/golden", STRATEGIES], "refused: tests/golden: no results below it"),
         (["advise", "tests/golden"], "refused: tests/golden: no results below it"),
-        (["advise", CROSSOVER, "--model", "other"], "refused: model=other: not measured; the data hold demo"),
-        (["summary", CROSSOVER, "nonsense"], "refused: no column nonsense"),
-        (["summary", CROSSOVER, "--case", "nap"], "refused: no measured case nap"),
-        (["summary", CROSSOVER, "case"], "refused: case: wanted in two places (lines: case; --columns: case"),
-        (["summary", CROSSOVER, "--value", "limit_by"], "refused: --value limit_by: is no number; choose from iter"),
-        (["summary", CROSSOVER, "--only", "strategy"], "refused: --only strategy: must be COLUMN=VALUE"),
-        (["advise", CROSSOVER, "--only", "nap=1"], "refused: --only nap=1: no column nap; choose from schema_version"),
+        (["advise", STRATEGIES, "--model", "other"], "refused: model=other: not measured; the data hold demo"),
+        (["summary", STRATEGIES, "nonsense"], "refused: no column nonsense"),
+        (["summary", STRATEGIES, "--case", "nap"], "refused: no measured case nap"),
+        (["summary", STRATEGIES, "case"], "refused: case: wanted in two places (lines: case; --columns: case"),
+        (["summary", STRATEGIES, "--value", "limit_by"], "refused: --value limit_by: is no number; choose from iter"),
+        (["summary", STRATEGIES, "--only", "strategy"], "refused: --only strategy: must be COLUMN=VALUE"),
+        (["advise", STRATEGIES, "--only", "nap=1"], "refused: --only nap=1: no column nap; choose from schema_version"),
         (
-            ["compare", CROSSOVER, CROSSOVER, "--only", "strategy=disk"],
-            f"refused: {CROSSOVER}: --only strategy=disk: never there; strategy is device, kv_on_cpu, kv_on_gpu, uva",
+            ["compare", STRATEGIES, STRATEGIES, "--only", "strategy=disk"],
+            f"refused: {STRATEGIES}: --only strategy=disk: never there; strategy is device, kv_on_cpu, kv_on_gpu, uva",
         ),
         (
-            ["report", CROSSOVER, "--output", "/dev/null", "--only", "row_bytes=64"],
-            f"refused: {CROSSOVER}: --only row_bytes=64: never there; row_bytes is 128",
+            ["report", STRATEGIES, "--output", "/dev/null", "--only", "row_bytes=64"],
+            f"refused: {STRATEGIES}: --only row_bytes=64: never there; row_bytes is 128",
         ),
     ],
 )
@@ -147,9 +147,9 @@ def test_advise_prints_json(command):
 @pytest.mark.parametrize("choices", [["strategy=uva"], ["strategy=uva", "row_bytes=128", "history=True"]])
 def test_only_some_rows_are_kept(command, choices):
     only = [argument for choice in choices for argument in ("--only", choice)]
-    code, out, _ = command("summary", CROSSOVER, "batch_size", "--case", "full", "--columns", "strategy", *only)
+    code, out, _ = command("summary", STRATEGIES, "seq_len", "--case", "full", "--columns", "strategy", *only)
     assert code == 0
-    assert out.startswith("| batch_size | uva |")
+    assert out.startswith("| seq_len | uva |")
 
 
 def test_an_empty_folder_is_refused(command, tmp_path):
@@ -165,7 +165,7 @@ def test_analysis_takes_no_pytorch():
 
 
 def test_two_runs_of_a_value_are_compared_by_number_too(command, tmp_path):
-    frame = pd.read_csv(f"{CROSSOVER}/0/0/results.csv")
+    frame = pd.read_csv(f"{STRATEGIES}/0/results.csv")
     for run, threads in (("0", 8), ("1", 16)):
         (tmp_path / run).mkdir()
         frame.assign(threads=threads, run_id=run).to_csv(tmp_path / run / "results.csv", index=False)
