@@ -103,7 +103,7 @@ class Campaign:
         if len(todo) > 1 or not wanted:
             terminal.say(_plan(todo, wanted))
         others = set(known) - {fingerprint(run.config, run.choices, run.repeat) for run in todo}
-        if others:
+        if others and not self.was_copied:  # a copy knows none of the sweep's other configurations
             terminal.say(f"{self.root} also holds runs of other settings, code or machines: {len(others)}")
         began = time.monotonic()
         for number, run in enumerate(wanted):
