@@ -172,3 +172,12 @@ def test_two_runs_of_a_value_are_compared_by_number_too(command, tmp_path):
     code, out, err = command("compare", "--by", "threads", "--folder", str(tmp_path), "8", "16")
     assert code == 0, err
     assert "1.000" in out
+
+
+def test_null_is_typed_as_it_is_printed(command):
+    launch = str(ROOT / "outputs/reference/h200_tuning/launch")
+    code, out, err = command("compare", "--by", "programs", "--folder", launch, "null", "264")
+    assert code == 0, err
+    assert "full" in out
+    code, _, err = command("summary", launch, "seq_len", "--only", "programs=null")
+    assert code == 0, err

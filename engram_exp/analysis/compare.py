@@ -158,7 +158,7 @@ def compare_values(frame: pd.DataFrame, column: str, a: str, b: str, **options: 
     """
     if column not in frame:
         raise ComparisonError(f"no column {column}; choose from {', '.join(CHOICES)}")
-    texts = frame[column].map(spelled)
+    texts = with_nulls(frame)[column].map(spelled)
     for value in (a, b):
         if value not in set(texts):
             raise ComparisonError(f"{column} is never {value}; it is {listed(texts)}")

@@ -85,7 +85,7 @@ def load_campaign(folder: str | Path, only: Sequence[str] = ()) -> pd.DataFrame:
             raise ValueError(f"--only {choice}: must be COLUMN=VALUE")
         if column not in frame:
             raise ValueError(f"--only {choice}: no column {column}; choose from {', '.join(frame.columns)}")
-        texts = frame[column].map(spelled)
+        texts = with_nulls(frame)[column].map(spelled)
         if value not in set(texts):
             raise ValueError(f"{folder}: --only {choice}: never there; {column} is {listed(texts)}")
         frame = frame[texts == value]
