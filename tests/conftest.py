@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -112,3 +114,31 @@ def run_inline(configure: Compose, tmp_path: Path) -> RunInline:
         return run(Job.create(config, {"strategy": "tiny"}, tmp_path), Terminal())
 
     return with_overrides
+
+
+@pytest.fixture
+def command(tmp_path, cache_dir):
+    """The program with a tiny model; files go below `tmp_path/out`."""
+
+    def build(*arguments: str) -> list[str]:
+        folders = [f"output_dir={tmp_path / 'out'}", f"cache_dir={cache_dir}"]
+        flags = [argument for argument in arguments if argument.startswith("-")]
+        overrides = [argument for argument in arguments if not argument.startswith("-")]
+        return [sys.executable, "run.py", *flags, *TINY, *folders, *overrides]
+
+    return build
+
+
+@pytest.fixture
+def call(command):
+    def run(*arguments: str, **variables: str) -> subprocess.CompletedProcess:
+        environment = {**os.environ, **variables}
+        return subprocess.run(
+            command(*arguments), cwd=ROOT, capture_output=True, text=True, env=environment, timeout=250
+        )
+
+    return run
+
+
+def runs(tmp_path: Path) -> list[Path]:
+    return sorted(path.parent for path in (tmp_path / "out").rglob("job.yaml"))

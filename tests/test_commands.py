@@ -13,6 +13,7 @@ from engram_exp import advise, load_results
 from engram_exp.__main__ import main
 from engram_exp.results import write_run
 
+H200 = ROOT / "outputs/reference/h200"
 STRATEGIES = str(ROOT / "outputs/reference/h200/strategies")
 
 
@@ -181,3 +182,9 @@ def test_null_is_typed_as_it_is_printed(command):
     assert "full" in out
     code, _, err = command("summary", launch, "seq_len", "--only", "programs=null")
     assert code == 0, err
+
+
+def test_the_command_says_where_the_page_is(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["engram_exp", "report", str(H200 / "text"), "--output", str(tmp_path)])
+    assert main() == 0
+    assert capsys.readouterr().out.strip() == str(tmp_path / "index.html")

@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from engram_exp.build import Builder
-from engram_exp.config import batches_of, check, threads_of
+from engram_exp.config import check, threads_of
 from engram_exp.errors import ConfigError
 from engram_exp.plan import UPLOADS, needed_stages
 
@@ -218,13 +218,6 @@ for path in sys.argv[1:]:
     refused, runs = done.stdout.splitlines() or [done.stderr, ""]
     assert refused.startswith("hashing=triton: needs Triton, which is not installed; strategy=kv_on_gpu"), refused
     assert runs == "runs"
-
-
-def test_batches_are_as_many_as_leave_a_cache(configure):
-    assert batches_of(configure("batches=7")) == 7
-    assert batches_of(configure("batch_size=64", "seq_len=4096")) == 4
-    assert batches_of(configure("batch_size=1", "seq_len=8192")) == 64
-    assert batches_of(configure("shape=decode")) == 256
 
 
 def test_a_dtype_that_the_device_lacks_is_refused(configure, monkeypatch):

@@ -293,9 +293,3 @@ def test_a_table_that_mixes_code_says_so(tmp_path):
 def test_a_report_of_some_rows(tmp_path):
     page = report(H200 / "text", tmp_path, only=["strategy=uva"])
     assert "kv_on_cpu" not in re.search(r"const table = .*", page.read_text())[0]
-
-
-def test_the_command_says_where_the_page_is(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("sys.argv", ["engram_exp", "report", str(H200 / "text"), "--output", str(tmp_path)])
-    assert main() == 0
-    assert capsys.readouterr().out.strip() == str(tmp_path / "index.html")

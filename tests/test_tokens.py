@@ -6,6 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from engram_exp.config import batches_of
 from engram_exp.corpus import read_pieces
 from engram_exp.errors import ConfigError
 from engram_exp.tokenizer import BUNDLED, open_tokenizer
@@ -212,3 +213,10 @@ def test_pickled_files_are_not_executed(tmp_path):
 def test_jsonl_text_survives_any_unicode(tmp_path):
     (tmp_path / "a.jsonl").write_text(json.dumps({"text": "a\ud800b\u00e9"}) + "\n")  # a lone surrogate
     assert read_pieces(str(tmp_path / "a.jsonl"), 100) == ["a?b\u00e9"]
+
+
+def test_batches_are_as_many_as_leave_a_cache(configure):
+    assert batches_of(configure("batches=7")) == 7
+    assert batches_of(configure("batch_size=64", "seq_len=4096")) == 4
+    assert batches_of(configure("batch_size=1", "seq_len=8192")) == 64
+    assert batches_of(configure("shape=decode")) == 256
