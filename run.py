@@ -6,9 +6,9 @@ import sys
 import hydra
 from omegaconf import DictConfig
 
-from engram_exp.campaign import EXIT_FAILED, EXIT_INTERRUPTED, Campaign
-from engram_exp.config import register_schema
-from engram_exp.preflight import EXIT_REFUSED
+from engram_exp.campaign.campaign import EXIT_FAILED, EXIT_INTERRUPTED, Campaign
+from engram_exp.campaign.preflight import EXIT_REFUSED
+from engram_exp.config.schema import register_schema
 
 
 def main() -> int:

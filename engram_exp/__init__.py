@@ -5,11 +5,11 @@ from typing import Any
 
 _HOMES = {
     "advise": "engram_exp.analysis.advice",
-    "load_results": "engram_exp.results",
-    "load_samples": "engram_exp.results",
+    "load_results": "engram_exp.results.schema",
+    "load_samples": "engram_exp.results.schema",
     "compare": "engram_exp.analysis.compare",
     "compare_values": "engram_exp.analysis.compare",
-    "report": "engram_exp.analysis.report",
+    "report": "engram_exp.pages.report",
 }
 __all__ = ["advise", "compare", "compare_values", "load_results", "load_samples", "report"]
 

@@ -3,7 +3,7 @@
 import pandas as pd
 
 from engram_exp import advise
-from engram_exp.results import COLUMNS
+from engram_exp.results.schema import COLUMNS
 
 
 def rows(strategy, times, spread=0.01, **columns):

@@ -8,13 +8,13 @@ import subprocess
 import sys
 
 import pytest
-from conftest import ROOT, TINY
+from common import ROOT, TINY
 
 from engram_exp import load_results, load_samples
-from engram_exp.analysis.figures import OVER_TOKENS, figures
-from engram_exp.analysis.page import SVG_WIDTH, draw
 from engram_exp.analysis.subjects import load_campaign, subjects
 from engram_exp.analysis.summary import markdown
+from engram_exp.pages.figures import OVER_TOKENS, figures
+from engram_exp.pages.page import SVG_WIDTH, draw
 
 H200 = ROOT / "outputs/reference/h200"
 README = (ROOT / "README.md").read_text()

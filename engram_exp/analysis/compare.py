@@ -12,10 +12,10 @@ import pandas as pd
 from rich.console import Console
 from rich.table import Table
 
-from engram_exp.analysis.arguments import add_only, at_least
-from engram_exp.analysis.ranks import ratio_of
+from engram_exp.analysis.ratios import ratio_of
 from engram_exp.analysis.subjects import WAYS, listed, load_campaign, spelled, with_nulls
-from engram_exp.results import OK
+from engram_exp.commands.arguments import add_only, at_least
+from engram_exp.results.schema import OK
 
 THRESHOLD = 0.02
 ENOUGH_RUNS = 4  # on each side, for an interval of 95 %; 3 and 5, or 2 and 8, are enough, too

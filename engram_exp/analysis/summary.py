@@ -8,11 +8,11 @@ from collections.abc import Sequence
 
 import pandas as pd
 
-from engram_exp.analysis.arguments import add_only
 from engram_exp.analysis.compare import CHOICES, MACHINE, WORKLOAD
 from engram_exp.analysis.subjects import ABOUT, load_campaign, spelled
-from engram_exp.plan import CASES
-from engram_exp.results import CASE_COLUMNS, NUMBER_COLUMNS, OK
+from engram_exp.commands.arguments import add_only
+from engram_exp.results.schema import CASE_COLUMNS, NUMBER_COLUMNS, OK
+from engram_exp.strategy.plan import CASES
 
 # Whatever could make it a different measurement: what was asked, how it was done, on what machine, by which code.
 TOLD_APART = tuple(dict.fromkeys((*WORKLOAD, *ABOUT, *CHOICES, *MACHINE, "git_sha", "git_dirty")))

@@ -1,1 +1,1 @@
-"""Measuring: clocks, statistics, the loop over cases, and a record of the machine."""
+"""How long it takes: clocks, the loop over cases, statistics, and what the machine can do at best."""

@@ -16,15 +16,15 @@ from typing import Any
 import torch
 from numba import njit, prange
 
-from engram_exp.host_memory import HostMemory
-from engram_exp.limits import Limits
-from engram_exp.lookup.gather import ROWS_AHEAD, prefetch_row
+from engram_exp.layer.row_format import RowFormat
+from engram_exp.machine.host_memory import HostMemory
+from engram_exp.machine.memory import forget_peaks, free_device_bytes, free_host_bytes
+from engram_exp.machine.placement import Placement, has_triton
 from engram_exp.measure.clock import Clock
-from engram_exp.memory import forget_peaks, free_device_bytes, free_host_bytes
-from engram_exp.placement import Placement, has_triton
-from engram_exp.plan import HOST
-from engram_exp.results import write_text
-from engram_exp.tables.rows import RowFormat
+from engram_exp.measure.limits import Limits
+from engram_exp.results.schema import write_text
+from engram_exp.steps.lookup.gather import ROWS_AHEAD, prefetch_row
+from engram_exp.strategy.plan import HOST
 
 log = logging.getLogger(__name__)
 
@@ -181,7 +181,7 @@ def _link_ms(memory: HostMemory, device: torch.device, clock: Clock) -> dict[str
 
 
 def _link_rows_per_s(memory: HostMemory, device: torch.device, clock: Clock) -> dict[str, dict[str, float]]:
-    from engram_exp.lookup.triton import TritonLookup  # Triton comes with PyTorch's CUDA builds only
+    from engram_exp.steps.lookup.triton import TritonLookup  # Triton comes with PyTorch's CUDA builds only
 
     rates: dict[str, dict[str, float]] = {"as_asked": {}, "sorted": {}}
     for row_bytes in ROW_BYTES:

@@ -1,0 +1,1 @@
+"""Many runs: planned, started one after the other, resumed, gathered."""

@@ -1,0 +1,79 @@
+"""Refuses a run, or a whole sweep, before any of it is started."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from itertools import chain
+from pathlib import Path
+from typing import Any, ClassVar
+
+from hydra import compose
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig
+
+from engram_exp.config.schema import check
+from engram_exp.errors import ConfigError
+from engram_exp.results.schema import RESULTS
+
+EXIT_REFUSED = 2
+
+
+class Preflight(Callback):
+    """Checks every configuration that Hydra is about to run.
+
+    Hydra turns an exception in a callback into a warning; `SystemExit` is none, and ends the program.
+
+    sweep_dir: the folder of a sweep that was found sound; a launcher may take its runs to other processes.
+    began: when that was, as the file system of the folder has it: seconds since the epoch.
+    """
+
+    sweep_dir: ClassVar[Path | None] = None
+    began: ClassVar[float] = 0.0
+
+    def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Check the one configuration."""
+        self._refuse_unless_sound(lambda: [config], Path(config.hydra.run.dir))
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Check every configuration of the sweep."""
+        sweep_dir = Path(config.hydra.sweep.dir)
+        Preflight.began = self._refuse_unless_sound(lambda: _configurations_of(config), sweep_dir)
+        Preflight.sweep_dir = sweep_dir
+
+    def _refuse_unless_sound(self, configurations: Callable[[], list[DictConfig]], output_dir: Path) -> float:
+        try:
+            for config in configurations():
+                check(config)
+                if config.retry == "failed" and not any(output_dir.rglob(RESULTS)):
+                    raise ConfigError("retry", "failed", f"{output_dir} holds no runs; name an earlier campaign")
+            return _check_writable(output_dir)
+        except Exception as error:  # Hydra would go on
+            print(f"refused: {error}", file=sys.stderr)
+            raise SystemExit(EXIT_REFUSED) from None
+
+
+def _configurations_of(sweep: DictConfig) -> list[DictConfig]:
+    """What the sweep will run, composed as Hydra will compose it."""
+    params = sweep.hydra.sweeper.params or {}
+    overrides = [f"{key}={value}" for key, value in params.items()] + list(sweep.hydra.overrides.task)
+    parsed = OverridesParser.create().parse_overrides(overrides)
+    latest = {override.key_or_group: override for override in parsed}.values()
+    jobs = chain.from_iterable(BasicSweeper.split_arguments(list(latest), max_batch_size=None))
+    searched = [text for text in sweep.hydra.overrides.hydra if text.startswith("hydra.searchpath")]
+    return [compose(sweep.hydra.job.config_name, overrides=[*searched, *job]) for job in jobs]
+
+
+def _check_writable(folder: Path) -> float:
+    """When a file that is written there now was written."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / ".writable"
+        probe.touch()
+        began = probe.stat().st_mtime
+        probe.unlink()
+        return began
+    except OSError as error:
+        raise ConfigError("output_dir", folder, f"cannot be written ({error.strerror})") from error

@@ -1,0 +1,1 @@
+"""What `python -m engram_exp COMMAND` takes and prints."""

@@ -1,0 +1,60 @@
+"""The parameters of one layer's projection."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+
+from engram_exp.layer.geometry import EngramGeometry
+
+
+@dataclass(frozen=True)
+class ProjectionWeights:
+    """Keys first, then the value: row m * C + c of `weight` makes channel c of key m, row M * C + c that of the value.
+
+    Args:
+        weight: [(M + 1) * C, H * D].
+        bias: [(M + 1) * C], or None.
+        norm: [M, C], the gain of each key's RMSNorm.
+        norm_eps: its epsilon.
+    """
+
+    weight: torch.Tensor
+    bias: torch.Tensor | None
+    norm: torch.Tensor
+    norm_eps: float
+
+    @classmethod
+    def draw(cls, geometry: EngramGeometry, dtype: torch.dtype, seed: int) -> ProjectionWeights:
+        """Random parameters on the CPU that keep the variance of what they project; equal seeds give equal ones."""
+        generator = torch.Generator().manual_seed(seed)
+
+        def normal(*shape: int, mean: float = 0.0, std: float) -> torch.Tensor:
+            return torch.randn(shape, generator=generator).mul_(std).add_(mean).to(dtype)
+
+        return cls(
+            weight=normal(geometry.kv_width, geometry.embedding_width, std=geometry.embedding_width**-0.5),
+            bias=normal(geometry.kv_width, std=0.1) if geometry.bias else None,
+            norm=normal(geometry.hc_mult, geometry.hidden_size, mean=1.0, std=0.1),
+            norm_eps=geometry.norm_eps,
+        )
+
+    @property
+    def hc_mult(self) -> int:
+        """M."""
+        return self.norm.shape[0]
+
+    @property
+    def hidden_size(self) -> int:
+        """C."""
+        return self.norm.shape[1]
+
+    def to(self, target: torch.device | torch.dtype) -> ProjectionWeights:
+        """The same parameters on another device or in another dtype."""
+        return replace(
+            self,
+            weight=self.weight.to(target),
+            bias=None if self.bias is None else self.bias.to(target),
+            norm=self.norm.to(target),
+        )

@@ -1,0 +1,90 @@
+"""Where a component runs, and the buffers that it keeps there."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+from dataclasses import dataclass
+from functools import cache
+from importlib.util import find_spec
+
+import torch
+
+from engram_exp.errors import ConfigError
+from engram_exp.machine.host_memory import HostMemory
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Placement:
+    """A device, and what buffers on it are like.
+
+    Args:
+        device: where the component runs and leaves its output.
+        pinned: host buffers are page-locked, so that an accelerator can copy from them without staging.
+        buffer: what `empty` hands out instead of new memory: a chunk's place in a larger whole.
+    """
+
+    device: torch.device
+    pinned: bool = False
+    buffer: torch.Tensor | None = None
+
+    def empty(self, *shape: int, dtype: torch.dtype) -> torch.Tensor:
+        """A kept buffer. New memory is poisoned: every page is written, and whatever is not computed shows."""
+        if self.buffer is not None:
+            return self.buffer.view(-1)[: math.prod(shape)].view(shape)
+        if self.pinned and torch.cuda.is_available():
+            memory = HostMemory(math.prod(shape) * dtype.itemsize, huge_pages=True)
+            buffer = memory.bytes[: math.prod(shape) * dtype.itemsize].view(dtype).view(shape)
+            poison(buffer)
+            memory.pin()
+            return buffer
+        buffer = torch.empty(shape, dtype=dtype, device=self.device, pin_memory=self.pinned)
+        poison(buffer)
+        return buffer
+
+    def require(self, device_type: str, choice: str) -> None:
+        """Refuse a component that cannot run here.
+
+        Raises:
+            ConfigError: the device is of another type than the component `choice` (`group=option`) needs.
+        """
+        if self.device.type != device_type:
+            group, _, option = choice.partition("=")
+            remedy = f"choose another {group} or strategy"
+            places = f"runs on {device_type}, but this strategy places it on {self.device}"
+            raise ConfigError(group, option, f"{places}; {remedy}")
+
+    def require_triton(self, choice: str) -> None:
+        """Refuse a Triton kernel without a GPU, unless it is interpreted.
+
+        Raises:
+            ConfigError: as `require`.
+        """
+        if not triton_is_interpreted():
+            self.require("cuda", choice)
+
+
+@cache
+def has_triton() -> bool:
+    """Whether Triton is installed, as it is with PyTorch's CUDA builds; a warning tells if it is not."""
+    found = find_spec("triton") is not None
+    if not found:
+        log.warning("Triton is not installed: what it would do in one kernel takes PyTorch several")
+    return found
+
+
+def triton_is_interpreted() -> bool:
+    """Whether Triton's kernels run on the CPU, step by step: what tests do."""
+    return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def poison(tensor: torch.Tensor) -> None:
+    """Overwrite a tensor with what no correct step returns: NaN, or the row id 0, which is safe to look up and yet
+    wrong in every column but the first; stored fp8 rows with 255, NaN as a value and as a scale."""
+    if tensor.is_floating_point():
+        tensor.fill_(float("nan"))
+    else:
+        tensor.fill_(255 if tensor.dtype == torch.uint8 else 0)

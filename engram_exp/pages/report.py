@@ -1,0 +1,201 @@
+"""A report of a campaign for a colleague: one HTML page that works offline, its figures as SVG, a Markdown summary."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import warnings
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from engram_exp.analysis.advice import AdviceError, advise
+from engram_exp.analysis.advice_in_words import lines_of
+from engram_exp.analysis.subjects import ABOUT, STEP, WAYS, Subject, fastest_ways, load_campaign, over_runs, subjects
+from engram_exp.analysis.summary import markdown
+from engram_exp.commands.arguments import add_only, add_sizes
+from engram_exp.results.integrity import DIGESTS
+from engram_exp.results.schema import ENVIRONMENT, OK, PUBLISHED, LeftOutWarning, UncheckedWarning
+from engram_exp.strategy.plan import FULL
+
+ASKED = ("model", "dtype", "tokens", "strategy", "batch_size", "seq_len", "case", "status")
+DETAILS = tuple(name for name in (*STEP, *WAYS, *ABOUT) if name not in ASKED)
+NUMBERS = {"ms": "wall_ms_median", "lo": "wall_ms_lo", "hi": "wall_ms_hi"}  # as the rows name them
+MORE_NUMBERS = {
+    "device_ms_median": ("device_ms_median", "median"),
+    "gb_per_s": ("gb_per_s", "median"),
+    "efficiency": ("efficiency", "median"),
+    "limit_by": ("limit_by", "first"),
+}
+MACHINE = ("device_name", "driver", "cpu_name", "host", "torch_version", "git_sha")
+MOST_SUBJECTS = 8  # with advice and figures of their own; more would be a page that nobody reads
+DIGITS = 4  # of the numbers in the table
+
+
+class ReportError(ValueError):
+    """A report that cannot be written, and why."""
+
+
+def report(
+    folder: str | Path,
+    output: str | Path,
+    *,
+    decode: int = 64,
+    prefill: int = 8192,
+    device_memory_gb: float = 0.0,
+    only: Sequence[str] = (),
+) -> Path:
+    """Write the report of all runs below a folder.
+
+    Args:
+        folder: of campaigns.
+        output: gets `index.html`, `summary.md` and `figures/*.svg`, and is made if it does not exist.
+        decode, prefill, device_memory_gb: as `advise` takes them.
+        only: `COLUMN=VALUE`, each: rows that have this value there are kept; the commands and environments that the
+            page lists stay those of the folder.
+
+    Returns:
+        The page.
+
+    Raises:
+        ReportError: nothing was measured, or the libraries that draw are missing.
+        FileNotFoundError, ValueError: no such folder, or no results in it, or none with these values.
+    """
+    missing = [name for name in ("altair", "jinja2", "vl_convert") if find_spec(name) is None]
+    if missing:
+        raise ReportError(f"{', '.join(missing)} missing: pip install -c constraints.txt -e '.[report]'")
+    from engram_exp.pages.figures import figures
+    from engram_exp.pages.page import write_page
+
+    folder = Path(folder)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        frame = load_campaign(folder, only)
+        commands, machines = _environments(folder)
+    told = [warning.message for warning in caught if warning.category in (LeftOutWarning, UncheckedWarning)]
+    about = subjects(frame)
+    if not about:
+        raise ReportError(f"{folder}: nothing was measured; its rows are {_counts(frame['status'])}")
+    shown = sorted(about, key=lambda subject: len(subject.rows), reverse=True)[:MOST_SUBJECTS]
+    table, throughout = _table(frame)
+    facts = {
+        "title": folder.resolve().name,
+        "runs": frame["run_id"].nunique(),
+        "statuses": _counts(frame["status"]),
+        "subjects": [(subject.label, *_answer(subject, decode, prefill, device_memory_gb)) for subject in shown],
+        "subjects_not_shown": len(about) - len(shown),
+        "failures": _failures(frame),
+        "left_out": [text for text in told if isinstance(text, LeftOutWarning)],
+        "unchecked": [text for text in told if isinstance(text, UncheckedWarning)],
+        "throughout": throughout,
+        "hardware": _distinct(frame, ("device_name", "cpu_name", "torch_version")),
+        "machines": _distinct(frame, MACHINE),
+        "commands": commands,
+        "environments": machines,
+    }
+    page = write_page(Path(output), facts, table, figures(frame, shown))
+    for text in told:
+        warnings.warn(text, stacklevel=2)
+    return page
+
+
+def _answer(subject: Subject, decode: int, prefill: int, device_memory_gb: float) -> tuple[list[str], str]:
+    """What to choose, in words, and the medians of `full` as a table in Markdown."""
+    rows = subject.rows
+    try:
+        advice = advise(rows, rows["model"].iloc[0], decode=decode, prefill=prefill, device_memory_gb=device_memory_gb)
+        lines = lines_of(advice)
+    except AdviceError as error:
+        lines = [f"no advice: {error}"]
+    full = fastest_ways(rows[rows["case"] == FULL])
+    if full.empty:
+        return lines, ""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        table = markdown(full, ["tokens_per_step"], columns="strategy")
+    return lines + [f"note: the table's {warning.message}" for warning in caught], table
+
+
+def _table(frame: pd.DataFrame) -> tuple[str, dict[str, Any]]:
+    """All rows as JSON, repetitions together; and what is the same in all of them, which is left out there."""
+    table = over_runs(frame, [*ASKED, *DETAILS], **MORE_NUMBERS).rename(columns=NUMBERS)
+    numbers = ["runs", *NUMBERS.values(), *MORE_NUMBERS]
+    table = table[[*ASKED, *numbers, *DETAILS]]
+    same = {name: table[name].iloc[0] for name in table if table[name].nunique(dropna=False) == 1}
+    table = table.drop(columns=list(same))
+    for name in set(numbers) & set(table.select_dtypes("float")):
+        table[name] = table[name].map(f"{{:.{DIGITS}g}}".format).astype(float)
+    throughout = {name: value for name, value in same.items() if value != "" and value == value}
+    return table.to_json(orient="split", index=False), throughout
+
+
+def _failures(frame: pd.DataFrame) -> list[dict[str, Any]]:
+    """What gave no time, by reason."""
+    failed = frame[frame["status"] != OK]
+    groups = failed.groupby(["status", "error"], sort=False)
+    return [
+        {
+            "status": status,
+            "error": error,
+            "rows": len(rows),
+            "strategies": ", ".join(sorted(rows["strategy"].unique())),
+            "cases": ", ".join(sorted(rows["case"].unique())),
+        }
+        for (status, error), rows in groups
+    ]
+
+
+def _distinct(frame: pd.DataFrame, columns: Sequence[str]) -> list[dict[str, Any]]:
+    """What measured rows hold in some columns."""
+    return frame.loc[frame["status"] == OK, list(columns)].drop_duplicates().to_dict("records")
+
+
+def _counts(values: pd.Series[str]) -> str:
+    return ", ".join(f"{count:,} {value}" for value, count in values.value_counts().items())
+
+
+def _environments(folder: Path) -> tuple[list[str], list[str]]:
+    """The distinct commands and machines of the runs, the latter as JSON."""
+    commands, machines = [], []
+    for file in sorted(folder.rglob(ENVIRONMENT)):
+        if PUBLISHED in file.relative_to(folder).parts:
+            continue
+        try:
+            record = json.loads(file.read_text(encoding="utf-8"))
+            record.pop(DIGESTS, None)
+        except (ValueError, AttributeError, TypeError) as error:
+            warnings.warn(f"{file} is left out: {error}", LeftOutWarning, stacklevel=2)
+            continue
+        commands.append(record.pop("command", "not recorded"))
+        for gpu in record.get("gpus", []):
+            gpu.pop("temperature_c", None)
+        machines.append(json.dumps(record, indent=1))
+    return list(dict.fromkeys(commands)), list(dict.fromkeys(machines))
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """What `python -m engram_exp report` takes."""
+    parser.add_argument("folder", help="of campaigns")
+    parser.add_argument("--output", required=True, metavar="DIR", help="gets index.html, summary.md and figures/")
+    add_sizes(parser)
+    add_only(parser)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Write a report and say where it is.
+
+    Raises:
+        ReportError, FileNotFoundError, ValueError: as `report`.
+    """
+    page = report(
+        arguments.folder,
+        arguments.output,
+        decode=arguments.decode,
+        prefill=arguments.prefill,
+        device_memory_gb=arguments.device_memory_gb,
+        only=arguments.only,
+    )
+    print(page)

@@ -1,0 +1,181 @@
+"""What the user sees: the card before measuring, progress meanwhile, the table at the end.
+
+On a terminal with colours and a moving bar; elsewhere as plain lines.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.table import Table
+
+from engram_exp.results.schema import OK
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from engram_exp.measure.loop import Progress as ReportProgress
+    from engram_exp.measure.loop import Timing
+    from engram_exp.run.card import Card
+
+REFRESH_S = 0.25
+LIMIT_NOISE = 0.005  # that the same transfer, measured twice, differs by
+PLAIN_WIDTH = 200  # plain lines are not wrapped at the width of a terminal that is not there
+
+
+class Terminal:
+    """Writes to standard output."""
+
+    def __init__(self) -> None:
+        console = Console(highlight=False)
+        self.is_terminal = console.is_terminal
+        self.console = console if self.is_terminal else Console(highlight=False, width=PLAIN_WIDTH)
+
+    def card(self, card: Card) -> None:
+        """Show what is about to be measured."""
+        self.console.print(f"\n[bold]{card.title}[/bold]")
+        width = max(len(label) for label, _ in card.lines)
+        for label, text in card.lines:
+            self.console.print(f"  {label:<{width}}  {text}", soft_wrap=True)
+        self._table(("case", "runs on", "GB moved", "GFLOP", "limit ms", "limit by"), card.cases)
+
+    @contextmanager
+    def progress(self, iterations: int, budget_s: float) -> Iterator[ReportProgress]:
+        """A progress report to be called between samples: a bar on a terminal, else a line when a case ends."""
+        if self.is_terminal:
+            with _Bar(self.console, iterations, budget_s) as report:
+                yield report
+        else:
+            lines = _Lines(self.console)
+            yield lines
+            lines.finish()
+
+    def results(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Show the rows of one run."""
+        heads = ("case", "median ms", "95 % interval", "device ms", "n", "GB/s", "TFLOP/s", "Mtokens/s", "of limit")
+        self._table(heads, [_result_cells(row) for row in rows])
+        for status, error in dict.fromkeys((row["status"], row.get("error")) for row in rows if row["status"] != OK):
+            self.say(f"  {status}: {error}")
+        for row in rows:
+            if (row.get("efficiency") or 0) > 1 + LIMIT_NOISE:
+                self.say(f"  {row['case']} beats its limit: the limit or the time is wrong; try limits=refresh")
+
+    def summary(self, frame: pd.DataFrame) -> None:
+        """Show the runs of a sweep: what differs between them, and the median of every case."""
+        from engram_exp.results.schema import CONFIG_COLUMNS, SCHEDULE_COLUMNS
+
+        if frame.empty:
+            self.console.print("no run left results")
+            return
+        varying = [name for name in (*CONFIG_COLUMNS, *SCHEDULE_COLUMNS) if frame[name].replace("", None).nunique() > 1]
+        cases = list(dict.fromkeys(frame["case"]))
+        body = []
+        for _, run in frame.groupby("run_id", sort=False):
+            by_case = {row["case"]: row for row in run.to_dict("records")}
+            config = [str(run.iloc[0][name]) for name in varying]
+            body.append([*config, *(_summary_cell(by_case.get(case)) for case in cases)])
+        self.console.print("\n[bold]median ms of every run[/bold]")
+        self._table((*varying, *cases), body)
+
+    def say(self, text: str) -> None:
+        """Print one line as it is."""
+        self.console.print(text, markup=False, soft_wrap=True)
+
+    def _table(self, heads: Sequence[str], body: Sequence[Sequence[str]]) -> None:
+        if self.is_terminal:
+            table = Table(*heads)
+            for cells in body:
+                table.add_row(*cells)
+            self.console.print(table)
+            return
+        widths = [max(map(len, column)) for column in zip(heads, *body, strict=True)]
+        for cells in (heads, *body):
+            line = "  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True))
+            self.say(f"  {line}".rstrip())
+
+
+class _Bar:
+    """Rich's progress bar without its refreshing thread: it draws only when called, between samples."""
+
+    def __init__(self, console: Console, iterations: int, budget_s: float) -> None:
+        self.iterations, self.budget_s = iterations, budget_s
+        name, left = TextColumn("{task.description:<10}"), TextColumn("{task.fields[left]}")
+        self.bar = Progress(
+            name, BarColumn(), MofNCompleteColumn(), left, console=console, auto_refresh=False, transient=True
+        )
+        self.drawn = 0.0
+
+    def __enter__(self) -> _Bar:
+        self.bar.start()
+        self.task = self.bar.add_task("", total=None, left="")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.stop()
+
+    def __call__(self, case: str, timings: Mapping[str, Timing]) -> None:
+        now = time.monotonic()
+        if now - self.drawn < REFRESH_S:
+            return
+        self.drawn = now
+        done = sum(len(timing.samples) for timing in timings.values())
+        left_s, left = 0.0, 0
+        for timing in timings.values():
+            if timing.stop_reason:
+                continue
+            taken = len(timing.samples)
+            each_s = timing.spent_s / taken if taken else 0.0
+            by_budget = round((self.budget_s - timing.spent_s) / each_s) if each_s else self.iterations
+            left += min(self.iterations - taken, max(1, by_budget))
+            left_s += min((self.iterations - taken) * each_s, self.budget_s - timing.spent_s)
+        phase = f"about {max(0.0, left_s):.0f} s left" if done else "warming up"
+        self.bar.update(self.task, description=case, completed=done, total=done + left, left=phase, refresh=True)
+
+
+class _Lines:
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self.ended: set[str] = set()
+        self.timings: Mapping[str, Timing] = {}
+
+    def __call__(self, case: str, timings: Mapping[str, Timing]) -> None:
+        self.timings = timings
+        for name, timing in timings.items():
+            if timing.stop_reason and name not in self.ended:
+                self.ended.add(name)
+                self.console.print(
+                    f"  timed {name}: {len(timing.samples)} iterations, {timing.spent_s:.1f} s, by {timing.stop_reason}"
+                )
+
+    def finish(self) -> None:
+        self("", self.timings)
+
+
+def _result_cells(row: Mapping[str, Any]) -> list[str]:
+    if row["status"] != OK:
+        return [row["case"], row["status"], *[""] * 7]
+    interval = "" if row["wall_ms_lo"] is None else f"{row['wall_ms_lo']:.3f} .. {row['wall_ms_hi']:.3f}"
+    device = "" if row["device_ms_median"] is None else f"{row['device_ms_median']:.3f}"
+    flops = f"{row['tflop_per_s']:.2f}" if row["flops"] else ""
+    return [
+        row["case"],
+        f"{row['wall_ms_median']:.3f}",
+        interval,
+        device,
+        str(row["iterations"]),
+        f"{row['gb_per_s']:.2f}",
+        flops,
+        f"{row['tokens_per_s'] / 1e6:.3f}",
+        f"{row['efficiency']:.0%}" if row.get("efficiency") else "",
+    ]
+
+
+def _summary_cell(row: Mapping[Any, Any] | None) -> str:
+    if row is None:
+        return ""
+    return f"{row['wall_ms_median']:.3f}" if row["status"] == OK else str(row["status"])

@@ -1,0 +1,1 @@
+"""How it is computed: a folder for each step, in it one file for each way to do it."""

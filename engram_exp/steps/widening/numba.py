@@ -1,0 +1,46 @@
+"""Compiled, parallel over rows, into bfloat16 on the CPU: value and scale are looked up and multiplied."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from numba import njit, prange
+
+from engram_exp.layer.row_format import RowFormat
+from engram_exp.machine.placement import Placement
+from engram_exp.steps.bfloat16 import float_to_bits
+
+
+class NumbaWidening:
+    """Widens into a kept buffer."""
+
+    def __init__(self, row_format: RowFormat, max_tokens: int, columns: int, placement: Placement) -> None:
+        placement.require("cpu", "widening=numba")
+        byte = torch.arange(256).to(torch.uint8)
+        self.row_format = row_format
+        self.value_of = byte.view(torch.float8_e4m3fn).float().numpy()
+        self.scale_of = byte.view(torch.float8_e8m0fnu).float().numpy()
+        self.embeddings = placement.empty(max_tokens, columns * row_format.values, dtype=torch.bfloat16)
+
+    def __call__(self, rows: torch.Tensor) -> torch.Tensor:
+        """Embeddings [T, H * D] of stored rows [T, H * width]; overwritten by the next call."""
+        row_format, out = self.row_format, self.embeddings[: len(rows)]
+        _widen(
+            rows.view(-1, row_format.width).numpy(),
+            self.value_of,
+            self.scale_of,
+            row_format.values_per_scale,
+            out.view(-1, row_format.values).view(torch.uint16).numpy(),
+        )
+        return out
+
+
+@njit(parallel=True, cache=True, error_model="numpy")
+def _widen(rows: Any, value_of: Any, scale_of: Any, values_per_scale: int, out: Any) -> None:
+    values = out.shape[1]
+    for row in prange(len(rows)):
+        for first in range(0, values, values_per_scale):
+            scale = scale_of[rows[row, values + first // values_per_scale]]
+            for value in range(first, min(values, first + values_per_scale)):
+                out[row, value] = float_to_bits(value_of[rows[row, value]] * scale)

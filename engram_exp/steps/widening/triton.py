@@ -1,0 +1,67 @@
+"""On the GPU, in one pass, without fp8 units: every GPU that runs Triton can do it.
+
+An e4m3 byte shifted into a float16 has the right mantissa, subnormals included, and an exponent that is 8 too small.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+
+from engram_exp.layer.row_format import RowFormat
+from engram_exp.machine.placement import Placement
+
+BLOCK_VALUES = 1024
+
+
+class TritonWidening:
+    """Widens into a kept buffer."""
+
+    def __init__(self, row_format: RowFormat, max_tokens: int, columns: int, placement: Placement) -> None:
+        placement.require_triton("widening=triton")
+        self.row_format = row_format
+        self.embeddings = placement.empty(max_tokens, columns * row_format.values, dtype=row_format.dtype)
+        self.block = triton.next_power_of_2(row_format.values)
+        self.rows_per_program = max(1, BLOCK_VALUES // self.block)
+
+    def __call__(self, rows: torch.Tensor) -> torch.Tensor:
+        """Embeddings [T, H * D] of stored rows [T, H * width]; overwritten by the next call."""
+        row_format, out = self.row_format, self.embeddings[: len(rows)]
+        count = out.numel() // row_format.values
+        _widen_kernel[(triton.cdiv(count, self.rows_per_program),)](
+            rows,
+            out,
+            count,
+            VALUES=row_format.values,
+            WIDTH=row_format.width,
+            VALUES_PER_SCALE=row_format.values_per_scale,
+            BLOCK=self.block,
+            ROWS=self.rows_per_program,
+        )
+        return out
+
+
+@triton.jit
+def _widen_kernel(  # type: ignore[no-untyped-def]
+    rows,
+    out,
+    count,
+    VALUES: tl.constexpr,
+    WIDTH: tl.constexpr,
+    VALUES_PER_SCALE: tl.constexpr,
+    BLOCK: tl.constexpr,
+    ROWS: tl.constexpr,
+):
+    row = (tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS))[:, None]
+    value = tl.arange(0, BLOCK)[None, :]
+    mask = (row < count) & (value < VALUES)
+    byte = tl.load(rows + row * WIDTH + value, mask=mask, other=0).to(tl.int16)
+    half = ((byte & 0x80) << 8 | (byte & 0x7F) << 7).to(tl.float16, bitcast=True)
+    widened = half.to(tl.float32) * 256.0
+    widened = tl.where((byte & 0x7F) == 0x7F, float("nan"), widened)
+    exponent = tl.load(rows + row * WIDTH + VALUES + value // VALUES_PER_SCALE, mask=mask, other=0).to(tl.int32)
+    bits = tl.where(exponent == 0, 0x00400000, exponent << 23)  # 2^-127 is subnormal
+    bits = tl.where(exponent == 255, 0x7FC00000, bits)
+    scale = bits.to(tl.float32, bitcast=True)
+    tl.store(out + row * VALUES + value, (widened * scale).to(out.dtype.element_ty), mask=mask)

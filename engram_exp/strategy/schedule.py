@@ -1,0 +1,211 @@
+"""How the stages of `full` follow each other: overlapping in chunks, or replayed as one CUDA graph.
+
+Without either, a `Strategy` runs them one after the other on the whole batch.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import NamedTuple
+
+import torch
+
+from engram_exp.layer.tokens import Batch
+from engram_exp.stage import Stage, Strategy, Tensors
+
+
+class Cut(NamedTuple):
+    """A chunk of a batch: some whole sequences, or a stretch of one."""
+
+    sequences: slice
+    positions: slice
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of the chunk."""
+        return (self.sequences.stop - self.sequences.start) * (self.positions.stop - self.positions.start)
+
+    def of(self, batch: Batch) -> Batch:
+        """The ids of the chunk, each with the ids before it as history."""
+        ids, history = batch.ids[self.sequences], batch.history[self.sequences]
+        start, length = self.positions.start, history.shape[1]
+        if start >= length:
+            history = ids[:, start - length : start]
+        elif start:
+            history = torch.cat([history[:, start:], ids[:, :start]], dim=1)
+        return Batch(ids[:, self.positions], history)
+
+
+def cut(batch_size: int, seq_len: int, chunk_tokens: int) -> list[Cut]:
+    """Cut a batch into chunks of at most `chunk_tokens`, in the order of its tokens."""
+    if chunk_tokens >= seq_len:
+        step = chunk_tokens // seq_len
+        return [Cut(rows, slice(0, seq_len)) for rows in _slices(batch_size, step)]
+    return [
+        Cut(slice(row, row + 1), positions) for row in range(batch_size) for positions in _slices(seq_len, chunk_tokens)
+    ]
+
+
+def _slices(total: int, step: int) -> Iterator[slice]:
+    return (slice(first, min(total, first + step)) for first in range(0, total, step))
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """A chunk and what it passes; `upload` is None where host and device are the same memory."""
+
+    cut: Cut
+    on_host: Strategy
+    upload: Stage | None
+    on_device: Callable[[Tensors], Tensors]
+
+
+class Slot:
+    """Tells when the buffers that several chunks share in turn may be read and written again.
+
+    Args:
+        device: that the chunks end on.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.sent = torch.Event(device=device.type)
+        self.used = torch.Event(device=device.type)
+
+    def host_waits(self) -> None:
+        """Until its buffer has been sent and may be written again."""
+        self.sent.synchronize()
+
+    def link_waits(self, link: torch.Stream) -> None:
+        """Until the device has used its buffer, which may then be written again."""
+        link.wait_event(self.used)
+
+    def device_waits(self, stream: torch.Stream) -> None:
+        """Until its buffer is full."""
+        stream.wait_event(self.sent)
+
+
+class Pipeline:
+    """While the host works on one chunk, the one before crosses the link and the one before that is on the device.
+
+    Args:
+        chunks: in order; those whose numbers are equal modulo `ring_depth` share buffers on both sides of the link.
+        ring_depth: chunks that have buffers at a time.
+        device: that keys and value end on.
+        keys_and_value: [T, M, C] and [T, C] on the device: what the last stages of all chunks fill between them.
+    """
+
+    def __init__(self, chunks: Sequence[Chunk], ring_depth: int, device: torch.device, keys_and_value: Tensors) -> None:
+        self.chunks = chunks
+        self.keys_and_value = keys_and_value
+        self.device = device
+        if device.type != "cpu":
+            self.link = torch.Stream(device=device)
+            self.slots = [Slot(device) for _ in range(ring_depth)]
+
+    def __call__(self, batch: Batch) -> Tensors:
+        """Keys and value; work on the device may still be under way when this returns."""
+        if self.device.type == "cpu":
+            for chunk in self.chunks:
+                chunk.on_device(chunk.on_host(chunk.cut.of(batch)))
+            return self.keys_and_value
+        current = torch.accelerator.current_stream()
+        self.link_waits(current)
+        for number, chunk in enumerate(self.chunks):
+            slot = self.slots[number % len(self.slots)]
+            slot.host_waits()
+            tensors = chunk.on_host(chunk.cut.of(batch))
+            with self.link:
+                slot.link_waits(self.link)
+                assert chunk.upload is not None
+                tensors = chunk.upload.run(tensors)
+                slot.sent.record(self.link)
+            slot.device_waits(current)
+            chunk.on_device(tensors)
+            slot.used.record(current)
+        return self.keys_and_value
+
+    def link_waits(self, current: torch.Stream) -> None:
+        """Until the last call's keys and value have been read, which may be overwritten next."""
+        self.link.wait_stream(current)
+
+
+class Replay:
+    """Device work that is captured as a CUDA graph when it is first called, and replayed when it is called again: one
+    launch instead of one for each kernel.
+
+    Args:
+        strategy: without host steps, and with kept buffers.
+
+    Raises:
+        RuntimeError: called on other buffers than it was captured for.
+    """
+
+    def __init__(self, strategy: Strategy) -> None:
+        self.strategy = strategy
+        self.graph: torch.cuda.CUDAGraph | None = None
+
+    def __call__(self, tensors: Tensors) -> Tensors:
+        """What the strategy returns for these tensors."""
+        buffers = [(tensor.data_ptr(), tensor.shape) for tensor in tensors]
+        if self.graph is None:
+            self.buffers = buffers
+            return self._run_and_capture(tensors)
+        if buffers != self.buffers:
+            raise RuntimeError("a graph was captured for other buffers: a stage before it does not keep its own")
+        self.graph.replay()
+        return self.captured
+
+    def _run_and_capture(self, tensors: Tensors) -> Tensors:
+        side, current = _capture_stream(), torch.cuda.current_stream()
+        side.wait_stream(current)
+        with torch.cuda.stream(side):
+            result = self.strategy(tensors)  # compiles kernels and allocates buffers, which a capture must not
+            graph = torch.cuda.CUDAGraph()
+            collects = gc.isenabled()
+            gc.disable()  # what it would free meanwhile may synchronise, which breaks a capture
+            graph.capture_begin()
+            try:
+                self.captured = self.strategy(tensors)
+            finally:
+                graph.capture_end()
+                if collects:
+                    gc.enable()
+            self.graph = graph
+        current.wait_stream(side)
+        return result
+
+
+@cache
+def _capture_stream() -> torch.cuda.Stream:
+    """One for all captures: libraries keep a workspace for each stream."""
+    return torch.cuda.Stream()
+
+
+class Graph:
+    """The stages as one CUDA graph; a call copies the batch to where the graph reads it and replays.
+
+    Args:
+        strategy: without host steps; shapes are those of `batch`.
+        batch: in pinned memory of its own; overwritten by each call.
+    """
+
+    def __init__(self, strategy: Strategy, batch: Batch) -> None:
+        self.replay = Replay(strategy)
+        self.batch = batch
+        self.replayed = torch.cuda.Event()
+
+    def __call__(self, batch: Batch) -> Tensors:
+        """Keys and value of a batch; work on the device may still be under way when this returns."""
+        self.host_waits()
+        for target, source in zip(self.batch, batch, strict=True):
+            target.copy_(source)
+        keys_and_value = self.replay(self.batch)
+        self.replayed.record()
+        return keys_and_value
+
+    def host_waits(self) -> None:
+        """Until the last replay has read its ids."""
+        self.replayed.synchronize()

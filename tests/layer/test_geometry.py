@@ -1,0 +1,83 @@
+import numpy as np
+import pytest
+from common import demo_geometry, golden
+
+from engram_exp.config.schema import geometry_of
+from engram_exp.errors import ConfigError
+
+
+@pytest.mark.parametrize(
+    ("model", "layer", "rows", "prefix"),
+    [
+        ("demo", 1, 10_344_164, "demo"),
+        ("demo", 15, 10_348_242, "demo"),
+        ("deepseek_v41_flash", 1, 384_006_168, "v41"),
+        ("deepseek_v41_flash", 14, 384_016_682, "v41"),
+    ],
+)
+def test_rows_and_primes_of_real_models(configure, model, layer, rows, prefix):
+    geometry = geometry_of(configure(f"model={model}", f"layer={layer}"))
+    assert geometry.rows == geometry.true_rows == rows
+    assert np.array_equal(geometry.head_rows, golden("hash")[f"{prefix}_layer{layer}_primes"])
+
+
+def test_published_figures_of_v41(configure):
+    geometry = geometry_of(configure("model=deepseek_v41_flash"))
+    assert geometry.columns == 24
+    assert geometry.projection_flops(1) == pytest.approx(315e6, rel=0.01)
+    assert geometry.kv_bytes(1) == 51_200
+    assert geometry.embeddings_bytes(1) == 2 * 6144
+    assert (geometry.embedding_width, geometry.kv_width) == (6144, 25_600)
+    assert geometry.row_id_bytes == 4
+
+
+def test_demo_moves_what_the_original_moved():
+    geometry = demo_geometry()
+    assert geometry.output_bytes("up_embed", 64 * 4096, 64) == 512 * 2**20
+    assert geometry.bytes_moved("up_kv", 64 * 4096, 64) == 64 * 4096 * 5 * 1024 * 2
+    assert geometry.bytes_moved("lookup", 10, 2) == 10 * 16 * (4 + 2 * 128)
+    assert geometry.bytes_moved("hashing", 10, 2) == (10 + 2 * 2) * 8 + 10 * 16 * 4
+    assert geometry.bytes_moved("up_ids", 64, 64) == 64 * 3 * 8, "each id of a decode step brings its history"
+    assert geometry.bytes_moved("projection", 10, 2) == 2 * (10 * 1024 + 10 * 5120 + 5120 * 1024 + 5120 + 4096)
+
+
+def test_table_scale_shrinks_the_table_and_keeps_the_true_rows():
+    geometry = demo_geometry(table_scale=0.01)
+    assert geometry.true_rows == 10_344_164
+    assert geometry.rows == pytest.approx(103_441, rel=0.02)  # primes are sparse
+    assert len(set(geometry.head_rows)) == geometry.columns
+
+
+@pytest.mark.parametrize(
+    ("change", "key"),
+    [
+        ({"layer": 2}, "layer"),
+        ({"heads": 0}, "model.heads"),
+        ({"orders": (3, 2)}, "model.orders"),
+        ({"vocab_per_order": (5,)}, "model.vocab_per_order"),
+        ({"table_scale": 0.0}, "model.table_scale"),
+        ({"table_scale": 1.1}, "model.table_scale"),
+        ({"hc_mult": 0}, "model.hc_mult"),
+        ({"pad_id": -1}, "model.pad_id"),
+        ({"norm_eps": 0.0}, "model.norm_eps"),
+        ({"layers": (1, 1)}, "model.layers"),
+    ],
+)
+def test_impossible_numbers_are_refused_by_key(change, key):
+    with pytest.raises(ConfigError, match=rf"^{key}="):
+        demo_geometry(**change)
+
+
+def test_fp8_rows_move_as_they_are_stored():
+    geometry = demo_geometry(values_per_scale=32)
+    assert geometry.row_bytes == 66
+    assert geometry.bytes_moved("lookup", 10, 2) == 10 * 16 * (4 + 2 * 66)
+    assert geometry.bytes_moved("up_embed", 10, 2) == 10 * 16 * 66
+    assert geometry.bytes_moved("widening", 10, 2) == 10 * 16 * (66 + 64 * 2)
+    assert demo_geometry(row_values=40, values_per_scale=32).row_bytes == 42, "a scale of fewer values is one, too"
+
+
+def test_row_ids_widen_as_soon_as_32_bits_are_too_few():
+    for rows, size in ((2**31, 4), (2**31 + 1, 8)):
+        geometry = demo_geometry(layers=(1,), prime_source=lambda *_, rows=rows: [[rows - 15, *[1] * 15]])
+        assert (geometry.rows, geometry.row_id_bytes) == (rows, size)

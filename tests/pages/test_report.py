@@ -1,0 +1,295 @@
+"""Reports: opened in a browser, held against the data, refused where there is nothing to say."""
+
+import re
+import shutil
+
+import pandas as pd
+import pytest
+from common import ROOT
+from playwright.sync_api import sync_playwright
+
+from engram_exp import load_results, report
+from engram_exp.__main__ import main
+from engram_exp.analysis.subjects import WAYS, load_campaign, subjects
+from engram_exp.pages.figures import EFFECTS, LIMITS, MEMORY, OVER_TOKENS, SECTIONS, STAGES, figures
+from engram_exp.pages.report import MOST_SUBJECTS, ReportError
+from engram_exp.results.schema import write_run
+
+H200 = ROOT / "outputs/reference/h200"
+CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
+FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-background-networking", "--disable-sync"]
+WITHOUT_DIGESTS = shutil.ignore_patterns("environment.json")  # so that results can be edited
+BAD_TEXT = "<!--<script></SCRIPT></script><b>1 & 2</b>"
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*unchecked run")  # files are edited here, so without their digests
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory):
+    return report(H200, tmp_path_factory.mktemp("report"))
+
+
+@pytest.fixture(scope="module")
+def drawn():
+    frame = load_campaign(H200)
+    return figures(frame, subjects(frame))
+
+
+@pytest.fixture(scope="module")
+def browser():
+    if not CHROMIUM:
+        pytest.skip("needs Chromium")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def open_page(browser):
+    """Open a page offline, and fail if its console says anything or if it asks for anything but itself."""
+    said = []
+
+    def open_at(path, width=1280):
+        view = browser.new_page(viewport={"width": width, "height": 900})
+        view.context.set_offline(True)
+        view.on("console", lambda message: said.append(message.text))
+        view.on("pageerror", lambda error: said.append(str(error)))
+        view.on("request", lambda request: said.append(request.url) if request.url != path.as_uri() else None)
+        view.goto(path.as_uri())
+        charts = view.locator(".chart").count()
+        view.wait_for_function(f"document.querySelectorAll('.chart svg.marks').length == {charts}")
+        return view
+
+    yield open_at
+    assert [text for text in said if not text.startswith("data:")] == []
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+def test_every_figure_is_drawn_on_a_phone_and_on_a_desk(open_page, page, drawn, width):
+    view = open_page(page, width)
+    assert view.locator(".chart").count() == len(drawn)
+    for chart in view.locator(".chart").all():
+        marks = chart.locator(".role-mark path, .role-mark line")
+        assert marks.count() > 0, chart.get_attribute("id")
+        assert chart.locator("svg.marks").bounding_box()["width"] <= width
+    assert view.evaluate("document.documentElement.scrollWidth") <= width, "nothing sticks out"
+
+
+def test_the_table_filters(open_page, page):
+    view = open_page(page)
+    total = int(re.search(r"of (\d+) rows", view.inner_text("#shown"))[1])
+    view.fill("#filter", "uva full 4096")
+    frame = load_results(H200)
+    full = frame[(frame["strategy"] == "uva") & (frame["case"] == "full")]
+    expected = full[(full["batch_size"] == 4096) | (full["seq_len"] == 4096)]
+    assert 0 < view.locator("#rows tbody tr").count() < total
+    assert {cell for row in view.locator("#rows tbody tr").all() for cell in row.locator("td").all_inner_texts()} >= {
+        "uva",
+        "full",
+    }
+    ways = ["batch_size", "tokens", "row_bytes", "status", *WAYS]
+    assert view.locator("#rows tbody tr").count() == expected.groupby(ways, dropna=False).ngroups
+    view.fill("#filter", "nothing_of_the_kind")
+    assert view.locator("#rows tbody tr").count() == 0
+    assert view.inner_text("#shown") == f"0 of {total} rows"
+
+
+def test_hovering_shows_the_numbers(open_page, page, drawn):
+    view = open_page(page)
+    first = view.locator(".chart").first
+    first.scroll_into_view_if_needed()
+    first.locator(".mark-symbol.role-mark path").first.hover(force=True)
+    view.wait_for_selector("#vg-tooltip-element.visible")
+    text = view.inner_text("#vg-tooltip-element")
+    assert "strategy" in text
+    assert re.search(r"ms\s+\d", text)
+
+
+def test_what_a_user_wrote_cannot_break_the_page(open_page, tmp_path):
+    shutil.copytree(H200 / "text", tmp_path / "campaign", ignore=WITHOUT_DIGESTS)
+    mine = tmp_path / "campaign/1/results.csv"
+    mine.write_text(mine.read_text().replace("kv_on_gpu", BAD_TEXT))
+    (tmp_path / "campaign/9").mkdir()
+    write_run(tmp_path / "campaign/9", {}, [{"run_id": "a", "status": "crash", "case": "full", "error": BAD_TEXT}])
+    view = open_page(report(tmp_path / "campaign", tmp_path / "report"))
+    assert BAD_TEXT in view.inner_text("#failures")
+    assert BAD_TEXT in view.inner_text("#rows")
+
+
+def data_of(figure):
+    return [row for rows in figure.chart.to_dict()["datasets"].values() for row in rows]
+
+
+def test_figures_hold_the_numbers_of_the_campaign(drawn):
+    assert [figure.section for figure in drawn] == sorted((f.section for f in drawn), key=list(SECTIONS).index)
+    assert {figure.section for figure in drawn} == set(SECTIONS)
+    frame = load_results(H200).query("case == 'full' and model == 'demo' and tokens == 'random' and row_bytes == 128")
+    frame = frame.assign(tokens=frame["batch_size"] * frame["seq_len"])
+    measured = set(zip(frame["strategy"], frame["tokens"], strict=True))
+    shown = data_of(next(figure for figure in drawn if figure.section == OVER_TOKENS))
+    assert {(row["strategy"], row["tokens"]) for row in shown} == measured
+    for row in shown:
+        runs = frame[(frame["strategy"] == row["strategy"]) & (frame["tokens"] == row["tokens"])]
+        assert runs["wall_ms_lo"].min() <= row["lo"] <= row["ms"] <= row["hi"] <= runs["wall_ms_hi"].max()
+        if runs.groupby(["seq_len", *WAYS], dropna=False).ngroups == 1:
+            assert row["ms"] == pytest.approx(runs["wall_ms_median"].median())
+
+
+def test_stages_stand_beside_their_whole(drawn):
+    text = next(figure for figure in drawn if figure.section == STAGES and "text tokens" in figure.title)
+    frame = load_results(H200 / "text").set_index(["strategy", "case"])["wall_ms_median"]
+    found = {(row["strategy"], row["case"]): row["ms"] for row in data_of(text)}
+    assert ("uva", "up_ids") in found
+    assert found == {key: frame[key] for key in found}
+    assert {row["part"] for row in data_of(text) if row["case"] == "full"} == {"full"}
+
+
+def test_efficiencies_and_memory_are_shown(drawn):
+    near = [row for figure in drawn if figure.section == LIMITS for row in data_of(figure)]
+    assert {"hashing", "lookup", "projection", "full"} <= {row.get("case") for row in near}
+    memory = next(f for f in drawn if f.section == MEMORY and f.title.startswith("1 x 8,192: deepseek"))
+    data = list(memory.chart.to_dict()["datasets"].values())
+    front, points = data[0], data[-1]
+    frame = load_results(H200 / "v41").query("case == 'full' and seq_len == 8192").set_index("strategy")
+    assert {row["strategy"]: row["device_gb"] for row in points} == (frame["peak_device_bytes"] / 1e9).to_dict()
+    beaten = [any(o["ms"] <= p["ms"] and o["device_gb"] < p["device_gb"] for o in points) for p in points]
+    assert {row["strategy"] for row in front} == {
+        p["strategy"] for p, is_beaten in zip(points, beaten, strict=True) if not is_beaten
+    }
+
+
+def test_effects_compare_what_differs_in_one_thing():
+    sorting, memory = (load_campaign(H200 / name) for name in ("sorting", "memory"))
+    effects = {
+        figure.title: data_of(figure)
+        for frame in (sorting, memory)
+        for figure in figures(frame, subjects(frame))
+        if figure.section == EFFECTS
+    }
+    lookups = load_results(H200 / "sorting").query("case == 'lookup'")
+    ms = lookups.set_index(["row_bytes", "batch_size", "row_order"])["wall_ms_median"]
+    found = {(row["runs"], row["value"]): row["relative"] for row in effects["row_order"]}
+    for row_bytes in (128, 512):
+        one = ms[row_bytes, 262144]
+        label = f"262,144 x 1, rows of {row_bytes} bytes"
+        for order in ("as_asked", "sorted"):
+            assert found[label, order] == pytest.approx(one[order] / one.min())
+    assert {row["value"] for row in effects["table"]} == {"huge", "pinned", "pageable"}
+
+
+def test_a_campaign_about_many_things_shows_the_largest(tmp_path):
+    for number in range(MOST_SUBJECTS + 2):
+        shutil.copytree(H200 / "text/2", tmp_path / f"campaign/{number}", ignore=WITHOUT_DIGESTS)
+        results = tmp_path / f"campaign/{number}/results.csv"
+        text = results.read_text()
+        results.write_text(
+            text.replace(",text,", f",kind{number},").replace(text.split("\n")[1].split(",")[1], f"run{number}")
+        )
+    page = report(tmp_path / "campaign", tmp_path / "report").read_text()
+    assert f"of the {MOST_SUBJECTS} kinds of runs with the most rows; 2 others" in page
+    assert page.count("<h3>demo, bfloat16, kind") == MOST_SUBJECTS
+    assert f"kind{MOST_SUBJECTS + 1}" in page, "the table has all"
+
+
+def test_a_run_without_all_of_its_stages_has_no_bar():
+    frame = load_campaign(H200 / "memory")
+    assert not [figure for figure in figures(frame, subjects(frame)) if figure.section == STAGES]
+
+
+def test_runs_of_the_whole_alone_hide_no_stages():
+    frame = load_campaign(H200 / "text")
+    alone = frame[frame["case"] == "full"]
+    alone = alone.assign(run_id=alone["run_id"] + "b", table="pinned", wall_ms_median=alone["wall_ms_median"] / 2)
+    both = pd.concat([frame, alone])
+    before, now = (
+        [data_of(figure) for figure in figures(rows, subjects(rows)) if figure.section == STAGES]
+        for rows in (frame, both)
+    )
+    assert before == now
+    assert before
+
+
+def test_a_campaign_without_full_shows_its_efficiencies():
+    frame = load_campaign(H200 / "sorting", ["case=lookup"])
+    sections = {figure.section for figure in figures(frame, subjects(frame))}
+    assert sections == {LIMITS, EFFECTS}
+
+
+def test_the_summary_names_figures_that_exist(page):
+    text = (page.parent / "summary.md").read_text()
+    names = re.findall(r"!\[.*\]\((.*)\)", text)
+    assert {f"figures/{path.name}" for path in (page.parent / "figures").iterdir()} == set(names)
+    assert re.search(r"^decode, 64 tokens per step: \w+$", text, flags=re.MULTILINE)
+    assert "python run.py" in text
+    assert "&lt;" not in text
+
+
+def test_what_was_left_out_is_listed(tmp_path):
+    shutil.copytree(H200 / "text", tmp_path / "campaign", ignore=WITHOUT_DIGESTS)
+    cut = tmp_path / "campaign/0/results.csv"
+    cut.write_text(cut.read_text()[:-30])
+    with pytest.warns(UserWarning, match="last line is cut"):
+        page = report(tmp_path / "campaign", tmp_path / "report")
+    for text in (page.read_text(), (page.parent / "summary.md").read_text()):
+        assert "last line is cut" in text
+        assert "unchecked runs: no readable environment.json" in text
+
+
+def test_an_old_report_is_replaced(tmp_path):
+    (tmp_path / "figures").mkdir()
+    for name in ("stages_99.svg", "mine.svg"):
+        (tmp_path / "figures" / name).touch()
+    report(H200 / "text", tmp_path)
+    assert not (tmp_path / "figures/stages_99.svg").exists()
+    assert (tmp_path / "figures/mine.svg").exists(), "not of a report"
+
+
+def test_what_cannot_be_reported_says_why(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["engram_exp", "report", str(tmp_path), "--output", str(tmp_path / "out")])
+    assert main() == 2
+    assert "no results below it" in capsys.readouterr().err
+    write_run(tmp_path, {}, [{"run_id": "a", "status": "crash", "case": "full"}])
+    with pytest.raises(ReportError, match="nothing was measured; its rows are 1 crash"):
+        report(tmp_path, tmp_path / "out")
+    monkeypatch.setattr("engram_exp.pages.report.find_spec", lambda name: None)
+    with pytest.raises(ReportError, match=r"altair, jinja2, vl_convert missing: pip install .*\[report\]"):
+        report(H200, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_strategies_share_a_shape_but_for_their_limits():
+    frame = load_campaign(H200 / "strategies")
+    other = frame[(frame["strategy"] == "uva") & (frame["seq_len"] == 4096)]
+    other = other.assign(batch_size=4096, seq_len=64, run_id=other["run_id"] + "b")
+    both = pd.concat([frame, other.assign(wall_ms_median=1e-6, wall_ms_lo=1e-6, wall_ms_hi=1e-6)])
+    drawn = figures(both, subjects(both))
+    for section in (OVER_TOKENS, STAGES, MEMORY):
+        assert min(row["ms"] for f in drawn if f.section == section for row in data_of(f)) > 1e-3
+    alone = pd.concat([frame[frame["strategy"] != "uva"], other])
+    names = {figure.title.partition(":")[0] for figure in figures(alone, subjects(alone)) if figure.section == LIMITS}
+    assert "uva" in names, "in its own shape"
+
+
+def test_hovering_tells_which_of_several_ways_is_meant():
+    frame = load_campaign(H200 / "crossover")
+    assert "'field': 'way'" not in str(figures(frame, subjects(frame))[0].chart.to_dict()["layer"])
+    slower = frame.assign(table="pinned", run_id=frame["run_id"] + "b", wall_ms_median=frame["wall_ms_median"] * 2)
+    both = pd.concat([frame[frame["strategy"] == "uva"], slower[slower["strategy"] == "uva"]])
+    shown = next(figure for figure in figures(both, subjects(both)) if figure.section == OVER_TOKENS)
+    assert {row["way"] for row in data_of(shown)} == {"table=huge"}
+    assert {"field": "way", "type": "nominal"} in shown.chart.to_dict()["layer"][-1]["encoding"]["tooltip"]
+
+
+def test_a_table_that_mixes_code_says_so(tmp_path):
+    for number in range(2):
+        row = {"run_id": f"{number}", "status": "ok", "case": "full", "strategy": "uva", "wall_ms_median": 1.0}
+        (tmp_path / f"{number}").mkdir()
+        write_run(tmp_path / f"{number}", {}, [{**row, "batch_size": 64, "seq_len": 1, "git_sha": f"sha{number}"}])
+    page = report(tmp_path, tmp_path / "out")
+    assert "note: the table's cells mix several git_sha: medians" in (page.parent / "summary.md").read_text()
+
+
+def test_a_report_of_some_rows(tmp_path):
+    page = report(H200 / "text", tmp_path, only=["strategy=uva"])
+    assert "kv_on_cpu" not in re.search(r"const table = .*", page.read_text())[0]

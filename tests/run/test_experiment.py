@@ -1,0 +1,280 @@
+"""Whole runs of a tiny model in this process."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from places import DEVICES, KERNEL_DEVICE
+from safetensors.torch import load_file
+
+from engram_exp import load_results, load_samples
+from engram_exp.errors import ConfigError
+from engram_exp.results.schema import COLUMNS
+from engram_exp.run.requirements import require_data_sheet
+from engram_exp.steps.lookup.gather import GatherLookup
+from engram_exp.steps.upload.pinned import PinnedUpload
+
+STRATEGIES = ["kv_on_cpu", "kv_on_gpu"]
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("components", ["tuned", "original"])
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_a_run_gives_a_row_for_every_case(run_inline, tmp_path, strategy, components, device):
+    rows = run_inline(f"strategy={strategy}", f"components={components}", f"hardware={device}")
+    upload = "up_kv" if strategy == "kv_on_cpu" else "up_embed"
+    statuses = {row["case"]: row["status"] for row in rows}
+    link = "ok" if device == "cuda" else "skipped"
+    assert statuses == {"hashing": "ok", "lookup": "ok", "projection": "ok", upload: link, "full": "ok"}
+
+    frame = load_results(tmp_path)
+    assert tuple(frame.columns) == COLUMNS
+    good = frame[frame["status"] == "ok"]
+    assert (good["iterations"] == 3).all()
+    assert (good["stop_reason"] == "iterations").all()
+    assert (good["wall_ms_min"] <= good["wall_ms_median"]).all()
+    assert (good["wall_ms_median"] <= good["wall_ms_max"]).all()
+    assert (good["bytes_moved"] > 0).all()
+    assert (good["gb_per_s"] * good["wall_ms_median"] * 1e6).to_numpy() == pytest.approx(good["bytes_moved"])
+    assert frame["wall_ms_p95"].isna().all(), "three samples carry no percentile"
+    assert frame["limit_ms"].isna().all()
+    assert (frame["used_rows"] == frame["true_rows"]).all()
+    assert (frame["table_bytes"] == frame["used_rows"] * 8 * 2).all()
+
+    samples = load_samples(tmp_path)
+    assert len(samples) == 3 * len(good)
+    assert sorted(samples["order"]) == list(range(len(samples)))
+    medians = samples.groupby("case")["wall_ms"].median()
+    assert good.set_index("case")["wall_ms_median"].to_dict() == pytest.approx(medians.to_dict(), rel=1e-6)
+    on_device = set(samples.loc[samples["device_ms"].notna(), "case"])
+    expected = {"full", upload, *(["projection"] if strategy == "kv_on_gpu" else [])}
+    assert on_device == (expected if device == "cuda" else set())
+
+    environment = json.loads((tmp_path / "environment.json").read_text())
+    assert environment["packages"]["torch"].partition("+")[0] == torch.__version__.partition("+")[0]
+    assert environment["cpu_name"] == frame["cpu_name"][0]
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "fp8"])
+@pytest.mark.parametrize("strategy", ["uva", "device"])
+def test_steps_on_the_device_have_their_rows(run_inline, tmp_path, strategy, dtype):
+    device = KERNEL_DEVICE.type
+    capture = [] if device == "cuda" else ["capture=none"]
+    rows = run_inline(f"strategy={strategy}", f"hardware={device}", f"dtype={dtype}", *capture)
+    statuses = {row["case"]: row["status"] for row in rows}
+    widening = {"widening": "ok"} if dtype == "fp8" else {}
+    upload = "ok" if device == "cuda" else "skipped"
+    assert statuses == {
+        "up_ids": upload, "hashing": "ok", "lookup": "ok", **widening, "projection": "ok", "full": "ok",
+    }  # fmt: skip
+    frame = load_results(tmp_path)
+    assert (frame["row_order"] == "as_asked").all(), "too few rows to sort"
+    assert (frame["table_bytes"] == frame["used_rows"] * (9 if dtype == "fp8" else 16))[frame["status"] == "ok"].all()
+
+
+@pytest.mark.parametrize("strategy", ["uva", "device"])
+def test_a_strategy_of_the_device_is_skipped_without_one(run_inline, monkeypatch, strategy):
+    monkeypatch.setenv("TRITON_INTERPRET", "0")
+    rows = run_inline(f"strategy={strategy}")
+    assert {row["status"] for row in rows} == {"skipped"}
+    assert rows[0]["error"] == "no accelerator: this strategy runs hashing on one"
+
+
+@pytest.mark.accelerator
+def test_a_kernel_skips_what_it_cannot_read(run_inline):
+    rows = run_inline("strategy=uva", "table=pageable", "hardware=cuda")
+    assert {row["status"] for row in rows} == {"skipped"}
+
+
+@pytest.mark.accelerator
+def test_the_data_sheet_of_another_gpu_is_refused(run_inline):
+    rows = run_inline("hardware=h200", "hardware.data_sheet.gpu=Nonesuch")
+    assert {row["status"] for row in rows} == {"refused"}
+    assert rows[0]["error"].startswith("hardware.data_sheet.gpu=Nonesuch: the device is ")
+
+
+@pytest.mark.parametrize(
+    ("name", "gb", "fits"),
+    [
+        ("NVIDIA A100-SXM4-80GB", 85, True), ("NVIDIA A100-SXM4-40GB", 42, False), ("NVIDIA A100 80GB PCIe", 85, False),
+        ("NVIDIA H100 80GB HBM3", 85, False), ("NVIDIA A1000", 85, True),
+    ],
+)  # fmt: skip
+def test_a_data_sheet_is_of_one_variant(name, gb, fits):
+    if fits:
+        require_data_sheet("A100", 80, name, gb * 10**9)
+    else:
+        with pytest.raises(ConfigError, match=rf"^hardware\.data_sheet\.gpu=A100: the device is {name} with {gb} GB"):
+            require_data_sheet("A100", 80, name, gb * 10**9)
+
+
+def test_what_does_not_fit_is_refused_before_a_batch_is_drawn(run_inline, monkeypatch):
+    monkeypatch.setattr("engram_exp.run.experiment.free_host_bytes", lambda: 10)
+    monkeypatch.setattr("engram_exp.run.parts.distinct_batches", lambda *_: pytest.fail("batches were drawn"))
+    rows = run_inline()
+    assert {row["status"] for row in rows} == {"oom_host"}
+
+
+def test_a_wrong_option_of_a_component_is_still_a_row_for_each_case(run_inline):
+    rows = run_inline("strategy=uva", "lookup.sort_from_rows=many")
+    assert [row["case"] for row in rows] == ["up_ids", "hashing", "lookup", "projection", "full"]
+    assert {row["run_id"] for row in rows} != {None}
+
+
+def test_the_threads_that_ran_are_told(run_inline):
+    assert {row["threads"] for row in run_inline("cases=[hashing]")} == {torch.get_num_threads()}
+
+
+@pytest.mark.accelerator
+@pytest.mark.parametrize("strategy", ["kv_on_cpu", "kv_on_gpu", "uva", "device"])
+def test_the_memory_of_full_does_not_depend_on_other_cases(run_inline, strategy):
+    shape = ("worker=inline", f"strategy={strategy}", "hardware=cuda", "batch_size=64", "seq_len=64")
+    alone = run_inline(*shape, "cases=[full]")[-1]
+    among = run_inline(*shape, "cases=all")[-1]
+    assert alone["case"] == among["case"] == "full"
+    assert 0 < among["peak_device_bytes"] == pytest.approx(alone["peak_device_bytes"], rel=0.02)
+
+
+def run_and_load(run_inline, tmp_path, *overrides):
+    rows = run_inline("save_tensors=true", *overrides)
+    assert {row["status"] for row in rows} <= {"ok", "skipped"}, rows
+    return load_file(tmp_path / "tensors.safetensors")
+
+
+@pytest.mark.parametrize("history", ["true", "false"])
+def test_all_strategies_and_components_give_the_same_keys_and_value(run_inline, tmp_path, history):
+    device = KERNEL_DEVICE.type
+    common = (f"hardware={device}", "dtype=float32", f"tokens.history={history}", "cases=full")
+    capture = "capture=none" if device == "cpu" else "capture=graph"
+    outcomes = [
+        run_and_load(run_inline, tmp_path, f"strategy={strategy}", *more, *common)
+        for strategy, *more in (
+            ("kv_on_cpu", "schedule=serial"),
+            ("kv_on_cpu", "components=original"),
+            ("kv_on_gpu", "schedule=serial"),
+            ("kv_on_gpu", "components=original"),
+            ("uva", capture),
+            ("uva", "capture=none", "lookup.order=sorted"),
+            ("device", capture),
+        )
+    ]
+    first = outcomes[0]
+    assert set(first) == {"token_ids", "history", "row_ids", "embeddings", "keys", "value"}
+    assert first["keys"].shape == (24, 2, 16)
+    assert (first["history"] >= 0).all() == (history == "true")
+    for other in outcomes[1:]:
+        for name in ("token_ids", "history", "row_ids", "embeddings"):
+            assert torch.equal(first[name], other[name]), name
+        for name in ("keys", "value"):
+            torch.testing.assert_close(first[name], other[name], rtol=1e-4, atol=1e-5)
+
+
+def test_tensors_hold_what_the_cases_make(run_inline, tmp_path):
+    assert set(run_and_load(run_inline, tmp_path, "cases=[hashing]")) == {"token_ids", "history", "row_ids"}
+    assert set(run_and_load(run_inline, tmp_path, "cases=[projection]")) == {"token_ids", "history"}
+    assert "value" not in run_and_load(run_inline, tmp_path, "cases=[lookup]")
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (MemoryError("no more"), "oom_host"),
+        (OSError(12, "Cannot allocate memory"), "oom_host"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes"), "oom_host"),
+        (torch.OutOfMemoryError("CUDA out of memory"), "oom_device"),
+        (ZeroDivisionError("a defect"), "crash"),
+    ],
+)
+def test_a_failure_is_a_row(run_inline, tmp_path, monkeypatch, error, status):
+    def fail(self, *arguments):
+        raise error
+
+    monkeypatch.setattr(GatherLookup, "__call__", fail)
+    assert [row["status"] for row in run_inline()] == [status] * 5
+    assert str(error.args[-1]) in load_results(tmp_path)["error"][0]
+
+
+def test_what_does_not_fit_is_refused_before_it_is_allocated(run_inline, monkeypatch):
+    monkeypatch.setattr(
+        "engram_exp.steps.tables.host.HostMemory", lambda *_, **__: pytest.fail("a table was allocated")
+    )
+    rows = run_inline("model.vocab_per_order=[40000000000,40000000000]", "cases=lookup")
+    assert {row["status"] for row in rows} == {"oom_host"}
+    message = rows[0]["error"]
+    assert "needs 2560.00 GB of host memory" in message
+    assert "GB are free: model.table_scale=0.0" in message
+
+
+def test_tensors_that_do_not_fit_are_refused_before_they_are_made(run_inline):
+    rows = run_inline("batch_size=100000000", "seq_len=1000", "cases=[hashing]")
+    assert rows[0]["status"] == "oom_host"
+    assert rows[0]["error"].endswith("a smaller batch_size or seq_len would need less")
+
+
+def test_hashing_alone_builds_no_table(run_inline, monkeypatch, tmp_path):
+    monkeypatch.setattr("engram_exp.steps.tables.host.HostMemory", lambda *_, **__: pytest.fail("a table was built"))
+    (row,) = run_inline("model.vocab_per_order=[16000000,16000000]", "cases=[hashing]")
+    assert row["status"] == "ok"
+    assert row["table_bytes"] == 0
+    assert row["used_rows"] > 64_000_000
+
+
+def test_a_table_scale_is_named(run_inline):
+    row = run_inline("model.vocab_per_order=[5000,7000]", "model.table_scale=0.1", "cases=[lookup]")[0]
+    assert row["true_rows"] > 24_000
+    assert row["used_rows"] < 2_600
+    assert row["table_scale"] == 0.1
+
+
+def test_uploads_can_be_timed_under_any_strategy(run_inline):
+    rows = run_inline("strategy=kv_on_gpu", "cases=[up_kv,up_ids,up_rows]")
+    assert [row["case"] for row in rows] == ["up_ids", "up_rows", "up_kv"]
+    assert {row["error"] for row in rows} == {"no accelerator: host and device are the same memory"}
+
+
+@pytest.mark.accelerator
+@pytest.mark.parametrize("upload", ["pinned", "pageable"])
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_every_upload_is_verified_and_timed_on_a_device(run_inline, strategy, upload):
+    rows = run_inline(
+        f"strategy={strategy}", "cases=[up_ids,up_rows,up_embed,up_kv]", f"upload={upload}", "hardware=cuda"
+    )
+    assert [row["status"] for row in rows] == ["ok"] * 4
+    assert all(row["device_ms_median"] > 0 for row in rows)
+
+
+@pytest.mark.accelerator
+def test_what_crosses_the_link_is_pinned_and_goes_in_one_transfer(run_inline, monkeypatch):
+    copies = []
+    route_of = PinnedUpload._route
+
+    def counted(self, tensors):
+        route = route_of(self, tensors)
+        assert all(source.is_pinned() for source in route.sources)
+        copies.append([source.numel() for source in route.sources])
+        return route
+
+    monkeypatch.setattr(PinnedUpload, "_route", counted)
+    rows = run_inline("strategy=kv_on_cpu", "cases=full", "hardware=cuda")
+    assert rows[0]["status"] == "ok", rows
+    assert rows[0]["pinned_bytes"] > 0
+    assert set(map(tuple, copies)) == {(24 * 3 * 16,)}, "keys and value cross together"
+
+
+def test_few_distinct_ids_rotate_fewer_batches(run_inline, tmp_path):
+    np.save(tmp_path / "ids.npy", np.arange(24).reshape(2, 12))
+    row = run_inline("tokens=ids", f"tokens.path={tmp_path / 'ids.npy'}", "batches=3", "cases=[hashing]")[0]
+    assert (row["status"], row["batches"]) == ("ok", 1)
+
+
+def test_the_budget_ends_a_case(run_inline):
+    rows = run_inline("budget_s=1e-9", "cases=[hashing]")
+    assert (rows[0]["iterations"], rows[0]["stop_reason"]) == (1, "budget")
+
+
+def test_repeated_rows_are_counted(run_inline, tmp_path):
+    np.save(tmp_path / "ids.npy", np.full((2, 12), 7))
+    row = run_inline("tokens=ids", f"tokens.path={tmp_path / 'ids.npy'}", "cases=[lookup]")[0]
+    # 4 columns: order 2 differs at the first token, order 3 at the first two; both sequences are the same
+    assert row["unique_row_fraction"] == pytest.approx((2 * 2 + 2 * 3) / (24 * 4))

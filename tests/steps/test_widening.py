@@ -1,0 +1,69 @@
+"""fp8 rows become what PyTorch's own conversions make of them, to the last bit."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from places import CPU, KERNEL_DEVICE
+
+from engram_exp.layer.row_format import RowFormat
+from engram_exp.machine.placement import Placement
+from engram_exp.steps.widening import build_widening
+from engram_exp.steps.widening.numba import NumbaWidening
+from engram_exp.steps.widening.triton import TritonWidening
+
+INTERPRETED = KERNEL_DEVICE.type == "cpu"  # Triton's interpreter misrounds subnormal bfloat16; a GPU must not
+WIDENINGS = [NumbaWidening, TritonWidening]
+
+
+def equal(got: torch.Tensor, want: torch.Tensor) -> bool:
+    """To the last bit, but for the payload of NaN."""
+    assert got.dtype == want.dtype
+    return np.array_equal(got.float().numpy(), want.float().numpy(), equal_nan=True)
+
+
+def widen(widening, row_format, stored, columns):
+    placement = CPU if widening is NumbaWidening else Placement(KERNEL_DEVICE)
+    rows = stored.view(len(stored) // columns, -1).to(placement.device)
+    return widening(row_format, len(rows) + 1, columns, placement)(rows).cpu().view(len(stored), -1)
+
+
+@pytest.mark.parametrize("widening", WIDENINGS)
+def test_every_value_with_every_scale(widening):
+    row_format = RowFormat(256, torch.bfloat16, values_per_scale=256)
+    first = 10 if widening is TritonWidening and INTERPRETED else 0
+    scales = torch.arange(first, 256, dtype=torch.uint8)[:, None]
+    stored = torch.cat([torch.arange(256, dtype=torch.uint8).expand(len(scales), 256), scales], dim=1)
+    assert equal(widen(widening, row_format, stored, 1), row_format.widen(stored))
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    values=st.integers(1, 300),
+    values_per_scale=st.sampled_from([1, 7, 32]),
+    columns=st.integers(1, 5),
+    tokens=st.integers(1, 20),
+    seed=st.integers(0, 2**31),
+)
+@pytest.mark.parametrize("widening", WIDENINGS)
+def test_rows_of_any_size(widening, values, values_per_scale, columns, tokens, seed):
+    row_format = RowFormat(values, torch.bfloat16, values_per_scale)
+    stored = row_format.contents(torch.arange(tokens * columns), seed)
+    assert equal(widen(widening, row_format, stored, columns), row_format.widen(stored))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_every_compute_dtype(dtype):
+    row_format = RowFormat(64, dtype, values_per_scale=32)
+    stored = row_format.contents(torch.arange(12), seed=1)
+    for device in {CPU.device, KERNEL_DEVICE}:
+        widened = build_widening(row_format, 4, 3, Placement(device))(stored.view(4, -1).to(device))
+        assert equal(widened.cpu().view(12, -1), row_format.widen(stored))
+
+
+@pytest.mark.parametrize("widening", WIDENINGS)
+def test_rows_wider_than_a_block(widening):
+    row_format = RowFormat(1100, torch.bfloat16, values_per_scale=32)
+    stored = row_format.contents(torch.arange(6), seed=1)
+    assert equal(widen(widening, row_format, stored, 3), row_format.widen(stored))

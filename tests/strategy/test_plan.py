@@ -1,0 +1,96 @@
+import pytest
+
+from engram_exp.config.schema import stages_of
+from engram_exp.errors import ConfigError
+from engram_exp.strategy.plan import made_up_inputs, needed_stages, plan_stages, row_order, select_cases
+
+
+def names(hashing, lookup, projection, table="host", **changes):
+    places = {"table": table, "hashing": hashing, "lookup": lookup, "projection": projection}
+    stages = plan_stages(places, **changes)
+    return [stage.name for stage in stages]
+
+
+def test_an_upload_stands_wherever_the_link_is_crossed():
+    assert names("host", "host", "host") == ["hashing", "lookup", "projection", "up_kv"]
+    assert names("host", "host", "device") == ["hashing", "lookup", "up_embed", "projection"]
+    assert names("host", "device", "device") == ["hashing", "up_rows", "lookup", "projection"]
+    assert names("device", "device", "device") == ["up_ids", "hashing", "lookup", "projection"]
+    assert names("device", "device", "device", table="device") == ["up_ids", "hashing", "lookup", "projection"]
+
+
+def test_stored_bytes_cross_the_link_and_are_widened_behind_it():
+    assert names("host", "host", "device", widens=True) == ["hashing", "lookup", "up_embed", "widening", "projection"]
+    assert names("host", "host", "host", widens=True) == ["hashing", "lookup", "widening", "projection", "up_kv"]
+    assert names("device", "device", "device", widens=True) == ["up_ids", "hashing", "lookup", "widening", "projection"]
+
+
+@pytest.mark.parametrize(
+    ("places", "key"),
+    [
+        (("device", "host", "device"), "strategy.lookup"),
+        (("host", "device", "host"), "strategy.projection"),
+        (("disk", "host", "host"), "strategy.hashing"),
+        (("host", "host", "host", "device"), "strategy.lookup"),
+        (("host", "host", "host", "moon"), "strategy.table"),
+    ],
+)
+def test_impossible_placements_are_refused(places, key):
+    with pytest.raises(ConfigError, match=rf"^{key}="):
+        names(*places)
+
+
+def test_cases_and_their_aliases(configure):
+    on_gpu, on_cpu = (stages_of(configure(f"strategy={name}")) for name in ("kv_on_gpu", "kv_on_cpu"))
+    assert select_cases("all", on_gpu) == ("hashing", "lookup", "up_embed", "projection", "full")
+    assert select_cases(["all"], on_cpu) == ("hashing", "lookup", "projection", "up_kv", "full")
+    assert select_cases(["compute", "hash"], on_gpu) == ("hashing", "lookup", "projection")
+    assert select_cases(["up_kv", "up_embed"], on_gpu) == ("up_embed", "up_kv")
+    assert select_cases("full", on_cpu) == ("full",)
+
+
+@pytest.mark.parametrize("requested", [[], ["hashing", "sleep"], "", [1], None, 5])
+def test_unknown_cases_are_refused(configure, requested):
+    with pytest.raises(ConfigError, match=r"^cases=.*hashing, lookup, widening, projection.*hash, compute"):
+        select_cases(requested, stages_of(configure()))
+
+
+def test_widening_needs_rows_that_are_not_yet_wide(configure):
+    with pytest.raises(ConfigError, match=r"^cases=widening: .*dtype=fp8"):
+        select_cases(["widening"], stages_of(configure()))
+    assert select_cases("widening", stages_of(configure("dtype=fp8"))) == ("widening",)
+
+
+def test_only_what_the_cases_need_is_built(configure):
+    stages = stages_of(configure("strategy=kv_on_gpu"))
+    assert needed_stages(["hashing"], stages) == ("hashing",)
+    assert needed_stages(["lookup"], stages) == ("hashing", "lookup")
+    assert needed_stages(["projection", "up_kv"], stages) == ("projection", "up_kv")
+    assert needed_stages(["full", "up_kv"], stages) == ("hashing", "lookup", "up_embed", "projection", "up_kv")
+
+
+def test_inputs_are_made_up_where_nothing_makes_them(configure):
+    stages = stages_of(configure("strategy=kv_on_gpu"))
+    assert made_up_inputs(["hashing", "lookup", "up_embed", "projection", "up_kv"], stages) == ("up_kv",)
+    assert made_up_inputs(["hashing", "lookup"], stages) == ()
+    assert made_up_inputs(["projection"], stages) == ("projection",)
+    assert made_up_inputs(["lookup", "up_embed"], stages) == ("lookup",)
+
+
+@pytest.mark.parametrize(
+    ("order", "rows", "table", "expected"),
+    [
+        ("as_asked", 10**6, "host", "as_asked"),
+        ("sorted", 1, "device", "sorted"),
+        ("auto", 16384, "host", "sorted"),
+        ("auto", 16383, "host", "as_asked"),
+        ("auto", 10**6, "device", "as_asked"),  # device memory gains nothing
+    ],
+)
+def test_rows_are_sorted_where_that_pays(order, rows, table, expected):
+    assert row_order(order, rows, 16384, table) == expected
+
+
+def test_an_unknown_order_is_refused():
+    with pytest.raises(ConfigError, match=r"^lookup\.order=random: must be one of as_asked, sorted, auto"):
+        row_order("random", 1, 1, "host")

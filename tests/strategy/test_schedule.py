@@ -1,0 +1,247 @@
+"""Chunks that overlap give what whole batches give, and only because every wait is where it must be."""
+
+import gc
+
+import psutil
+import pytest
+import torch
+from common import TINY
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from places import CPU, DEVICES
+from safetensors.torch import load_file
+
+from engram_exp.config.schema import chunk_tokens_of
+from engram_exp.layer.tokens import Batch
+from engram_exp.machine.host_memory import HostMemory
+from engram_exp.run.parts import Builder
+from engram_exp.run.whole import build_whole_run
+from engram_exp.stage import Strategy
+from engram_exp.steps.hashing.numpy import NumpyHasher
+from engram_exp.steps.projection.fused import FusedProjection
+from engram_exp.steps.upload.pinned import PinnedUpload
+from engram_exp.strategy.schedule import Graph, Pipeline, Replay, Slot, cut
+
+A_WHILE = 20_000_000  # cycles of a GPU: some 10 ms
+IN_CHUNKS = ("schedule=pipelined", "schedule.chunk_tokens=5", "schedule.ring_depth=2")
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    batch_size=st.integers(1, 6), seq_len=st.integers(1, 12), chunk_tokens=st.integers(1, 80), seed=st.integers(0, 99)
+)
+def test_chunks_hash_to_what_the_batch_hashes_to(tiny_plan, batch_size, seq_len, chunk_tokens, seed):
+    generator = torch.Generator().manual_seed(seed)
+    stream = torch.randint(0, 1000, (batch_size, 2 + seq_len), generator=generator)
+    batch = Batch(stream[:, 2:].contiguous(), torch.where(stream[:, :2] < 500, -1, stream[:, :2]))
+    hasher = NumpyHasher(tiny_plan, batch.ids.numel(), CPU)
+    cuts = cut(batch_size, seq_len, chunk_tokens)
+    assert all(0 < piece.tokens <= chunk_tokens for piece in cuts)
+    row_ids = torch.cat([hasher(*piece.of(batch)).flatten(0, 1) for piece in cuts])
+    assert torch.equal(row_ids, hasher(*batch).flatten(0, 1))
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("strategy", ["kv_on_cpu", "kv_on_gpu"])
+@pytest.mark.parametrize("dtype", ["float32", "fp8"])
+def test_a_pipeline_gives_the_same_keys_and_value(run_inline, tmp_path, device, strategy, dtype):
+    common = (f"strategy={strategy}", f"hardware={device}", f"dtype={dtype}", "cases=[full]", "save_tensors=true")
+    assert run_inline(*common, "schedule=serial")[0]["status"] == "ok"
+    serial = load_file(tmp_path / "tensors.safetensors")
+    for chunk_tokens, ring_depth in ((1, 3), (5, 1), (12, 2), (20, 3), (50, 2)):
+        chunks = (f"schedule.chunk_tokens={chunk_tokens}", f"schedule.ring_depth={ring_depth}")
+        row = run_inline(*common, *chunks)[0]
+        assert row["status"] == "ok", row["error"]
+        pipelined = load_file(tmp_path / "tensors.safetensors")
+        for name in ("keys", "value"):
+            torch.testing.assert_close(pipelined[name], serial[name], rtol=2e-2, atol=2e-2)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "tokens"),
+    [
+        (["schedule.chunk_tokens=100"], 100),
+        (["schedule=serial"], None),
+        (["batch_size=64", "seq_len=4096"], 16384),  # 32 MiB
+        (["batch_size=8", "seq_len=4096"], 8192),  # a quarter
+        (["batch_size=64", "seq_len=1"], 2048),  # 4 MiB
+        (["batch_size=1", "seq_len=8192", "model=deepseek_v41_flash", "dtype=fp8"], 2048),
+    ],
+)
+def test_chunks_are_a_quarter_within_bounds(configure, overrides, tokens):
+    assert chunk_tokens_of(configure(*overrides)) == tokens
+
+
+@pytest.mark.parametrize(
+    ("overrides", "says"),
+    [
+        (["projection=linear"], "projection=fused, or schedule=serial"),
+        pytest.param(
+            ["upload=pageable", "hardware=cuda"], "upload=pinned, or schedule=serial", marks=pytest.mark.accelerator
+        ),
+    ],
+)
+def test_components_that_cannot_overlap_are_refused(run_inline, overrides, says):
+    row = run_inline(*IN_CHUNKS, *overrides)[0]
+    assert row["status"] == "refused"
+    assert row["error"].startswith("schedule=pipelined: ")
+    assert says in row["error"]
+
+
+@pytest.mark.accelerator
+def test_a_graph_needs_an_upload_that_does_not_wait(run_inline):
+    row = run_inline("strategy=uva", "upload=pageable", "hardware=cuda")[0]
+    assert (row["status"], row["error"].partition(":")[0]) == ("refused", "capture=graph")
+
+
+@pytest.mark.accelerator
+def test_a_graph_is_replayed_on_its_own_buffers_only(configure):
+    builder = Builder(configure(*TINY, "strategy=uva", "hardware=cuda"))
+    with torch.inference_mode():
+        strategy = Strategy([builder.stage(stage.name) for stage in builder.active])
+        replay = Replay(strategy)
+        want = replay(builder.batches[0])[0].clone()
+        assert torch.equal(replay(builder.batches[0])[0], want)
+        with pytest.raises(RuntimeError, match="captured for other buffers"):
+            replay(builder.batches[1])
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
+def test_a_graph_needs_a_gpu(run_inline):
+    row = run_inline("strategy=uva")[0]
+    assert (row["status"], row["error"].partition(":")[0]) == ("refused", "capture=graph")
+
+
+def slow_upload(self, tensors, original=PinnedUpload.__call__):
+    torch.cuda._sleep(A_WHILE)
+    return original(self, tensors)
+
+
+def slow_projection(self, embeddings, original=FusedProjection.__call__):
+    if embeddings.is_cuda:
+        torch.cuda._sleep(A_WHILE)
+    return original(self, embeddings)
+
+
+def no_wait(*_):
+    pass
+
+
+@pytest.mark.accelerator
+@pytest.mark.parametrize(
+    ("strategy", "slow", "wait"),
+    [
+        ("kv_on_gpu", (PinnedUpload, slow_upload), "host_waits"),
+        ("kv_on_cpu", (PinnedUpload, slow_upload), "host_waits"),
+        ("kv_on_gpu", (PinnedUpload, slow_upload), "device_waits"),
+        ("kv_on_gpu", (FusedProjection, slow_projection), "link_waits"),
+    ],
+)
+def test_delays_change_nothing_as_long_as_every_wait_is_there(run_inline, monkeypatch, strategy, slow, wait):
+    arguments = (f"strategy={strategy}", "hardware=cuda", "cases=full", *IN_CHUNKS)
+    component, slowed = slow
+    monkeypatch.setattr(component, "__call__", slowed)
+    assert run_inline(*arguments)[0]["status"] == "ok"
+    monkeypatch.setattr(Slot, wait, no_wait)
+    assert run_inline(*arguments)[0]["status"] == "mismatch"
+
+
+@pytest.mark.accelerator
+@pytest.mark.parametrize(
+    ("strategy", "owner", "wait"),
+    [("kv_on_cpu", Pipeline, "link_waits"), ("kv_on_cpu", Slot, "device_waits"), ("kv_on_gpu", Slot, "device_waits")],
+)
+@pytest.mark.parametrize("waits", [True, False])
+def test_keys_and_value_can_be_read_behind_a_call_and_until_the_next(
+    configure, monkeypatch, strategy, owner, wait, waits
+):
+    builder = Builder(configure(*TINY, f"strategy={strategy}", "hardware=cuda", *IN_CHUNKS))
+    first, second = builder.batches[:2]
+    with torch.inference_mode():
+        monkeypatch.setattr(PinnedUpload, "__call__", slow_upload)
+        whole_run = build_whole_run(builder, {})
+        for batch in (second, first):
+            want = whole_run(batch)[0]
+            torch.cuda.synchronize()
+        want = want.clone()
+        whole_run(second)
+        torch.cuda.synchronize()
+        if not waits:
+            monkeypatch.setattr(owner, wait, no_wait)
+        keys = whole_run(first)[0]
+        if wait == "link_waits":
+            torch.cuda.synchronize()
+            torch.cuda._sleep(A_WHILE * 10)
+        read = keys.clone()
+        whole_run(second)
+        torch.cuda.synchronize()
+    assert torch.equal(read, want) == waits
+
+
+@pytest.mark.accelerator
+@pytest.mark.parametrize("waits", [True, False])
+def test_a_graph_reads_its_ids_before_they_are_overwritten(configure, monkeypatch, waits):
+    if not waits:
+        monkeypatch.setattr(Graph, "host_waits", no_wait)
+    monkeypatch.setattr(PinnedUpload, "__call__", slow_upload)
+    builder = Builder(configure(*TINY, "strategy=uva", "hardware=cuda", "batches=2"))
+    with torch.inference_mode():
+        stages = {stage.name: builder.stage(stage.name) for stage in builder.active}
+        graph = build_whole_run(builder, stages)
+        first, second = builder.batches
+        graph(first)
+        torch.cuda.synchronize()
+        keys = graph(first)[0].clone()
+        graph(second)
+        torch.cuda.synchronize()
+        want = Strategy(list(stages.values()))(first)[0]
+    assert torch.equal(keys, want) == waits
+
+
+@pytest.mark.accelerator
+@pytest.mark.parametrize("strategy", ["kv_on_gpu", "kv_on_cpu", "uva", "device"])
+def test_nothing_waits_for_the_device_between_kernels(configure, strategy):
+    schedule = IN_CHUNKS if strategy.startswith("kv") else ()
+    builder = Builder(configure(*TINY, f"strategy={strategy}", "hardware=cuda", *schedule))
+    with torch.inference_mode():
+        stages = {} if schedule else {stage.name: builder.stage(stage.name) for stage in builder.active}
+        whole_run = build_whole_run(builder, stages)
+        for batch in builder.batches[:3]:
+            whole_run(batch)
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            whole_run(builder.batches[0])
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("strategy", ["kv_on_gpu", "kv_on_cpu"])
+def test_repeated_calls_leak_nothing(configure, device, strategy):
+    builder = Builder(configure(*TINY, f"strategy={strategy}", f"hardware={device}", *IN_CHUNKS, "seq_len=200"))
+    with torch.inference_mode():
+        whole_run = build_whole_run(builder, {})
+        for _ in range(30):
+            whole_run(builder.batches[0])
+        before = psutil.Process().memory_info().rss, torch.cuda.memory_allocated() if device == "cuda" else 0
+        for _ in range(300):
+            whole_run(builder.batches[0])
+        after = psutil.Process().memory_info().rss, torch.cuda.memory_allocated() if device == "cuda" else 0
+    assert after[0] - before[0] < 2**22
+    assert after[1] == before[1]
+
+
+@pytest.mark.accelerator
+def test_a_run_gives_its_pinned_memory_back(run_inline):
+    run_inline("strategy=kv_on_gpu", "hardware=cuda")
+    gc.collect()
+    before = HostMemory.pinned_bytes
+    for strategy in ("kv_on_gpu", "kv_on_cpu", "uva"):
+        assert {row["status"] for row in run_inline(f"strategy={strategy}", "hardware=cuda")} == {"ok"}
+    gc.collect()
+    assert HostMemory.pinned_bytes == before
+
+
+def test_a_chunk_takes_as_many_whole_sequences_as_it_can():
+    assert [piece.tokens for piece in cut(5, 4, 9)] == [8, 8, 4]
+    assert [piece.tokens for piece in cut(2, 10, 4)] == [4, 4, 2] * 2
