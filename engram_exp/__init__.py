@@ -5,8 +5,8 @@ from typing import Any
 
 _HOMES = {
     "advise": "engram_exp.analysis.advice",
-    "load_results": "engram_exp.results.schema",
-    "load_samples": "engram_exp.results.schema",
+    "load_results": "engram_exp.results.load",
+    "load_samples": "engram_exp.results.load",
     "compare": "engram_exp.analysis.compare",
     "compare_values": "engram_exp.analysis.compare",
     "report": "engram_exp.pages.report",

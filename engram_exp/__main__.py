@@ -7,9 +7,7 @@ import os
 import sys
 import warnings
 
-from engram_exp.analysis import advice_in_words as advise
-from engram_exp.analysis import compare, summary
-from engram_exp.pages import report
+from engram_exp.commands import advise, compare, report, summary
 
 COMMANDS = {
     "advise": (advise, "which strategy for decode and prefill, and what it costs"),

@@ -24,7 +24,7 @@ from engram_exp.analysis.curves import (
 )
 from engram_exp.analysis.subjects import ABOUT, listed, spelled
 from engram_exp.results.schema import OK
-from engram_exp.strategy.plan import DEVICE, FULL
+from engram_exp.vocabulary import DEVICE, FULL
 
 MODELS = Path(__file__).resolve().parents[2] / "conf/model"
 YARDSTICK = "device"

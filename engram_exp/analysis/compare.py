@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import argparse
 import math
-import sys
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 import pandas as pd
-from rich.console import Console
-from rich.table import Table
 
 from engram_exp.analysis.ratios import ratio_of
-from engram_exp.analysis.subjects import WAYS, listed, load_campaign, spelled, with_nulls
-from engram_exp.commands.arguments import add_only, at_least
+from engram_exp.analysis.subjects import WAYS, listed, spelled, with_nulls
 from engram_exp.results.schema import OK
 
 THRESHOLD = 0.02
@@ -199,76 +194,3 @@ def _judge(a: pd.DataFrame, b: pd.DataFrame, threshold: float) -> dict[str, Any]
         "verdict": verdict,
         "mixed": ", ".join(name for name in MIXED if max(a[name].nunique(), b[name].nunique()) > 1),
     }
-
-
-def _telling_apart(found: pd.DataFrame) -> list[str]:
-    """The columns that are needed to tell the compared configurations apart, and those that differ in some of them."""
-    told: list[str] = []
-    groups = 1
-    for name in dict.fromkeys(["strategy", "batch_size", "seq_len", *WORKLOAD, *CHOICES]):
-        if name in found and (more := len(found[[*told, name]].drop_duplicates())) > groups:
-            told, groups = [*told, name], more
-    differs = {name: found[name].astype(str).str.contains(AGAINST, regex=False) for name in CHOICES}
-    return told + [name for name in differs if name not in told and differs[name].nunique() > 1]
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """What `python -m engram_exp compare` takes."""
-    parser.add_argument("a", metavar="A", help="a folder; with --by, a value of the column")
-    parser.add_argument("b", metavar="B", help="a folder; with --by, another value of the column")
-    parser.add_argument("--by", metavar="COLUMN", help="compare two values of this column within one folder")
-    parser.add_argument("--folder", default="outputs", help="with --by: the folder (default: outputs)")
-    share = "a share that matters (default: %(default)s)"
-    parser.add_argument("--threshold", type=at_least(0, float), default=THRESHOLD, metavar="SHARE", help=share)
-    parser.add_argument("--other-machine", action="store_true", help="although machines or libraries differ")
-    add_only(parser)
-    parser.add_argument("--csv", action="store_true", help="print CSV")
-
-
-def run(arguments: argparse.Namespace) -> None:
-    """Print a comparison.
-
-    Raises:
-        ComparisonError, FileNotFoundError, ValueError: as `compare` and `load_campaign`.
-    """
-    options: dict[str, Any] = {"threshold": arguments.threshold, "other_machine": arguments.other_machine}
-    if arguments.by:
-        frame = load_campaign(arguments.folder, arguments.only)
-        found = compare_values(frame, arguments.by, arguments.a, arguments.b, **options)
-    else:
-        found = compare(*(load_campaign(side, arguments.only) for side in (arguments.a, arguments.b)), **options)
-    notes = _notes(found)
-    if arguments.csv:
-        print(found.to_csv(index=False), end="")
-        for note in notes:
-            print(note, file=sys.stderr)
-        return
-    varying = _telling_apart(found)
-    table = Table(*varying, "case", "runs", "A ms", "B ms", "B / A", "95 % interval", "B is")
-    for row in found.to_dict("records"):
-        interval = "" if pd.isna(row["ratio_lo"]) else f"{row['ratio_lo']:.3f} .. {row['ratio_hi']:.3f}"
-        times = f"{row['wall_ms_a']:.4g}", f"{row['wall_ms_b']:.4g}", f"{row['ratio']:.3f}"
-        runs = f"{row['runs_a']}, {row['runs_b']}"
-        table.add_row(*(spelled(row[name]) for name in varying), row["case"], runs, *times, interval, row["verdict"])
-    console = Console(width=None if Console().is_terminal else 200, highlight=False)
-    console.print(table)
-    for note in notes:
-        console.print(note)
-
-
-def _notes(found: pd.DataFrame) -> list[str]:
-    """What must be known beside the table."""
-    notes = []
-    if found.attrs["unpaired"]:
-        notes.append(f"without a partner: {found.attrs['unpaired']}")
-    if found["marked"].any():
-        notes.append(f"different machines or libraries: {found['marked'].iloc[0]}")
-    mixed = [name for name in MIXED if any(name in names.split(", ") for names in found["mixed"])]
-    if mixed:
-        notes.append(f"runs of one side mix several {', '.join(mixed)}: --only COLUMN=VALUE keeps those of one")
-    if found["ratio_lo"].isna().any():
-        notes.append(
-            f"no interval: too few runs; {ENOUGH_RUNS} on each side (or 3 and 5, 2 and 8) are enough: "
-            "measure with repeats=5"
-        )
-    return notes

@@ -9,8 +9,9 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from engram_exp.results.schema import OK, load_results
-from engram_exp.strategy.plan import FULL
+from engram_exp.results.load import load_results
+from engram_exp.results.schema import OK
+from engram_exp.vocabulary import FULL
 
 # How a strategy is run: of several ways, its fastest stands for it.
 WAYS = (

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import argparse
 import warnings
 from collections.abc import Sequence
 
 import pandas as pd
 
 from engram_exp.analysis.compare import CHOICES, MACHINE, WORKLOAD
-from engram_exp.analysis.subjects import ABOUT, load_campaign, spelled
-from engram_exp.commands.arguments import add_only
+from engram_exp.analysis.subjects import ABOUT, spelled
 from engram_exp.results.schema import CASE_COLUMNS, NUMBER_COLUMNS, OK
-from engram_exp.strategy.plan import CASES
+from engram_exp.vocabulary import CASES
 
 # Whatever could make it a different measurement: what was asked, how it was done, on what machine, by which code.
 TOLD_APART = tuple(dict.fromkeys((*WORKLOAD, *ABOUT, *CHOICES, *MACHINE, "git_sha", "git_dirty")))
@@ -80,31 +78,3 @@ def _digits(value: float) -> str:
     if value != value:
         return ""
     return f"{value:.4g}" if value < 1e4 else f"{value:.0f}"
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """What `python -m engram_exp summary` takes."""
-    parser.add_argument("folder", help="of a campaign, or of any runs")
-    parser.add_argument("index", nargs="*", default=["strategy"], metavar="COLUMN", help="tells the lines apart")
-    parser.add_argument("--columns", default="case", help="becomes the table's columns (default: case)")
-    parser.add_argument("--value", default="wall_ms_median", help="what stands in it (default: wall_ms_median)")
-    parser.add_argument("--case", help="only this case")
-    add_only(parser)
-
-
-def run(arguments: argparse.Namespace) -> None:
-    """Print the table of a folder.
-
-    Raises:
-        ValueError: a column that does not exist, nothing to show, or as `markdown`.
-        FileNotFoundError: no such folder.
-    """
-    frame = load_campaign(arguments.folder, arguments.only)
-    for name in (*arguments.index, arguments.columns, arguments.value):
-        if name not in frame:
-            raise ValueError(f"no column {name}")
-    if arguments.case:
-        frame = frame[frame["case"] == arguments.case]
-    if not (frame["status"] == OK).any():
-        raise ValueError(f"no measured case{f' {arguments.case}' if arguments.case else ''} in {arguments.folder}")
-    print(markdown(frame, arguments.index, arguments.columns, arguments.value))

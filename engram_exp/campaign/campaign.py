@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import fcntl
 import glob
 import os
 import random
-import select
-import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from tempfile import gettempdir
 from typing import IO, Any, NamedTuple
 
 from hydra.core.hydra_config import HydraConfig
@@ -22,22 +17,14 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from engram_exp.campaign.preflight import EXIT_REFUSED, Preflight
-from engram_exp.config.schema import cases_of
+from engram_exp.campaign.process import describe_exit, kill, turn, wait
+from engram_exp.config.derived import cases_of
 from engram_exp.machine.environment import PROJECT, record, stamp
-from engram_exp.results.schema import (
-    CRASH,
-    REFUSED,
-    RESULTS,
-    SAMPLES,
-    SUCCESSES,
-    TIMEOUT,
-    write_run,
-    write_sweep,
-)  # fmt: skip
+from engram_exp.results.schema import CRASH, REFUSED, RESULTS, SAMPLES, SUCCESSES, TIMEOUT
+from engram_exp.results.write import write_run, write_sweep
 from engram_exp.run.job import Job, earlier_runs, fingerprint, fingerprint_in, statuses_of
 from engram_exp.run.terminal import Terminal
 
-MOST_POLL_MS = 2**31 - 1
 STARTUP_S = 10  # of a worker: libraries, driver, table, verification
 EXIT_OK, EXIT_FAILED, EXIT_INTERRUPTED = 0, 1, 130
 
@@ -139,8 +126,8 @@ class Campaign:
         return False
 
     def _run(self, run: Planned) -> None:
-        with _turn() as turn:
-            self._run_alone(run, turn)
+        with turn() as held:
+            self._run_alone(run, held)
 
     def _run_alone(self, run: Planned, turn: IO[str]) -> None:
         config = run.config
@@ -182,13 +169,13 @@ class Campaign:
             command, env=variables, stdin=subprocess.DEVNULL, start_new_session=True, pass_fds=[turn.fileno()]
         )
         try:
-            code = _wait(worker, job.config.timeout_s)
-            self._require_results(job, CRASH, _describe_exit(code))
+            code = wait(worker, job.config.timeout_s)
+            self._require_results(job, CRASH, describe_exit(code))
         except subprocess.TimeoutExpired:
-            _kill(worker)
+            kill(worker)
             self._require_results(job, TIMEOUT, f"killed after timeout_s={job.config.timeout_s:g}")
         except BaseException:
-            _kill(worker)
+            kill(worker)
             raise
 
     def _require_results(self, job: Job, status: str, error: str) -> None:
@@ -197,19 +184,6 @@ class Campaign:
             rows = [{**stamp(), **row} for row in job.failed_rows(status, error)]
             write_run(Path(job.folder), {"command": job.command, **record()}, rows)
             Terminal().results(rows)
-
-
-@contextmanager
-def _turn() -> Iterator[IO[str]]:
-    """Runs of one user on one machine wait for each other: beside another, neither would measure what it seems to. The
-    turn ends when nobody has the file open any more."""
-    with (Path(gettempdir()) / f"engram_exp-{os.getuid()}.lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            Terminal().say("waiting: another run measures on this machine")
-            fcntl.flock(lock, fcntl.LOCK_EX)  # sleeps: a process that polled would disturb the other's times
-        yield lock
 
 
 def _folders_of(root: Path, is_sweep: bool) -> list[Path]:
@@ -249,37 +223,3 @@ def _duration(seconds: float) -> str:
         if seconds < most:
             return f"{seconds / length:.0f} {unit}"
     return f"{seconds / 3600:.1f} h"
-
-
-def _wait(worker: subprocess.Popen[bytes], timeout_s: float) -> int:
-    """The worker's exit code. Unlike `Popen.wait` with a timeout, this sleeps: polling would disturb the measurements.
-
-    Raises:
-        TimeoutExpired: after `timeout_s`.
-    """
-    try:
-        ended = os.pidfd_open(worker.pid)
-    except OSError:  # a kernel before 5.3, or a sandbox
-        return worker.wait(timeout=timeout_s)
-    try:
-        poll = select.poll()
-        poll.register(ended, select.POLLIN)
-        if not poll.poll(min(1e3 * timeout_s, MOST_POLL_MS)):
-            raise subprocess.TimeoutExpired(worker.args, timeout_s)
-    finally:
-        os.close(ended)
-    return worker.wait()
-
-
-def _kill(worker: subprocess.Popen[bytes]) -> None:
-    with suppress(ProcessLookupError):  # it may have ended just now
-        os.killpg(worker.pid, signal.SIGKILL)
-    worker.wait()
-
-
-def _describe_exit(code: int) -> str:
-    if code < 0:
-        name = signal.Signals(-code).name
-        hint = ", which the system sends when memory runs out" if name == "SIGKILL" else ""
-        return f"the worker was killed by {name}{hint}"
-    return f"the worker exited with code {code} and left no results"

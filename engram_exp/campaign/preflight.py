@@ -14,7 +14,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
-from engram_exp.config.schema import check
+from engram_exp.config.checks import check
 from engram_exp.errors import ConfigError
 from engram_exp.results.schema import RESULTS
 

@@ -13,7 +13,8 @@ from itertools import pairwise
 from typing import NamedTuple
 
 from engram_exp.layer.geometry import EngramGeometry
-from engram_exp.strategy.plan import HOST, LINK, PlannedStage
+from engram_exp.strategy.plan import PlannedStage
+from engram_exp.vocabulary import HOST, LINK
 
 Peaks = Mapping[str, Mapping[str, float]]
 

@@ -17,14 +17,14 @@ import torch
 from numba import njit, prange
 
 from engram_exp.layer.row_format import RowFormat
+from engram_exp.machine.files import write_text
 from engram_exp.machine.host_memory import HostMemory
 from engram_exp.machine.memory import forget_peaks, free_device_bytes, free_host_bytes
 from engram_exp.machine.placement import Placement, has_triton
 from engram_exp.measure.clock import Clock
 from engram_exp.measure.limits import Limits
-from engram_exp.results.schema import write_text
 from engram_exp.steps.lookup.gather import ROWS_AHEAD, prefetch_row
-from engram_exp.strategy.plan import HOST
+from engram_exp.vocabulary import HOST
 
 log = logging.getLogger(__name__)
 

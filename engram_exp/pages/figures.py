@@ -25,7 +25,7 @@ from engram_exp.pages.looks import (
 )  # fmt: skip
 from engram_exp.results.integrity import ROUNDING
 from engram_exp.results.schema import OK
-from engram_exp.strategy.plan import FULL
+from engram_exp.vocabulary import FULL
 
 OVER_TOKENS, STAGES, LIMITS, MEMORY, EFFECTS = "tokens", "stages", "limits", "memory", "effects"
 SECTIONS = {  # heading, and how to read it

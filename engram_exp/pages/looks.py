@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import altair as alt
 import pandas as pd
 
-from engram_exp.strategy.plan import FULL
+from engram_exp.vocabulary import FULL
 
 Channel = TypeVar("Channel")
 

@@ -12,8 +12,8 @@ import altair as alt
 import vl_convert
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from engram_exp.machine.files import write_text
 from engram_exp.pages.figures import SECTIONS, Figure
-from engram_exp.results.schema import write_text
 
 PAGE, SUMMARY, FIGURES = "index.html", "summary.md", "figures"
 SVG_WIDTH = 640  # pixels

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import warnings
 from collections.abc import Sequence
@@ -16,10 +15,10 @@ from engram_exp.analysis.advice import AdviceError, advise
 from engram_exp.analysis.advice_in_words import lines_of
 from engram_exp.analysis.subjects import ABOUT, STEP, WAYS, Subject, fastest_ways, load_campaign, over_runs, subjects
 from engram_exp.analysis.summary import markdown
-from engram_exp.commands.arguments import add_only, add_sizes
 from engram_exp.results.integrity import DIGESTS
-from engram_exp.results.schema import ENVIRONMENT, OK, PUBLISHED, LeftOutWarning, UncheckedWarning
-from engram_exp.strategy.plan import FULL
+from engram_exp.results.load import LeftOutWarning, UncheckedWarning
+from engram_exp.results.schema import ENVIRONMENT, OK, PUBLISHED
+from engram_exp.vocabulary import FULL
 
 ASKED = ("model", "dtype", "tokens", "strategy", "batch_size", "seq_len", "case", "status")
 DETAILS = tuple(name for name in (*STEP, *WAYS, *ABOUT) if name not in ASKED)
@@ -174,28 +173,3 @@ def _environments(folder: Path) -> tuple[list[str], list[str]]:
             gpu.pop("temperature_c", None)
         machines.append(json.dumps(record, indent=1))
     return list(dict.fromkeys(commands)), list(dict.fromkeys(machines))
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """What `python -m engram_exp report` takes."""
-    parser.add_argument("folder", help="of campaigns")
-    parser.add_argument("--output", required=True, metavar="DIR", help="gets index.html, summary.md and figures/")
-    add_sizes(parser)
-    add_only(parser)
-
-
-def run(arguments: argparse.Namespace) -> None:
-    """Write a report and say where it is.
-
-    Raises:
-        ReportError, FileNotFoundError, ValueError: as `report`.
-    """
-    page = report(
-        arguments.folder,
-        arguments.output,
-        decode=arguments.decode,
-        prefill=arguments.prefill,
-        device_memory_gb=arguments.device_memory_gb,
-        only=arguments.only,
-    )
-    print(page)

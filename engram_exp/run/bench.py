@@ -18,8 +18,9 @@ from engram_exp.run import verify
 from engram_exp.run.parts import Builder
 from engram_exp.run.whole import WholeRun, build_whole_run
 from engram_exp.stage import Stage, Tensors
-from engram_exp.strategy.plan import FULL, UPLOAD_AT_END, UPLOADS, PlannedStage, made_up_inputs
+from engram_exp.strategy.plan import PlannedStage, made_up_inputs
 from engram_exp.strategy.schedule import cut
+from engram_exp.vocabulary import FULL, UPLOAD_AT_END, UPLOADS
 
 PATTERN_TOKENS = 256  # made-up input repeats this many random tokens
 

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 
 from omegaconf import DictConfig
 
-from engram_exp.config.schema import batches_of
-from engram_exp.machine.memory import Footprint
+from engram_exp.config.derived import batches_of
 from engram_exp.measure.limits import Limit, Limits
 from engram_exp.run.job import Job
 from engram_exp.run.parts import Builder
-from engram_exp.strategy.plan import FULL
+from engram_exp.strategy.footprint import Footprint
+from engram_exp.vocabulary import FULL
 
 
 @dataclass(frozen=True)

@@ -13,20 +13,11 @@ from typing import Any
 
 import torch
 
-from engram_exp.config.schema import batches_of
+from engram_exp.config.derived import batches_of
 from engram_exp.errors import ConfigError, DoesNotFitError, MismatchError, SkippedError
 from engram_exp.machine.environment import gpus, machine, record, stamp
 from engram_exp.machine.host_memory import RegistrationError
-from engram_exp.machine.memory import (
-    Footprint,
-    Ring,
-    check_fits,
-    footprint,
-    forget_peaks,
-    free_device_bytes,
-    free_host_bytes,
-    peak_bytes,
-)
+from engram_exp.machine.memory import forget_peaks, free_device_bytes, free_host_bytes, peak_bytes
 from engram_exp.measure.clock import Clock
 from engram_exp.measure.limits import Limit, Limits, Workload
 from engram_exp.measure.loop import Case, Timing, measure
@@ -34,6 +25,7 @@ from engram_exp.measure.peaks import machine_limits
 from engram_exp.measure.statistics import summarise
 from engram_exp.results import schema as results
 from engram_exp.results.schema import OK, SKIPPED
+from engram_exp.results.write import write_run
 from engram_exp.run.bench import Flow
 from engram_exp.run.card import make_card
 from engram_exp.run.job import Job
@@ -42,7 +34,9 @@ from engram_exp.run.requirements import device_name, require_machine
 from engram_exp.run.terminal import Terminal
 from engram_exp.run.verify import reference_row_ids
 from engram_exp.run.whole import check_schedule
-from engram_exp.strategy.plan import FULL, HOST, UPLOADS, PlannedStage, made_up_inputs, needed_stages
+from engram_exp.strategy.footprint import Footprint, Ring, check_fits, footprint
+from engram_exp.strategy.plan import PlannedStage, made_up_inputs, needed_stages
+from engram_exp.vocabulary import FULL, HOST, UPLOADS
 
 log = logging.getLogger(__name__)
 
@@ -73,7 +67,7 @@ def run(job: Job, terminal: Terminal) -> list[dict[str, Any]]:
         log.exception("the run crashed")
         no_memory = ALLOCATION_FAILED in str(error) or getattr(error, "errno", None) == errno.ENOMEM
         rows = _failed(job, results.OOM_HOST if no_memory else results.CRASH, error)
-    results.write_run(folder, {"command": job.command, **record()}, rows, samples)
+    write_run(folder, {"command": job.command, **record()}, rows, samples)
     terminal.results(rows)
     return rows
 

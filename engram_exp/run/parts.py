@@ -15,8 +15,8 @@ import torch
 from hydra.utils import get_class, instantiate
 from omegaconf import DictConfig
 
+from engram_exp.config.derived import batches_of, chunk_tokens_of, geometry_of, stages_of, value_bytes_of
 from engram_exp.config.options import CPU, check_options, resolve_device
-from engram_exp.config.schema import batches_of, chunk_tokens_of, geometry_of, stages_of, value_bytes_of
 from engram_exp.errors import ConfigError
 from engram_exp.layer.cache import cached_array
 from engram_exp.layer.compression import TokenCompression, load_compression
@@ -30,7 +30,8 @@ from engram_exp.machine.environment import code_cache
 from engram_exp.machine.placement import Placement
 from engram_exp.stage import Stage, as_stage_function
 from engram_exp.steps.widening import build_widening
-from engram_exp.strategy.plan import DEVICE, HOST, LINK, UPLOADS, PlannedStage
+from engram_exp.strategy.plan import PlannedStage
+from engram_exp.vocabulary import DEVICE, HOST, LINK, UPLOADS
 
 COMPONENT_GROUPS = ("tokens", "hashing", "table", "lookup", "projection", "upload")
 

@@ -9,7 +9,7 @@ from engram_exp.errors import ConfigError, SkippedError
 from engram_exp.machine.environment import cpu_name
 from engram_exp.machine.placement import triton_is_interpreted
 from engram_exp.run.parts import Builder
-from engram_exp.strategy.plan import DEVICE, HOST
+from engram_exp.vocabulary import DEVICE, HOST
 
 VARIANTS = ("pcie", "nvl", "max-q", "server")
 

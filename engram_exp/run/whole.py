@@ -9,8 +9,8 @@ from engram_exp.layer.tokens import Batch
 from engram_exp.machine.placement import Placement
 from engram_exp.run.parts import Builder
 from engram_exp.stage import Stage, Strategy, Tensors
-from engram_exp.strategy.plan import UPLOADS
 from engram_exp.strategy.schedule import Chunk, Graph, Pipeline, Replay, cut
+from engram_exp.vocabulary import UPLOADS
 
 WholeRun = Callable[[Batch], Tensors]
 

@@ -7,7 +7,7 @@ import os
 import sys
 from pathlib import Path
 
-from engram_exp.config.schema import threads_of
+from engram_exp.config.derived import threads_of
 from engram_exp.machine.environment import code_cache
 from engram_exp.results.schema import SUCCESSES
 from engram_exp.run.job import Job

@@ -11,16 +11,20 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from engram_exp.errors import ConfigError
-
-HOST, DEVICE, LINK = "host", "device", "link"
-STEPS = ("hashing", "lookup", "projection")  # a strategy places these; widening, if any, goes with the projection
-UPLOAD_BEFORE = {"hashing": "up_ids", "lookup": "up_rows", "widening": "up_embed", "projection": "up_embed"}
-UPLOAD_AT_END = "up_kv"
-UPLOADS = ("up_ids", "up_rows", "up_embed", UPLOAD_AT_END)
-FULL = "full"
-CASES = ("hashing", "lookup", "widening", "projection", *UPLOADS, FULL)
-AS_ASKED, SORTED, AUTO_ORDER = ROW_ORDERS = ("as_asked", "sorted", "auto")
-ALIASES = {"hash": ("hashing", "lookup"), "compute": ("projection",)}  # the original's names
+from engram_exp.vocabulary import (
+    ALIASES,
+    AS_ASKED,
+    AUTO_ORDER,
+    CASES,
+    DEVICE,
+    FULL,
+    HOST,
+    LINK,
+    ROW_ORDERS,
+    SORTED,
+    UPLOAD_AT_END,
+    UPLOAD_BEFORE,
+)
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,8 @@ import sys
 
 import pytest
 
-from engram_exp.campaign import campaign
-from engram_exp.campaign.campaign import _turn, _wait
+from engram_exp.campaign import process
+from engram_exp.campaign.process import turn, wait
 from engram_exp.run import job
 from engram_exp.run.job import fingerprint
 
@@ -33,15 +33,15 @@ def way(request, monkeypatch):
 
 def test_a_worker_is_waited_for_no_longer_than_asked(worker, way):
     with pytest.raises(subprocess.TimeoutExpired):
-        _wait(worker, 0.05)
+        wait(worker, 0.05)
     worker.stdin.close()
-    assert _wait(worker, 1e12) == 7
+    assert wait(worker, 1e12) == 7
 
 
 def test_a_worker_holds_the_turn_even_if_who_started_it_is_gone(tmp_path, monkeypatch):
-    monkeypatch.setattr(campaign, "gettempdir", lambda: tmp_path)
-    with _turn() as turn:
-        worker = subprocess.Popen(NAP, stdin=subprocess.PIPE, pass_fds=[turn.fileno()])
+    monkeypatch.setattr(process, "gettempdir", lambda: tmp_path)
+    with turn() as held:
+        worker = subprocess.Popen(NAP, stdin=subprocess.PIPE, pass_fds=[held.fileno()])
     (lock,) = tmp_path.iterdir()
     with lock.open("w") as other:
         with pytest.raises(BlockingIOError):

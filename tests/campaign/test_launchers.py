@@ -15,7 +15,7 @@ from omegaconf import OmegaConf
 from engram_exp import load_results
 from engram_exp.campaign.campaign import Campaign, Planned, _overrides
 from engram_exp.campaign.preflight import Preflight
-from engram_exp.results.schema import write_run
+from engram_exp.results.write import write_run
 
 
 @pytest.fixture
@@ -66,7 +66,7 @@ def test_the_end_of_a_jobs_time_leaves_a_row_and_no_worker(configure, tmp_path, 
         workers.append(worker)
         raise SystemExit(0)  # as submitit's handler of the signal does
 
-    monkeypatch.setattr("engram_exp.campaign.campaign._wait", end)
+    monkeypatch.setattr("engram_exp.campaign.campaign.wait", end)
     with pytest.raises(SystemExit):
         Campaign()._run(Planned(configure(*TINY, "cases=[hashing]"), {}, tmp_path / "0", 0, ()))
     assert workers[0].returncode == -signal.SIGKILL

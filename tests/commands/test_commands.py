@@ -11,7 +11,7 @@ from common import ROOT
 
 from engram_exp import advise, load_results
 from engram_exp.__main__ import main
-from engram_exp.results.schema import write_run
+from engram_exp.results.write import write_run
 
 H200 = ROOT / "outputs/reference/h200"
 STRATEGIES = str(ROOT / "outputs/reference/h200/strategies")

@@ -11,10 +11,12 @@ from common import ROOT, TINY
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from engram_exp.config.schema import check, threads_of
+from engram_exp.config.checks import check
+from engram_exp.config.derived import threads_of
 from engram_exp.errors import ConfigError
 from engram_exp.run.parts import Builder
-from engram_exp.strategy.plan import UPLOADS, needed_stages
+from engram_exp.strategy.plan import needed_stages
+from engram_exp.vocabulary import UPLOADS
 
 CONF = ROOT / "conf"
 GROUPS = {

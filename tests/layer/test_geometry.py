@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from common import demo_geometry, golden
 
-from engram_exp.config.schema import geometry_of
+from engram_exp.config.derived import geometry_of
 from engram_exp.errors import ConfigError
 
 

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engram_exp.config.schema import batches_of
+from engram_exp.config.derived import batches_of
 from engram_exp.errors import ConfigError
 from engram_exp.layer.corpus import read_pieces
 from engram_exp.layer.tokenizer import BUNDLED, open_tokenizer

@@ -13,7 +13,7 @@ from engram_exp.__main__ import main
 from engram_exp.analysis.subjects import WAYS, load_campaign, subjects
 from engram_exp.pages.figures import EFFECTS, LIMITS, MEMORY, OVER_TOKENS, SECTIONS, STAGES, figures
 from engram_exp.pages.report import MOST_SUBJECTS, ReportError
-from engram_exp.results.schema import write_run
+from engram_exp.results.write import write_run
 
 H200 = ROOT / "outputs/reference/h200"
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")

@@ -6,8 +6,10 @@ import pytest
 import engram_exp
 from engram_exp import load_results, load_samples
 from engram_exp.analysis.summary import markdown
-from engram_exp.results import schema as results
-from engram_exp.results.schema import COLUMNS, COLUMNS_OF, SAMPLE_COLUMNS, write_sweep
+from engram_exp.results import write
+from engram_exp.results.load import LeftOutWarning, UncheckedWarning
+from engram_exp.results.schema import COLUMNS, COLUMNS_OF, SAMPLE_COLUMNS
+from engram_exp.results.write import write_sweep
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*unchecked run")  # files are edited here, so without their digests
 
@@ -23,7 +25,7 @@ def write_run(folder, run_id="a", status="ok", **columns):
         "batch_size": 64,
         **columns,
     }
-    results.write_run(folder, {}, [row, {**row, "case": "lookup"}])
+    write.write_run(folder, {}, [row, {**row, "case": "lookup"}])
     (folder / "environment.json").unlink()  # without the digests, what stands in a file decides
     return folder / "results.csv"
 
@@ -85,10 +87,10 @@ def test_what_no_row_shows_its_digest_does(tmp_path, damage):
     folder = tmp_path / "run"
     folder.mkdir()
     rows = [{"run_id": "a", "status": "ok", "case": case, "strategy": "uva"} for case in ("full", "lookup")]
-    results.write_run(folder, {}, rows)
+    write.write_run(folder, {}, rows)
     assert len(load_results(tmp_path)) == 2
     (folder / "results.csv").write_text(damage((folder / "results.csv").read_text()))
-    with pytest.warns(results.LeftOutWarning, match="it is not what its run wrote"):
+    with pytest.warns(LeftOutWarning, match="it is not what its run wrote"):
         assert load_results(tmp_path).empty
 
 
@@ -99,8 +101,8 @@ def test_runs_without_a_readable_record_are_loaded_and_counted(tmp_path, record)
         if record is not None and number:
             file.write_text(record)
     (tmp_path / "good").mkdir()
-    results.write_run(tmp_path / "good", {}, [{"run_id": "good", "status": "ok", "case": "full"}])
-    with pytest.warns(results.UncheckedWarning) as told:
+    write.write_run(tmp_path / "good", {}, [{"run_id": "good", "status": "ok", "case": "full"}])
+    with pytest.warns(UncheckedWarning) as told:
         assert len(load_results(tmp_path)) == 7
     says = f"3 unchecked runs: no readable environment.json beside the results, as in {tmp_path / '0'}"
     assert [str(warning.message) for warning in told] == [says]
@@ -116,21 +118,21 @@ def test_a_record_from_before_there_were_digests_is_one(tmp_path, recwarn):
 def test_damage_that_no_csv_reader_takes_is_named(tmp_path, text):
     bad = write_run(tmp_path / "bad")
     bad.write_bytes(bad.read_bytes().replace(b"uva", text.encode() + b"uva"))
-    with pytest.warns(results.LeftOutWarning, match="left out"):
+    with pytest.warns(LeftOutWarning, match="left out"):
         assert load_results(tmp_path).empty
 
 
 def test_copies_of_a_run_do_not_count(tmp_path):
     for name in ("a", "b"):
         write_run(tmp_path / name, run_id="same")
-    with pytest.warns(results.LeftOutWarning, match="2 rows are left out: copies of runs"):
+    with pytest.warns(LeftOutWarning, match="2 rows are left out: copies of runs"):
         assert len(load_results(tmp_path)) == 2
 
 
 def test_many_failures_make_no_warning(tmp_path, recwarn):
     failed = [{"run_id": f"f{number}", "status": "crash", "case": "full"} for number in range(5000)]
     good = [{"run_id": f"g{number}", "status": "ok", "case": "full", "steady": True} for number in range(5000)]
-    results.write_run(tmp_path, {}, failed + good)
+    write.write_run(tmp_path, {}, failed + good)
     assert len(load_results(tmp_path)) == 10_000
     assert not recwarn.list
 
@@ -151,17 +153,17 @@ def test_half_a_file_never_counts(tmp_path, monkeypatch):
     write_run(tmp_path / "run", run_id="first")
     monkeypatch.setattr("os.replace", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
-        results.write_run(tmp_path / "run", {}, [{"run_id": "second", "case": "full"}])
+        write.write_run(tmp_path / "run", {}, [{"run_id": "second", "case": "full"}])
     assert set(load_results(tmp_path)["run_id"]) == {"first"}
 
 
 def test_unknown_columns_are_a_defect(tmp_path):
     with pytest.raises(ValueError, match="wall_seconds"):
-        results.write_run(tmp_path, {}, [{"run_id": "a", "wall_seconds": 1}])
+        write.write_run(tmp_path, {}, [{"run_id": "a", "wall_seconds": 1}])
 
 
 def test_samples_load(tmp_path):
-    results.write_run(tmp_path, {}, [], [{"run_id": "a", "case": "full", "iteration": 0, "order": 1, "wall_ms": 1 / 3}])
+    write.write_run(tmp_path, {}, [], [{"run_id": "a", "case": "full", "iteration": 0, "order": 1, "wall_ms": 1 / 3}])
     frame = load_samples(tmp_path)
     assert tuple(frame.columns) == SAMPLE_COLUMNS
     assert frame["wall_ms"][0] == pytest.approx(1 / 3, rel=1e-8)
@@ -204,7 +206,7 @@ def test_gzipped_samples_load_and_cut_ones_are_named(tmp_path):
     samples = [{"run_id": "a", "case": "full", "iteration": i, "order": i, "wall_ms": i + 1.0} for i in range(50)]
     for name in ("whole", "cut"):
         (tmp_path / name).mkdir()
-        results.write_run(tmp_path / name, {}, [], samples)
+        write.write_run(tmp_path / name, {}, [], samples)
         packed = gzip.compress((tmp_path / name / "samples.csv").read_bytes())
         (tmp_path / name / "samples.csv").unlink()
         (tmp_path / name / "samples.csv.gz").write_bytes(packed if name == "whole" else packed[:-30])

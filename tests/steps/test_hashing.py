@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from places import CPU, KERNEL_DEVICE
 
-from engram_exp.config.schema import geometry_of
+from engram_exp.config.derived import geometry_of
 from engram_exp.errors import ConfigError
 from engram_exp.layer.compression import TokenCompression
 from engram_exp.layer.hash_plan import HashPlan

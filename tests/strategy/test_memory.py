@@ -4,10 +4,11 @@ import torch
 from common import demo_geometry
 from places import CPU
 
-from engram_exp.config.schema import threads_of
+from engram_exp.config.derived import threads_of
 from engram_exp.errors import DoesNotFitError
 from engram_exp.machine import cgroup, memory
-from engram_exp.machine.memory import Footprint, Ring, check_fits, footprint, forget_peaks, peak_bytes
+from engram_exp.machine.memory import forget_peaks, peak_bytes
+from engram_exp.strategy.footprint import Footprint, Ring, check_fits, footprint
 from engram_exp.strategy.plan import PlannedStage
 
 CUDA = torch.device("cuda")

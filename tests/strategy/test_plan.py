@@ -1,6 +1,6 @@
 import pytest
 
-from engram_exp.config.schema import stages_of
+from engram_exp.config.derived import stages_of
 from engram_exp.errors import ConfigError
 from engram_exp.strategy.plan import made_up_inputs, needed_stages, plan_stages, row_order, select_cases
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from places import CPU, DEVICES
 from safetensors.torch import load_file
 
-from engram_exp.config.schema import chunk_tokens_of
+from engram_exp.config.derived import chunk_tokens_of
 from engram_exp.layer.tokens import Batch
 from engram_exp.machine.host_memory import HostMemory
 from engram_exp.run.parts import Builder

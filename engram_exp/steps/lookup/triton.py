@@ -11,7 +11,8 @@ from engram_exp.machine.placement import Placement
 from engram_exp.steps.lookup.words import Words
 from engram_exp.steps.tables.device import DeviceTable
 from engram_exp.steps.tables.host import HostTable
-from engram_exp.strategy.plan import HOST, SORTED, row_order
+from engram_exp.strategy.plan import row_order
+from engram_exp.vocabulary import HOST, SORTED
 
 
 class TritonLookup:

@@ -6,7 +6,7 @@ import torch
 
 from engram_exp.layer.row_format import RowFormat
 from engram_exp.machine.placement import Placement
-from engram_exp.strategy.plan import DEVICE
+from engram_exp.vocabulary import DEVICE
 
 ROWS_AT_A_TIME = 2**20  # are made on the host and copied
 

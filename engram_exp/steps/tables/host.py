@@ -10,7 +10,7 @@ import torch
 from engram_exp.layer.row_format import RowFormat
 from engram_exp.machine.host_memory import HostMemory
 from engram_exp.machine.placement import Placement
-from engram_exp.strategy.plan import HOST
+from engram_exp.vocabulary import HOST
 
 log = logging.getLogger(__name__)
 

@@ -1,0 +1,97 @@
+"""What follows from a configuration: geometry, stages, sizes, threads."""
+
+from __future__ import annotations
+
+import os
+
+from omegaconf import DictConfig
+
+from engram_exp.errors import ConfigError
+from engram_exp.layer.geometry import EngramGeometry, PrimeSource, search_primes
+from engram_exp.machine import cgroup
+from engram_exp.strategy.plan import PlannedStage, plan_stages, select_cases
+
+AUTO = "auto"
+BATCHES, ROTATED_BYTES = (4, 256), 2**30
+CHUNKS = 4
+CHUNK_BYTES = (4 * 2**20, 32 * 2**20)
+VALUE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
+
+
+def geometry_of(config: DictConfig, prime_source: PrimeSource = search_primes) -> EngramGeometry:
+    """The geometry of the layer that a configuration names.
+
+    Raises:
+        ConfigError: a number out of range.
+    """
+    model = config.model
+    return EngramGeometry(
+        layers=tuple(model.layers),
+        layer=config.layer,
+        orders=tuple(model.orders),
+        heads=model.heads,
+        vocab_per_order=tuple(model.vocab_per_order),
+        row_values=model.row_values,
+        hidden_size=model.hidden_size,
+        hc_mult=model.hc_mult,
+        bias=model.bias,
+        norm_eps=model.norm_eps,
+        hash_seed=model.hash_seed,
+        pad_id=model.pad_id,
+        table_scale=model.table_scale,
+        value_bytes=value_bytes_of(config.dtype.name),
+        values_per_scale=config.dtype.values_per_scale,
+        prime_source=prime_source,
+    )
+
+
+def stages_of(config: DictConfig) -> tuple[PlannedStage, ...]:
+    """The stages of the strategy that a configuration names."""
+    places = {str(step): str(place) for step, place in config.strategy.items()}
+    return plan_stages(places, widens=config.dtype.values_per_scale is not None)
+
+
+def batches_of(config: DictConfig) -> int:
+    """Distinct token batches of a run. Unless a number is configured: as many as ask for 1 GiB of rows between them, so
+    that rows are not still in a cache when their batch comes again, but 4 to 256."""
+    if config.batches != AUTO:
+        return int(config.batches)
+    batch_bytes = geometry_of(config).stored_bytes(config.batch_size * config.seq_len)
+    least, most = BATCHES
+    return int(min(most, max(least, ROTATED_BYTES // batch_bytes)))
+
+
+def chunk_tokens_of(config: DictConfig) -> int | None:
+    """Tokens of a pipeline's chunk, None without a pipeline.
+
+    Unless a number is configured: a quarter of the batch, but at least 4 and at most 32 MiB of stored rows. On an H200
+    with 16 CPU threads smaller chunks lose more to opening parallel regions than they gain by overlapping.
+    """
+    chunk_tokens = config.schedule.chunk_tokens
+    if chunk_tokens != AUTO:
+        return None if chunk_tokens is None else int(chunk_tokens)
+    token_bytes = geometry_of(config).stored_bytes(1)
+    smallest, largest = (max(1, size_bytes // token_bytes) for size_bytes in CHUNK_BYTES)
+    return int(min(largest, max(smallest, config.batch_size * config.seq_len // CHUNKS)))
+
+
+def cases_of(config: DictConfig) -> tuple[str, ...]:
+    """The cases that a configuration asks for."""
+    return select_cases(config.cases, stages_of(config))
+
+
+def threads_of(config: DictConfig) -> int:
+    """CPU threads of a run: as configured, else as many as it may use."""
+    usable = len(config.hardware.affinity or os.sched_getaffinity(0))
+    return config.hardware.threads or min(usable, cgroup.cpus() or usable)
+
+
+def value_bytes_of(dtype: str) -> int:
+    """Size of a value of a compute dtype.
+
+    Raises:
+        ConfigError: there is none of that name.
+    """
+    if dtype not in VALUE_BYTES:
+        raise ConfigError("dtype", dtype, f"must be {', '.join(VALUE_BYTES)} or, for rows alone, fp8")
+    return VALUE_BYTES[dtype]
