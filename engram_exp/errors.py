@@ -1,4 +1,14 @@
-"""The ways in which a run can be refused, each with a message that says what would work."""
+"""The ways in which a run can fail, each with the status of its rows and a message that says what would work."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Mapping
+
+from engram_exp.vocabulary import CRASH, DEVICE, MISMATCH, OOM_DEVICE, OOM_HOST, REFUSED, SKIPPED
+
+ALLOCATION_FAILED = "can't allocate memory"  # what PyTorch's CPU allocator says
+OUT_OF_DEVICE_MEMORY = "OutOfMemoryError"  # PyTorch's, by its name: nothing here imports PyTorch
 
 
 class ConfigError(ValueError):
@@ -6,20 +16,29 @@ class ConfigError(ValueError):
 
     Args:
         key: the configuration key as the user types it.
-        value: what it was set to.
+        value: what it was set to; a component that refuses to run does not know under which option it was chosen, and
+            says None.
         remedy: what would work.
     """
 
+    status = REFUSED
+
     def __init__(self, key: str, value: object, remedy: str) -> None:
-        self.key = key
+        self.key, self.value, self.remedy = key, value, remedy
         super().__init__(f"{key}={value}: {remedy}")
+
+    def with_choices(self, choices: Mapping[str, str | None]) -> ConfigError:
+        """The same, naming the option that was chosen where the error is about a group."""
+        if self.value is None and choices.get(self.key):
+            return ConfigError(self.key, choices[self.key], self.remedy)
+        return self
 
 
 class DoesNotFitError(MemoryError):
     """Memory that a run needs and that is not free. Sizes in bytes; `where` is `host` or `device`."""
 
     def __init__(self, where: str, needed_bytes: int, free_bytes: int, remedy: str) -> None:
-        self.where = where
+        self.status = OOM_DEVICE if where == DEVICE else OOM_HOST
         super().__init__(
             f"needs {needed_bytes / 1e9:.2f} GB of {where} memory, {free_bytes / 1e9:.2f} GB are free: {remedy}"
         )
@@ -28,6 +47,34 @@ class DoesNotFitError(MemoryError):
 class MismatchError(AssertionError):
     """A step whose output differs from the reference."""
 
+    status = MISMATCH
+
 
 class SkippedError(RuntimeError):
     """Something that this machine cannot do; not the fault of the configuration."""
+
+    status = SKIPPED
+
+
+class RegistrationError(RuntimeError):
+    """The driver refuses to register host memory."""
+
+    status = REFUSED
+
+
+def status_of(error: BaseException) -> str:
+    """The status of the rows of a run, or of a case, that ended with an error."""
+    known = getattr(error, "status", None)
+    if isinstance(known, str):
+        return known
+    if type(error).__name__ == OUT_OF_DEVICE_MEMORY:
+        return OOM_DEVICE
+    no_memory = isinstance(error, MemoryError) or getattr(error, "errno", None) == errno.ENOMEM
+    return OOM_HOST if no_memory or ALLOCATION_FAILED in str(error) else CRASH
+
+
+def text_of(error: BaseException, choices: Mapping[str, str | None]) -> str:
+    """What an error says to the user; one that the project does not know also says of which class it is."""
+    if isinstance(error, ConfigError):
+        return str(error.with_choices(choices))
+    return str(error) if isinstance(getattr(error, "status", None), str) else repr(error)

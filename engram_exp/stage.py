@@ -1,36 +1,236 @@
-"""Strategies: stages in a row, ready to run."""
+"""What a stage of a strategy is: planned, as a kind of component that knows itself, and built.
+
+A stage turns one value into the next (see `vocabulary`). What it costs, keeps and must equal is asked of its
+component's class, before anything is built; nothing else of the project knows one step from another. Nothing here
+imports PyTorch.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
 
-import torch
+from engram_exp.vocabulary import BY_SEQUENCE, DEVICE, HOST, LINK
 
-Tensors = tuple[torch.Tensor, ...]
+if TYPE_CHECKING:
+    import torch
+
+    from engram_exp.layer.geometry import EngramGeometry
+    from engram_exp.layer.hash_plan import HashPlan
+    from engram_exp.layer.row_format import RowFormat
+    from engram_exp.layer.weights import ProjectionWeights
+
+Tensors = tuple["torch.Tensor", ...]
 
 
 @dataclass(frozen=True)
-class Stage:
-    """One stage, ready to run.
+class PlannedStage:
+    """One stage of a strategy before anything is built.
 
     Args:
         name: as the case and the CSV call it.
-        place: host, link or device.
-        run: takes the tensors that the stage before it returned and returns its own.
+        place: that it keeps busy: host, link or device.
+        needs, makes: values; an upload makes the value that it needs, in another place.
     """
 
     name: str
     place: str
+    needs: str
+    makes: str
+
+    @property
+    def side(self) -> str:
+        """Where what it makes lies: host or device."""
+        return DEVICE if self.place == LINK else self.place
+
+    @property
+    def read_from(self) -> str:
+        """Where what it needs lies: host or device."""
+        return HOST if self.place == LINK else self.place
+
+
+@dataclass(frozen=True)
+class Load:
+    """What a run asks of one of its stages.
+
+    Args:
+        stage: which one it is.
+        geometry: of the layer.
+        sequences, tokens: B and T, of a batch or of a chunk.
+        dtype: the compute dtype's name.
+        table: host or device.
+        batches: that rotate, each with rows of its own.
+        distinct_rows: share of the rows asked for that are distinct: the others may come from a cache.
+        staged: in chunks, whose row ids and rows caches may hold until the next stage, or the link, has read them.
+        options: of the component, as they are configured.
+    """
+
+    stage: PlannedStage
+    geometry: EngramGeometry
+    sequences: int
+    tokens: int
+    dtype: str
+    table: str = HOST
+    batches: int = 1
+    distinct_rows: float = 1.0
+    staged: bool = False
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def bytes_of(self, value: str) -> int:
+        """Bytes of a value of these tokens."""
+        return self.geometry.bytes_of(value, self.tokens, self.sequences)
+
+    @property
+    def memory(self) -> str:
+        """The resource that streams of bytes on the stage's side take."""
+        return f"{self.stage.side} memory"
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of a stored row."""
+        return self.geometry.row_bytes
+
+    @property
+    def spread_bytes(self) -> int:
+        """Bytes of memory that the rows of all rotating batches are spread over: at most the table."""
+        asked = self.geometry.stored_bytes(self.tokens) * self.batches
+        return min(self.geometry.table_bytes, round(asked * self.distinct_rows))
+
+
+class Reference(Protocol):
+    """What references are computed from."""
+
+    geometry: EngramGeometry
+    row_format: RowFormat
+    seed: int
+    tolerance: float
+
+    @property
+    def hash_plan(self) -> HashPlan:
+        """The layer's hash constants."""
+
+    @property
+    def reference_weights(self) -> ProjectionWeights:
+        """The projection's parameters on the CPU, in float32."""
+
+
+class Stage:
+    """A kind of component, as far as it knows itself without being built; the base class of every step's components.
+
+    A component is built from keyword arguments (parts of the run and its own options) and is called with tensors.
+    Resources are those of `measure.limits`: bytes on the link or in a memory, rows, FLOPs.
+    """
+
+    built_from: ClassVar[tuple[str, ...]] = ("max_tokens", "placement")  # parts of the run, beside its own options
+    reads_table: ClassVar[bool] = False  # it needs the table
+    rotates: ClassVar[bool] = False  # its time depends on the values that it reads: every batch has its own
+    compares_all: ClassVar[bool] = False  # its reference is quick enough for every token of a batch
+
+    @classmethod
+    def bytes_moved(cls, load: Load) -> int:
+        """The fewest bytes to read and write, each row as often as it is asked for."""
+        return load.bytes_of(load.stage.needs) + load.bytes_of(load.stage.makes)
+
+    @classmethod
+    def flops(cls, load: Load) -> int:
+        """Floating-point operations."""
+        return 0
+
+    @classmethod
+    def work(cls, load: Load) -> dict[str, float]:
+        """The least that must be done, by resource."""
+        return {load.memory: cls.bytes_moved(load)}
+
+    @classmethod
+    def keeps(cls, load: Load) -> dict[str, int]:
+        """Bytes of its buffers, by side of the link."""
+        return {load.stage.side: load.bytes_of(load.stage.makes)}
+
+    @classmethod
+    def shares(cls, load: Load) -> dict[str, int]:
+        """Bytes, by side, that all stages of this kind use together."""
+        return {}
+
+    @classmethod
+    def example(cls, reference: Reference, tokens: int) -> torch.Tensor:
+        """Something that it could have made, [T, ...]: input for a stage behind it that is timed alone."""
+        raise TypeError(f"{cls.__name__} makes nothing that another stage could be timed on")
+
+    @classmethod
+    def arranged(cls, flat: torch.Tensor, load: Load) -> Tensors:
+        """An example as the component hands it on."""
+        return (flat,)
+
+    @classmethod
+    def excerpt(cls, load: Load, inputs: Tensors, positions: torch.Tensor) -> Tensors:
+        """What some tokens, int64 positions among T, need of its inputs, on the CPU."""
+        return excerpt(load.stage.needs, inputs, positions, load.tokens)
+
+    @classmethod
+    def wanted(cls, reference: Reference, *inputs: torch.Tensor) -> tuple[Tensors, float]:
+        """What a correct component makes of inputs on the CPU, by a plain reference, and how far off a vector may be:
+        |got - wanted| / |wanted|; 0: equal to the last bit."""
+        raise TypeError(f"{cls.__name__} has no reference")
+
+
+def excerpt(value: str, tensors: Tensors, positions: torch.Tensor, tokens: int) -> Tensors:
+    """Copies on the CPU of the tensors of a value at some of T tokens; what has no tokens, such as a history, whole."""
+    picked = (
+        tensor if (flat := by_token(value, tensor, tokens)) is None else flat[positions.to(tensor.device)]
+        for tensor in tensors
+    )
+    return tuple(tensor.detach().cpu().clone() for tensor in picked)
+
+
+def by_token(value: str, tensor: torch.Tensor, tokens: int) -> torch.Tensor | None:
+    """A view [T, ...] of a value's tensor; None of one without tokens."""
+    flat = tensor.flatten(0, 1) if value in BY_SEQUENCE else tensor
+    return flat if len(flat) == tokens else None
+
+
+def kind_of(component: type, step: type[Stage]) -> type[Stage]:
+    """The kind of a component; one that is no `Stage` itself is what its step usually is."""
+    return component if issubclass(component, Stage) else type(component.__name__, (component, step), {})
+
+
+class Task(NamedTuple):
+    """A kind of stage, and what is asked of it."""
+
+    kind: type[Stage]
+    load: Load
+
+    def of_tokens(self, tokens: int) -> Task:
+        """The same for another number of tokens."""
+        return Task(self.kind, replace(self.load, tokens=tokens))
+
+
+@dataclass(frozen=True)
+class BuiltStage:
+    """A stage that is ready to run.
+
+    Args:
+        planned: what it is.
+        kind: its component's.
+        run: takes the tensors of the value that it needs and returns those that it makes.
+    """
+
+    planned: PlannedStage
+    kind: type[Stage]
     run: Callable[[Tensors], Tensors]
+
+    @property
+    def name(self) -> str:
+        """As the case and the CSV call it."""
+        return self.planned.name
 
 
 @dataclass(frozen=True)
 class Strategy:
-    """Stages in a row; all of them, called on a batch, return keys [T, M, C] and value [T, C] on the device."""
+    """Stages that follow each other; called on a batch, all of a strategy return keys [T, M, C] and value [T, C] on the
+    device."""
 
-    stages: Sequence[Stage]
+    stages: Sequence[BuiltStage]
 
     def __call__(self, tensors: Tensors) -> Tensors:
         """Run every stage. Work on the device may still be under way when this returns, and reads buffers that the next

@@ -1,13 +1,43 @@
-"""The words that the configuration, the code and the result files share. Nothing here imports PyTorch."""
+"""The words that the configuration, the code and the result files share. Nothing here imports PyTorch.
+
+A layer turns values into values, each step one into the next. Where a value is needed in another place than where it
+was made, an upload of it stands between the two.
+"""
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 HOST, DEVICE, LINK = "host", "device", "link"
-STEPS = ("hashing", "lookup", "projection")  # a strategy places these; widening, if any, goes with the projection
-UPLOAD_BEFORE = {"hashing": "up_ids", "lookup": "up_rows", "widening": "up_embed", "projection": "up_embed"}
-UPLOAD_AT_END = "up_kv"
-UPLOADS = ("up_ids", "up_rows", "up_embed", UPLOAD_AT_END)
+
+TOKEN_IDS, ROW_IDS, ROWS, EMBEDDINGS, KV = "token_ids", "row_ids", "rows", "embeddings", "kv"
+TENSORS_OF = {TOKEN_IDS: ("token_ids", "history"), KV: ("keys", "value")}  # values of more than one tensor
+BY_SEQUENCE = (TOKEN_IDS, ROW_IDS)  # tensors [B, L, ...]; those of other values are [T, ...]
+
+
+class Step(NamedTuple):
+    """A step of the layer: its name in YAML, cases and CSV, and the values that it needs and makes."""
+
+    name: str
+    needs: str
+    makes: str
+
+
+HASHING = Step("hashing", TOKEN_IDS, ROW_IDS)
+LOOKUP = Step("lookup", ROW_IDS, ROWS)
+WIDENING = Step("widening", ROWS, EMBEDDINGS)  # left out where rows are stored in the compute dtype
+PROJECTION = Step("projection", EMBEDDINGS, KV)
+STEPS = (HASHING, LOOKUP, WIDENING, PROJECTION)
+PLACED_WITH = {WIDENING.name: PROJECTION.name}  # steps that a strategy does not place by themselves
+PLACED = tuple(step.name for step in STEPS if step.name not in PLACED_WITH)
+
+UPLOAD_OF = {TOKEN_IDS: "up_ids", ROW_IDS: "up_rows", ROWS: "up_embed", EMBEDDINGS: "up_embed", KV: "up_kv"}
+UPLOADS = tuple(dict.fromkeys(UPLOAD_OF.values()))
 FULL = "full"
-CASES = ("hashing", "lookup", "widening", "projection", *UPLOADS, FULL)
+CASES = (*(step.name for step in STEPS), *UPLOADS, FULL)
+ALIASES = {"hash": (HASHING.name, LOOKUP.name), "compute": (PROJECTION.name,)}  # the original's names
+
 AS_ASKED, SORTED, AUTO_ORDER = ROW_ORDERS = ("as_asked", "sorted", "auto")
-ALIASES = {"hash": ("hashing", "lookup"), "compute": ("projection",)}  # the original's names
+
+OK, SUSPECT, SKIPPED, REFUSED = "ok", "suspect", "skipped", "refused"
+MISMATCH, OOM_HOST, OOM_DEVICE, TIMEOUT, CRASH = "mismatch", "oom_host", "oom_device", "timeout", "crash"

@@ -11,8 +11,8 @@ from omegaconf import DictConfig
 
 from engram_exp.config.derived import AUTO, cases_of, geometry_of
 from engram_exp.errors import ConfigError
-from engram_exp.strategy.plan import row_order
-from engram_exp.vocabulary import HOST, STEPS
+from engram_exp.steps.lookup.order import row_order
+from engram_exp.vocabulary import HOST, PLACED
 
 WORKERS = ("process", "inline")
 LAYOUTS = ("packed", "split")
@@ -66,7 +66,7 @@ def check(config: DictConfig) -> None:
 
 def _check_schedule(config: DictConfig) -> None:
     chunk_tokens, ring_depth = config.schedule.chunk_tokens, config.schedule.ring_depth
-    on_host = [step for step in STEPS if config.strategy[step] == HOST]
+    on_host = [step for step in PLACED if config.strategy[step] == HOST]
     if config.capture not in CAPTURES:
         raise ConfigError("capture", config.capture, f"must be one of {', '.join(CAPTURES)}")
     if config.capture == "graph" and on_host:

@@ -1,4 +1,4 @@
-"""The numbers of one Engram layer. Every byte and FLOP formula of the project stands here and nowhere else.
+"""The numbers of one Engram layer: how large each of its values is, and what its matrix product costs.
 
 Symbols, as in "Conditional Memory via Scalable Lookup" (arXiv 2601.07372): T tokens, H hash columns (orders x heads),
 D values per row, C hidden size, M hyper-connection copies.
@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from engram_exp.errors import ConfigError
+from engram_exp.vocabulary import EMBEDDINGS, KV, ROW_IDS, ROWS, TOKEN_IDS
 
 TOKEN_ID_BYTES = 8  # ids are int64
 
@@ -206,29 +207,12 @@ class EngramGeometry:
         """Multiplications and additions of the projection's matrix product."""
         return 2 * tokens * self.embedding_width * self.kv_width
 
-    def output_bytes(self, stage: str, tokens: int, sequences: int) -> int:
-        """Bytes that a stage leaves behind for the next one, of T tokens in B sequences."""
+    def bytes_of(self, value: str, tokens: int, sequences: int) -> int:
+        """Bytes of a value of T tokens in B sequences."""
         return {
-            "hashing": self.row_ids_bytes(tokens),
-            "lookup": self.stored_bytes(tokens),
-            "widening": self.embeddings_bytes(tokens),
-            "projection": self.kv_bytes(tokens),
-            "up_ids": self.ids_bytes(tokens, sequences),
-            "up_rows": self.row_ids_bytes(tokens),
-            "up_embed": self.stored_bytes(tokens),
-            "up_kv": self.kv_bytes(tokens),
-        }[stage]
-
-    def bytes_moved(self, stage: str, tokens: int, sequences: int) -> int:
-        """The fewest bytes a stage must move: over the link for an upload, else each input read and output written."""
-        read = {
-            "hashing": self.ids_bytes(tokens, sequences),
-            "lookup": self.row_ids_bytes(tokens) + self.stored_bytes(tokens),
-            "widening": self.stored_bytes(tokens),
-            "projection": self.embeddings_bytes(tokens) + self.weights_bytes,
-        }
-        return self.output_bytes(stage, tokens, sequences) + read.get(stage, 0)
-
-    def flops(self, stage: str, tokens: int) -> int:
-        """Floating-point operations of a stage."""
-        return self.projection_flops(tokens) if stage == "projection" else 0
+            TOKEN_IDS: self.ids_bytes(tokens, sequences),
+            ROW_IDS: self.row_ids_bytes(tokens),
+            ROWS: self.stored_bytes(tokens),
+            EMBEDDINGS: self.embeddings_bytes(tokens),
+            KV: self.kv_bytes(tokens),
+        }[value]

@@ -67,3 +67,17 @@ class HashPlan:
     def columns(self) -> int:
         """H, row ids per token."""
         return len(self.moduli)
+
+    def row_ids(self, ids: torch.Tensor, history: torch.Tensor) -> torch.Tensor:
+        """Row ids [B, L, H] of ids int64 [B, L] after history int64 [B, N - 1]: the readable reference, on one core."""
+        batch_size, seq_len = ids.shape
+        stream = np.concatenate([history.numpy(), ids.numpy()], axis=1)
+        compressed = np.where(stream < 0, self.pad, self.compressed_ids[stream]).astype(np.int64)
+        row_ids = np.empty((batch_size, seq_len, self.columns), dtype=np.int64)
+        mixed = np.zeros((batch_size, seq_len), dtype=np.int64)
+        for back, multiplier in enumerate(self.multipliers):
+            start = len(self.multipliers) - 1 - back
+            mixed = mixed ^ (compressed[:, start : start + seq_len] * multiplier)
+            columns = slice(self.first_column[back], self.first_column[back + 1])
+            row_ids[:, :, columns] = mixed[:, :, None] % self.moduli[columns] + self.offsets[columns]
+        return torch.from_numpy(row_ids).to(self.row_id_dtype)

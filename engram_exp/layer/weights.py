@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import torch
+from torch.nn.functional import linear, rms_norm
 
 from engram_exp.layer.geometry import EngramGeometry
 
@@ -58,3 +59,9 @@ class ProjectionWeights:
             bias=None if self.bias is None else self.bias.to(target),
             norm=self.norm.to(target),
         )
+
+    def project(self, embeddings: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys [n, M, C], normalised, and value [n, C] of embeddings [n, H * D] in the dtype of these parameters: the
+        plain reference."""
+        kv = linear(embeddings, self.weight, self.bias).view(-1, self.hc_mult + 1, self.hidden_size)
+        return rms_norm(kv[:, :-1], (self.hidden_size,), eps=self.norm_eps) * self.norm, kv[:, -1]

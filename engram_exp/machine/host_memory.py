@@ -12,12 +12,10 @@ from pathlib import Path
 
 import torch
 
+from engram_exp.errors import RegistrationError
+
 SMAPS = Path("/proc/self/smaps")
 PORTABLE_AND_MAPPED = 1 | 2  # cudaHostRegisterPortable, cudaHostRegisterMapped
-
-
-class RegistrationError(RuntimeError):
-    """The driver refuses to register host memory."""
 
 
 class HostMemory:

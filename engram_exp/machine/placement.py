@@ -45,26 +45,24 @@ class Placement:
         poison(buffer)
         return buffer
 
-    def require(self, device_type: str, choice: str) -> None:
+    def require(self, device_type: str, group: str) -> None:
         """Refuse a component that cannot run here.
 
         Raises:
-            ConfigError: the device is of another type than the component `choice` (`group=option`) needs.
+            ConfigError: the device is of another type than this component of a group needs.
         """
         if self.device.type != device_type:
-            group, _, option = choice.partition("=")
-            remedy = f"choose another {group} or strategy"
             places = f"runs on {device_type}, but this strategy places it on {self.device}"
-            raise ConfigError(group, option, f"{places}; {remedy}")
+            raise ConfigError(group, None, f"{places}; choose another {group} or strategy")
 
-    def require_triton(self, choice: str) -> None:
+    def require_triton(self, group: str) -> None:
         """Refuse a Triton kernel without a GPU, unless it is interpreted.
 
         Raises:
             ConfigError: as `require`.
         """
         if not triton_is_interpreted():
-            self.require("cuda", choice)
+            self.require("cuda", group)
 
 
 @cache
@@ -82,9 +80,11 @@ def triton_is_interpreted() -> bool:
 
 
 def poison(tensor: torch.Tensor) -> None:
-    """Overwrite a tensor with what no correct step returns: NaN, or the row id 0, which is safe to look up and yet
-    wrong in every column but the first; stored fp8 rows with 255, NaN as a value and as a scale."""
-    if tensor.is_floating_point():
-        tensor.fill_(float("nan"))
-    else:
-        tensor.fill_(255 if tensor.dtype == torch.uint8 else 0)
+    """Overwrite a tensor with what no correct step returns."""
+    tensor.fill_(poison_of(tensor.dtype))
+
+
+def poison_of(dtype: torch.dtype) -> float:
+    """NaN, or the row id 0, which is safe to look up and yet wrong in every column but the first; for stored fp8 rows
+    255, NaN as a value and as a scale."""
+    return math.nan if dtype.is_floating_point else 255 if dtype == torch.uint8 else 0

@@ -1,63 +1,53 @@
-"""What flows through the stages of a run: real data from stage to stage, verified, and the calls that cases time."""
+"""The stages of a run, built and verified, with their inputs: what its cases call."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
-from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors.torch import save_file
 
+from engram_exp.errors import ConfigError, RegistrationError, SkippedError
 from engram_exp.layer.tokens import Batch
 from engram_exp.machine.memory import peak_bytes
-from engram_exp.machine.placement import Placement, poison
 from engram_exp.measure.clock import Clock
-from engram_exp.run import verify
-from engram_exp.run.parts import Builder
+from engram_exp.run.made_up import MadeUp
+from engram_exp.run.parts import Parts
+from engram_exp.run.verify import Verifier
 from engram_exp.run.whole import WholeRun, build_whole_run
-from engram_exp.stage import Stage, Tensors
-from engram_exp.strategy.plan import PlannedStage, made_up_inputs
-from engram_exp.strategy.schedule import cut
-from engram_exp.vocabulary import FULL, UPLOAD_AT_END, UPLOADS
+from engram_exp.stage import BuiltStage, PlannedStage, Stage, Tensors
+from engram_exp.strategy.plan import made_up_inputs
+from engram_exp.vocabulary import EMBEDDINGS, FULL, HASHING, HOST, KV, LINK, ROWS, TOKEN_IDS
 
-PATTERN_TOKENS = 256  # made-up input repeats this many random tokens
+OF_THE_RUN = (ConfigError, SkippedError, RegistrationError)  # errors that leave nothing to time
 
 
-class Flow:
-    """The stages of a run and their inputs.
+class Bench:
+    """What is timed, and what it reads.
 
-    A stage reads what the stage before it left behind, or made-up input where that one is not built.
+    A stage reads what the stage before it left behind, or made-up input where that one is not built. A case that cannot
+    be built, or is wrong, leaves the others: `errors` says why, by case.
 
     Args:
-        builder: of the run.
-        names: stages to build.
-        planned: all stages of the strategy.
-        clock: of the run's device.
-        whole: also build what runs all of the strategy.
+        parts: of the run.
+        clock: of its device.
+        verifier: of its results.
     """
 
-    def __init__(
-        self, builder: Builder, names: Sequence[str], planned: Sequence[PlannedStage], clock: Clock, *, whole: bool
-    ) -> None:
-        self.builder = builder
-        self.names = names
-        self.has_whole = whole
-        self.clock = clock
-        self.own = [stage.name for stage in planned]
-        self.made_up = made_up_inputs(names, planned)
-        self.stages: dict[str, Stage] = {}
-        self.inputs: dict[str, Tensors] = {}
-        self.outputs: dict[str, Tensors] = {}
+    def __init__(self, parts: Parts, clock: Clock, verifier: Verifier) -> None:
+        self.parts, self.plan = parts, parts.plan
+        self.clock, self.verifier, self.made_up = clock, verifier, MadeUp(parts)
+        self.stages: dict[str, BuiltStage] = {}
+        self.inputs: dict[str, list[Tensors]] = {}  # of a case: one for each call that rotates
+        self.results: dict[str, object] = {}  # what each case returned last
+        self.made: dict[tuple[str, str], Tensors] = {(TOKEN_IDS, HOST): parts.batches[0]}  # by value and side
         self.whole_run: WholeRun | None = None
         self.whole_peaks: dict[str, int] = {}  # memory of the whole strategy, before more was built
+        self.errors: dict[str, Exception] = {}
 
-    def stage(self, name: str) -> Stage:
-        """A built stage."""
-        return self.stages[name]
-
-    def build_and_verify(self) -> None:
+    def build(self) -> None:
         """Build every stage, run it on the first batch and compare it with the reference; then the whole strategy on
         another batch, so that no stage can pass by what it left behind.
 
@@ -65,170 +55,170 @@ class Flow:
         of whole batches beside a pipeline's, are not in its memory then.
 
         Raises:
-            MismatchError: a stage computes something else.
+            ConfigError, SkippedError, RegistrationError: as components do.
         """
-        pipelined = self.builder.pipelined
-        needed_by_whole = [name for name in self.names if name == "hashing" or (name in self.own and not pipelined)]
-        for name in needed_by_whole:
-            self._build_and_verify_stage(name)
-        if self.has_whole:
-            self._build_whole()
-        for name in self.names:
-            if name not in self.stages:
-                self._build_and_verify_stage(name)
+        alone = made_up_inputs(self.plan.built, self.plan.stages)
+        first, later = self._in_order()
+        for stage in first:
+            self._build(stage, is_alone=stage in alone)
+        if FULL in self.plan.cases:
+            with self._failing(FULL):
+                self._build_whole([stage.name for stage in first])
+        for stage in later:
+            self._build(stage, is_alone=stage in alone)
         if self.whole_run:
-            for tensor in self.whole_run(self.builder.batches[0]):
-                poison(tensor)
-            self._verify_whole()
+            with self._failing(FULL):
+                self._verify_whole()
+        for case in self.plan.cases:
+            if case not in self.errors:
+                self._prepare(case)
 
-    def _build_and_verify_stage(self, name: str) -> None:
-        self.stages[name] = self.builder.stage(name)
-        self.inputs[name] = self._input_of(name)
-        self.outputs[name] = self._run(self.stages[name], self.inputs[name])
-        self._verify_stage(name)
+    def calls(self, case: str) -> list[partial[Tensors]]:
+        """What the iterations of a case call in turn. Inputs rotate where they decide which table rows are touched; the
+        time of other stages does not depend on the values that they read."""
+        run: Any = self.whole_run if case == FULL else self.stages[case].run
+        return [partial(run, tensors) for tensors in self.inputs[case]]
 
-    def _build_whole(self) -> None:
-        builder = self.builder
-        self.whole_run = build_whole_run(builder, self.stages)
-        if self.own[0] in UPLOADS and self.own[0] in self.stages:
-            for batch in builder.batches:  # an upload works out how to copy from each when it first sees it
-                self._run(self.stages[self.own[0]], batch)
-        self.whole_run(builder.batches[0])  # no more than one: rows of the others must not be in a cache yet
+    def leaves_device_work(self, case: str) -> bool:
+        """Whether a case uses the device."""
+        return case == FULL or self.stages[case].planned.side != HOST
+
+    def poison(self, case: str, positions: torch.Tensor | None = None) -> None:
+        """Overwrite what a case returned last, at some tokens or whole."""
+        if case in self.results:
+            self.verifier.poison(self._makes(case), self.results[case], positions)
+
+    def check(self, case: str, call: partial[Tensors], result: object, positions: torch.Tensor) -> None:
+        """Compare what a call returned, at some tokens.
+
+        Raises:
+            MismatchError: it differs from the reference.
+        """
+        self.results[case] = result
+        task = None if case == FULL else self.plan.task(self.stages[case].planned)
+        self.verifier.require(case, task, call.args[0], result, positions)
+
+    def verify_again(self) -> None:
+        """Behind the last sample: write what was never shown before to where the first call of each case reads, poison
+        what it returned, call it and compare, at other tokens than before."""
+        for case in self.plan.cases:
+            if case not in self.errors:
+                with self._failing(case):
+                    call = self.calls(case)[0]
+                    self.made_up.renew(self._needs(case), call.args[0])
+                    self.poison(case)
+                    result = call()
+                    self.clock.synchronize()
+                    self.check(case, call, result, self.verifier.positions())
+
+    def named_tensors(self) -> dict[str, torch.Tensor]:
+        """What the built stages make of the first batch: token_ids, history, row_ids, stored_rows (fp8), embeddings,
+        keys, value."""
+        batch = self.parts.batches[0]
+        tensors: dict[str, torch.Tensor] = {"token_ids": batch.ids, "history": batch.history}
+        names = {ROWS: ("stored_rows",), KV: ("keys", "value")}
+        if not any(stage.makes == EMBEDDINGS for stage in self.plan.stages):
+            names[ROWS] = (EMBEDDINGS,)
+        flowing: Tensors = batch
+        for stage in self.plan.stages:
+            if stage.name not in self.stages:
+                break
+            flowing = self._run(self.stages[stage.name], flowing)
+            if stage.needs != stage.makes:
+                tensors.update(zip(names.get(stage.makes, (stage.makes,)), flowing, strict=True))
+        if self.whole_run:
+            tensors.update(zip(names[KV], self.whole_run(batch), strict=True))
+            self.clock.synchronize()
+        return {name: tensor.cpu().clone().contiguous() for name, tensor in tensors.items()}
+
+    def _in_order(self) -> tuple[list[PlannedStage], list[PlannedStage]]:
+        """The stages that the whole strategy is built from, or row ids are checked with; and the others."""
+        of_whole = () if self.plan.cuts is not None else self.plan.stages
+        first = [stage for stage in self.plan.built if stage.name == HASHING.name or stage in of_whole]
+        return first, [stage for stage in self.plan.built if stage not in first]
+
+    @contextmanager
+    def _failing(self, case: str) -> Iterator[None]:
+        """Whatever is raised here is the end of this case alone, unless nothing could be timed behind it."""
+        try:
+            yield
+        except OF_THE_RUN:
+            raise
+        except Exception as error:
+            self.errors[case] = error
+
+    def _build(self, stage: PlannedStage, *, is_alone: bool) -> None:
+        with self._failing(stage.name):
+            built = self.parts.stage(stage)
+            maker = next((other for other in self.plan.stages if other.makes == stage.needs), None)
+            if built.kind.rotates and maker and maker.name in self.errors:
+                raise self.errors[maker.name]  # no made-up rows would be as near to each other as real ones
+            made = None if is_alone else self.made.get((stage.needs, self._side(stage.read_from)))
+            inputs = self.made_up.input_of(stage) if made is None else made
+            self.inputs[stage.name] = [inputs]
+            result = self._run(built, inputs)
+            self.stages[stage.name], self.results[stage.name] = built, result
+            self.verifier.require(stage.name, self.plan.task(stage), inputs, result, self._positions(built.kind))
+            if stage in self.plan.stages:
+                self.made[stage.makes, self._side(stage.side)] = result
+
+    def _build_whole(self, needed: Sequence[str]) -> None:
+        parts = self.parts
+        for name in needed:
+            if name in self.errors:
+                raise self.errors[name]
+        self.whole_run = build_whole_run(parts, self.stages)
+        upload = self.stages.get(self.plan.stages[0].name)
+        if upload and upload.planned.place == LINK:
+            for batch in parts.batches:  # it works out how to copy from each when it first sees it
+                self._run(upload, batch)
+        self.results[FULL] = self.whole_run(parts.batches[0])  # no more: other rows must not be in a cache yet
         self.clock.synchronize()
-        self.whole_peaks = peak_bytes(builder.device)
+        self.whole_peaks = peak_bytes(self.plan.device)
 
     def _verify_whole(self) -> None:
-        builder = self.builder
         assert self.whole_run is not None
-        first = builder.batches[0]
-        shifted = Batch((first.ids + 1) % builder.compression.vocab_size, first.history)
-        (batch,) = builder.pinned([shifted])
-        keys_and_value = self.whole_run(batch)
+        first = self.parts.batches[0]
+        shifted = Batch((first.ids + 1) % self.parts.compression.vocab_size, first.history)
+        (batch,) = self.parts.pinned([shifted])
+        self.results[FULL] = self.whole_run(first)
         self.clock.synchronize()
-        tokens = self._compared_tokens()
-        stored = builder.table.contents(verify.reference_row_ids(builder.hash_plan, batch)[tokens])
-        want = verify.reference_kv(builder.weights, builder.row_format.widen(stored).flatten(1))
-        verify.require_kv(FULL, keys_and_value, want, tokens, builder.config.dtype.tolerance)
+        self.poison(FULL)
+        result = self.whole_run(batch)
+        self.clock.synchronize()
+        self.verifier.require(FULL, None, batch, result, self.verifier.positions())
 
-    def _compared_tokens(self) -> torch.Tensor:
-        config, chunk_tokens = self.builder.config, self.builder.chunk_tokens or self.builder.tokens
-        first_chunk = cut(config.batch_size, config.seq_len, chunk_tokens)[0]
-        return verify.compared_tokens(self.builder.tokens, config.seq_len, first_chunk.tokens)
-
-    def calls(self, case: str) -> list[Callable[[], object]]:
-        """What the iterations of a case call in turn. Token ids and row ids rotate, since they decide which table rows
-        are touched; the time of the later stages does not depend on the values they read."""
-        batches = self.builder.batches
+    def _prepare(self, case: str) -> None:
+        """What each call of a case reads."""
+        batches: list[Tensors] = list(self.parts.batches)
         if case == FULL:
-            assert self.whole_run is not None
-            return [partial(self.whole_run, batch) for batch in batches]
-        run = self.stages[case].run
-        if case == "hashing":
-            return [partial(run, self._ids_for_hashing(batch)) for batch in batches]
-        if case == "lookup":
-            return [partial(run, tuple(tensor.clone() for tensor in self._up_to(case, batch))) for batch in batches]
-        return [partial(run, self.inputs[case])]
+            self.inputs[FULL] = batches
+        elif self.stages[case].kind.rotates:
+            self.inputs[case] = [self._flow_to(self.stages[case].planned, batch) for batch in batches]
 
-    def save_tensors(self, path: Path) -> None:
-        """Write what the built stages make of the first batch, as safetensors.
+    def _flow_to(self, stage: PlannedStage, batch: Tensors) -> Tensors:
+        """A copy of what a stage of the strategy reads for a batch; token ids where they are, if they are there."""
+        device = self.plan.memory(stage.read_from).device
+        if stage.needs == TOKEN_IDS:
+            return tuple(tensor.to(device) for tensor in batch)
+        for earlier in self.plan.stages[: self.plan.stages.index(stage)]:
+            batch = self._run(self.stages[earlier.name], batch)
+        return tuple(tensor.clone() for tensor in batch)
 
-        Names: token_ids, history, row_ids, stored_rows (fp8), embeddings, keys, value.
-        """
-        batch = self.builder.batches[0]
-        tensors: dict[str, torch.Tensor] = {"token_ids": batch.ids, "history": batch.history}
-        names: dict[str, tuple[str, ...]] = {
-            "hashing": ("row_ids",),
-            "lookup": ("stored_rows",) if "widening" in self.own else ("embeddings",),
-            "widening": ("embeddings",),
-            "projection": ("keys", "value"),
-        }
-        flowing: Tensors = batch
-        for name in self.own:
-            if name not in self.stages:
-                break
-            flowing = self._run(self.stages[name], flowing)
-            tensors.update(zip(names.get(name, ()), flowing, strict=False))
-        if self.whole_run:
-            tensors.update(zip(("keys", "value"), self.whole_run(batch), strict=True))
-            self.clock.synchronize()
-        temporary = path.with_suffix(".tmp")
-        save_file({name: tensor.cpu().clone().contiguous() for name, tensor in tensors.items()}, temporary)
-        os.replace(temporary, path)
-
-    def _run(self, stage: Stage, tensors: Tensors) -> Tensors:
+    def _run(self, stage: BuiltStage, tensors: Tensors) -> Tensors:
         result = stage.run(tensors)
         self.clock.synchronize()  # the next call may overwrite what this one still reads
         return result
 
-    def _up_to(self, name: str, batch: Tensors) -> Tensors:
-        """What a stage of the strategy reads for a batch."""
-        for earlier in self.own[: self.own.index(name)]:
-            batch = self._run(self.stages[earlier], batch)
-        return batch
+    def _positions(self, kind: type[Stage]) -> torch.Tensor:
+        return torch.arange(self.plan.tokens) if kind.compares_all else self.verifier.positions()
 
-    def _input_of(self, name: str) -> Tensors:
-        if name in self.made_up:
-            return self._made_up_input(name)
-        position = self.own.index(name)
-        return self.outputs[self.own[position - 1]] if position else self.builder.batches[0]
+    def _side(self, side: str) -> str:
+        """Without a link, both sides are the host's memory."""
+        return side if self.plan.has_link else HOST
 
-    def _made_up_input(self, name: str) -> Tensors:
-        builder = self.builder
-        geometry, tokens = builder.geometry, builder.tokens
-        if name == "up_ids":
-            return builder.batches[0]
-        if name == "hashing":
-            return self._ids_for_hashing(builder.batches[0])
-        placement = (
-            Placement(torch.device("cpu"), builder.pins)
-            if name in UPLOADS
-            else Placement(builder.placement_of(name).device)
-        )
-        if name == "up_rows":
-            dtype = torch.int32 if geometry.row_id_bytes == 4 else torch.int64
-            row_ids = placement.empty(*builder.batches[0].ids.shape, geometry.columns, dtype=dtype)
-            return (row_ids.random_(geometry.rows),)
-        pattern = self._pattern(name)
-        values = placement.empty(tokens, pattern.shape[1], dtype=pattern.dtype)
-        for chunk in values.split(len(pattern)):
-            chunk.copy_(pattern[: len(chunk)])
-        if name != UPLOAD_AT_END:
-            return (values,)
-        vectors = values.view(tokens, geometry.hc_mult + 1, geometry.hidden_size)
-        keys, value = vectors[:, :-1], vectors[:, -1]
-        return (keys, value) if builder.kv_buffers == 1 else (keys.contiguous(), value.contiguous())
+    def _needs(self, case: str) -> str:
+        return TOKEN_IDS if case == FULL else self.stages[case].planned.needs
 
-    def _pattern(self, name: str) -> torch.Tensor:
-        builder, geometry = self.builder, self.builder.geometry
-        if name == UPLOAD_AT_END:
-            return torch.randn(PATTERN_TOKENS, geometry.kv_width).to(builder.dtype)
-        row_ids = torch.randint(geometry.rows, (PATTERN_TOKENS, geometry.columns))
-        stored = builder.row_format.contents(row_ids, builder.config.seed)
-        return (builder.row_format.widen(stored) if name == "projection" else stored).flatten(1)
-
-    def _ids_for_hashing(self, batch: Tensors) -> Tensors:
-        device = self.builder.placement_of("hashing").device
-        return tuple(tensor.to(device) for tensor in batch)
-
-    def _verify_stage(self, name: str) -> None:
-        builder, got = self.builder, self.outputs[name]
-        tokens = self._compared_tokens()
-        if name == "hashing":
-            want_ids = verify.reference_row_ids(builder.hash_plan, builder.batches[0])
-            verify.require_equal(name, got[0].flatten(0, 1), want_ids)
-        elif name == "lookup":
-            row_ids = self.inputs[name][0].flatten(0, 1).cpu()[tokens]
-            embeddings = got[0][tokens.to(got[0].device)]
-            verify.require_equal(name, embeddings, builder.table.contents(row_ids).flatten(1))
-        elif name == "widening":
-            stored = self.inputs[name][0][tokens.to(got[0].device)].cpu()
-            want = builder.row_format.widen(stored.view(len(tokens), -1, builder.row_format.width)).flatten(1)
-            verify.require_equal(name, got[0][tokens.to(got[0].device)], want)
-        elif name == "projection":
-            embeddings = self.inputs[name][0]
-            kv = verify.reference_kv(builder.weights, embeddings[tokens.to(embeddings.device)].cpu())
-            verify.require_kv(name, got, kv, tokens, builder.config.dtype.tolerance)
-        else:
-            for tensor, source in zip(got, self.inputs[name], strict=True):
-                sample = tokens if len(source) == builder.tokens else torch.arange(len(source))
-                verify.require_equal(name, tensor[sample.to(tensor.device)], source[sample])
+    def _makes(self, case: str) -> str:
+        return KV if case == FULL else self.stages[case].planned.makes

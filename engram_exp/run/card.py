@@ -10,9 +10,9 @@ from omegaconf import DictConfig
 from engram_exp.config.derived import batches_of
 from engram_exp.measure.limits import Limit, Limits
 from engram_exp.run.job import Job
-from engram_exp.run.parts import Builder
+from engram_exp.run.plan import Plan, bytes_moved, flops
 from engram_exp.strategy.footprint import Footprint
-from engram_exp.vocabulary import FULL
+from engram_exp.vocabulary import FULL, LINK
 
 
 @dataclass(frozen=True)
@@ -32,11 +32,9 @@ class Card:
 
 def make_card(
     job: Job,
-    builder: Builder,
-    cases: Sequence[str],
+    plan: Plan,
     needed: Footprint,
-    free: tuple[int, int],
-    work_of: Callable[[str], tuple[int, int]],
+    free: tuple[int, int | None],
     limit_of: Callable[[str], Limit | None],
     limits: Limits | None,
 ) -> Card:
@@ -44,30 +42,28 @@ def make_card(
 
     Args:
         job: of the run.
-        builder: of its components; nothing of it is built but what is free.
-        cases: that will be timed.
+        plan: what it comes to.
         needed: memory.
-        free: host and device bytes.
-        work_of: bytes moved and FLOPs of a case.
+        free: host and device bytes; None where the CPU stands in for the device.
         limit_of: the shortest time that this machine allows a case, if it is known.
         limits: where that comes from.
     """
     title = f"{job.choices['strategy']}  (run {job.run_id}, in {job.folder})"
     body = []
-    for case in cases:
-        moved, flops = work_of(case)
-        limit = limit_of(case)
-        work = f"{moved / 1e9:.3g}", f"{flops / 1e9:.4g}" if flops else ""
+    for case in plan.cases:
+        tasks, limit = plan.tasks_of(case), limit_of(case)
+        operations = flops(tasks)
+        done = f"{bytes_moved(tasks) / 1e9:.3g}", f"{operations / 1e9:.4g}" if operations else ""
         bound = (f"{limit.ms:.3g}", limit.by) if limit else ("", "")
-        body.append((case, _component(case, builder, job), *work, *bound))
-    return Card(title, _lines(job, builder, needed, free, limits), body)
+        body.append((case, _runs_on(case, plan, job), *done, *bound))
+    return Card(title, _lines(job, plan, needed, free, limits), body)
 
 
 def _lines(
-    job: Job, builder: Builder, needed: Footprint, free: tuple[int, int], limits: Limits | None
+    job: Job, plan: Plan, needed: Footprint, free: tuple[int, int | None], limits: Limits | None
 ) -> list[tuple[str, str]]:
-    config, choices, geometry = job.config, job.choices, builder.geometry
-    scale = geometry.table_scale
+    config, choices, geometry = job.config, job.choices, plan.geometry
+    scale, (free_host, free_device) = geometry.table_scale, free
     rows = f"{geometry.rows:,}" if scale == 1 else f"{geometry.rows:,} of {geometry.true_rows:,} (scale {scale:g})"
     layer = f"{choices['model']}, layer {config.layer}: {rows} rows of {geometry.row_values} {choices['dtype']}"
     tokens = f"{config.batch_size} x {config.seq_len}, {choices['tokens']}, {batches_of(config)} batches in turn"
@@ -75,12 +71,13 @@ def _lines(
         ("layer", layer),
         ("tokens", tokens),
         ("table", f"{needed.table_bytes / 1e9:.2f} GB" if needed.table_bytes else "not built: no case needs it"),
-        ("host", f"{needed.host_bytes / 1e9:.2f} GB needed, {free[0] / 1e9:.2f} GB free"),
+        ("host", f"{needed.host_bytes / 1e9:.2f} GB needed, {free_host / 1e9:.2f} GB free"),
     ]
-    if builder.device.type != "cpu":
-        lines.append((str(builder.device), f"{needed.device_bytes / 1e9:.2f} GB needed, {free[1] / 1e9:.2f} GB free"))
+    on_device = needed.device_bytes / 1e9
+    if free_device is None:
+        lines.append(("device", f"none: the CPU stands in for it ({on_device:.2f} GB more)"))
     else:
-        lines.append(("device", f"none: the CPU stands in for it ({needed.device_bytes / 1e9:.2f} GB more)"))
+        lines.append((str(plan.device), f"{on_device:.2f} GB needed, {free_device / 1e9:.2f} GB free"))
     if limits:
         lines.append(("measured", limits.summary(config.dtype.name)))
     if config.hardware.data_sheet:
@@ -96,11 +93,15 @@ def _data_sheet(sheet: DictConfig, dtype: str) -> str:
     )
 
 
-def _component(case: str, builder: Builder, job: Job) -> str:
+def _runs_on(case: str, plan: Plan, job: Job) -> str:
+    """Place and component of a case."""
     if case == FULL:
-        chunks = f", {min(builder.chunk_tokens, builder.tokens)} tokens at a time" if builder.chunk_tokens else ""
+        chunks = f", {max(piece.tokens for piece in plan.cuts)} tokens at a time" if plan.cuts else ""
         return f"all of the strategy{chunks}{', one graph' if job.config.capture == 'graph' else ''}"
-    if case == "widening":
-        return f"{builder.place_of(case)}: fp8 to {job.config.dtype.name}"
-    group = "upload" if case.startswith("up_") else case
-    return f"{builder.place_of(case)}: {job.choices[group]}"
+    (task,) = plan.tasks_of(case)
+    stage = task.load.stage
+    option = (
+        job.choices.get("upload" if stage.place == LINK else case)
+        or f"{job.choices['dtype']} to {job.config.dtype.name}"
+    )
+    return f"{stage.place}: {option}"

@@ -1,84 +1,67 @@
-"""One run: build, verify, time, and make rows. A failure is a row, not an exception."""
+"""One run: build, verify, time, verify again, and make rows. A failure is a row, not an exception."""
 
 from __future__ import annotations
 
-import errno
 import logging
-from collections.abc import Sequence
-from dataclasses import replace
+import os
+import zlib
 from functools import cached_property
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 
-from engram_exp.config.derived import batches_of
-from engram_exp.errors import ConfigError, DoesNotFitError, MismatchError, SkippedError
-from engram_exp.machine.environment import gpus, machine, record, stamp
-from engram_exp.machine.host_memory import RegistrationError
-from engram_exp.machine.memory import forget_peaks, free_device_bytes, free_host_bytes, peak_bytes
+from engram_exp.errors import status_of
+from engram_exp.layer.hash_plan import HashPlan
+from engram_exp.layer.tokens import Batch
+from engram_exp.machine.environment import machine, record, stamp
+from engram_exp.machine.memory import forget_peaks, free_device_bytes, free_host_bytes
 from engram_exp.measure.clock import Clock
-from engram_exp.measure.limits import Limit, Limits, Workload
+from engram_exp.measure.limits import Limit, Limits
 from engram_exp.measure.loop import Case, Timing, measure
 from engram_exp.measure.peaks import machine_limits
-from engram_exp.measure.statistics import summarise
-from engram_exp.results import schema as results
-from engram_exp.results.schema import OK, SKIPPED
 from engram_exp.results.write import write_run
-from engram_exp.run.bench import Flow
+from engram_exp.run.bench import Bench
 from engram_exp.run.card import make_card
 from engram_exp.run.job import Job
-from engram_exp.run.parts import Builder
-from engram_exp.run.requirements import device_name, require_machine
+from engram_exp.run.parts import Parts, wake
+from engram_exp.run.plan import Plan, device_name, work
+from engram_exp.run.requirements import check_plan
+from engram_exp.run.rows import (
+    case_columns,
+    failed_columns,
+    failed_rows,
+    run_columns,
+    sample_rows,
+    skipped_columns,
+)
 from engram_exp.run.terminal import Terminal
-from engram_exp.run.verify import reference_row_ids
-from engram_exp.run.whole import check_schedule
-from engram_exp.strategy.footprint import Footprint, Ring, check_fits, footprint
-from engram_exp.strategy.plan import PlannedStage, made_up_inputs, needed_stages
-from engram_exp.vocabulary import FULL, HOST, UPLOADS
+from engram_exp.run.verify import Verifier
+from engram_exp.strategy.footprint import check_fits
+from engram_exp.vocabulary import CRASH, FULL
 
 log = logging.getLogger(__name__)
 
-NO_LINK = "no accelerator: host and device are the same memory"
-EXPLAINED = (ConfigError, RegistrationError, SkippedError, MismatchError, DoesNotFitError)
-ALLOCATION_FAILED = "can't allocate memory"  # what PyTorch's CPU allocator says
+TENSORS = "tensors.safetensors"
 
 
 def run(job: Job, terminal: Terminal) -> list[dict[str, Any]]:
     """Run a job, leave its files in its folder, and return its rows: one per case."""
-    folder = Path(job.folder)
     samples: list[dict[str, Any]] = []
     try:
-        rows = Run(job, terminal).rows(samples)
-    except SkippedError as error:
-        rows = _failed(job, results.SKIPPED, error)
-    except (ConfigError, RegistrationError) as error:
-        rows = _failed(job, results.REFUSED, error)
-    except MismatchError as error:
-        rows = _failed(job, results.MISMATCH, error)
-    except DoesNotFitError as error:
-        rows = _failed(job, results.OOM_DEVICE if error.where == "device" else results.OOM_HOST, error)
-    except torch.OutOfMemoryError as error:
-        rows = _failed(job, results.OOM_DEVICE, error)
-    except MemoryError as error:
-        rows = _failed(job, results.OOM_HOST, error)
+        rows = Experiment(job, terminal).rows(samples)
     except Exception as error:
-        log.exception("the run crashed")
-        no_memory = ALLOCATION_FAILED in str(error) or getattr(error, "errno", None) == errno.ENOMEM
-        rows = _failed(job, results.OOM_HOST if no_memory else results.CRASH, error)
-    write_run(folder, {"command": job.command, **record()}, rows, samples)
+        if status_of(error) == CRASH:
+            log.exception("the run crashed")
+        rows = failed_rows(job, error)
+    write_run(Path(job.folder), {"command": job.command, **record()}, rows, samples)
     terminal.results(rows)
     return rows
 
 
-def _failed(job: Job, status: str, error: BaseException) -> list[dict[str, Any]]:
-    text = str(error) if isinstance(error, EXPLAINED) else repr(error)
-    return [{**stamp(), **row} for row in job.failed_rows(status, text)]
-
-
-class Run:
-    """The parts of one run.
+class Experiment:
+    """One run under way.
 
     Args:
         job: what to run.
@@ -86,98 +69,62 @@ class Run:
     """
 
     def __init__(self, job: Job, terminal: Terminal) -> None:
-        self.job = job
-        self.terminal = terminal
-        self.builder = Builder(job.config)
-        self.builder.wake_device()
-        self.has_link = self.builder.device.type != "cpu"
+        self.job, self.terminal = job, terminal
+        self.plan = Plan(job.config)
+        wake(self.plan.device)
         if job.config.worker == "inline":
-            forget_peaks(self.builder.device)
-        require_machine(self.builder)
-        self.builder.check_components()
-        if FULL in job.cases:
-            check_schedule(self.builder)
-        self.geometry = self.builder.geometry
-        self.planned = self.builder.active
-        self.skipped = [case for case in job.cases if case in UPLOADS and not self.has_link]
-        self.cases = [case for case in job.cases if case not in self.skipped]
-        whole_stages = not self.builder.pipelined or job.config.save_tensors  # a pipeline has stages of its own
-        self.names = needed_stages([case for case in self.cases if case != FULL or whole_stages], self.planned)
-        self.work: Workload | None = None
+            forget_peaks(self.plan.device)
+        check_plan(self.plan)
+        self.parts = Parts(self.plan)
         self.limits: Limits | None = None
 
     def rows(self, samples: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """Build, verify and time; every timed iteration is added to `samples`.
 
         Raises:
-            ConfigError, DoesNotFitError, MismatchError: as the parts of a run do.
+            ConfigError, DoesNotFitError, SkippedError, RegistrationError: as the parts of a run do.
         """
-        config, builder = self.job.config, self.builder
-        needed = self.footprint()
-        free = free_host_bytes(), free_device_bytes(builder.device)
-        check_fits(needed, *free, builder.device, config.model.table_scale)
-        builder.check_dtype()
-        log.info("%d batches of tokens", len(builder.batches))  # may be refused: before limits, which take their time
-        self.limits = self.known_limits()
-        self.terminal.card(
-            make_card(self.job, builder, self.cases, needed, free, self.work_of, self.limit_of, self.limits)
-        )
-
-        clock = Clock(builder.device)
+        plan, config = self.plan, self.job.config
+        needed = plan.footprint()
+        free = free_host_bytes(), free_device_bytes(plan.device) if plan.has_link else None
+        check_fits(needed, *free, config.model.table_scale)
+        log.info("%d batches of tokens", len(self.parts.batches))  # may be refused: before limits, which take time
+        self.limits = self._known_limits()
+        self.terminal.card(make_card(self.job, plan, needed, free, self.limit_of, self.limits))
+        clock = Clock(plan.device)
+        verifier = Verifier(self.parts, seed=zlib.crc32(self.job.run_id.encode()))
         with torch.inference_mode():
-            flow = Flow(builder, self.names, self.planned, clock, whole=FULL in self.cases)
-            flow.build_and_verify()
+            bench = Bench(self.parts, clock, verifier)
+            bench.build()
             log.info("the stages are built and verified")
             if config.save_tensors:
-                flow.save_tensors(Path(self.job.folder) / "tensors.safetensors")
-            cases = [
-                Case(name, flow.calls(name), name == FULL or flow.stage(name).place != HOST) for name in self.cases
-            ]
-            with self.terminal.progress(config.iterations, config.budget_s) as progress:
-                timings = measure(
-                    cases,
-                    clock,
-                    iterations=config.iterations,
-                    budget_s=config.budget_s,
-                    seed=config.seed,
-                    progress=progress,
-                )
-        samples.extend(_sample_rows(self.job.run_id, timings))
-        common = {**stamp(), **self.job.columns(), **self._run_columns(needed.table_bytes)}
-        peaks = {FULL: flow.whole_peaks}
-        return [
-            {**common, **peaks.get(case, {}), "case": case, **self._case_columns(case, timings)}
-            for case in self.job.cases
-        ]
+                self._save(bench)
+            timings = self._measure(bench, clock)
+            bench.verify_again()
+        samples.extend(sample_rows(self.job.run_id, timings))
+        return self._rows(bench, timings, needed.table_bytes)
 
-    def footprint(self) -> Footprint:
-        """The memory that the run keeps."""
-        config, builder = self.job.config, self.builder
-        ring = None
-        if builder.chunk_tokens and FULL in self.cases:
-            chunk_tokens = min(builder.chunk_tokens, builder.tokens)
-            chunks = -(-builder.tokens // chunk_tokens)
-            ring = Ring(self.planned, chunk_tokens, min(config.schedule.ring_depth, chunks))
-        return footprint(
-            self.geometry,
-            [PlannedStage(name, builder.place_of(name)) for name in self.names],
-            made_up_inputs(self.names, self.planned),
-            (config.batch_size, config.seq_len),
-            batches_of(config),
-            builder.kv_buffers,
-            config.strategy.table,
-            ring,
-        )
+    def limit_of(self, case: str) -> Limit | None:
+        """The shortest time that this machine allows a case; None where it is not known."""
+        if self.limits is None:
+            return None
+        tasks = self.plan.tasks_of(case, self.distinct_rows or 1.0)
+        return self.limits.of(work(tasks), tasks[0].load)
 
-    def known_limits(self) -> Limits | None:
+    @cached_property
+    def distinct_rows(self) -> float | None:
+        """Share of the rows that the first batch asks for that are distinct; None where none are asked for."""
+        return distinct_share(self.parts.hash_plan, self.parts.batches[0]) if self.plan.looks_up else None
+
+    def _known_limits(self) -> Limits | None:
         """What this machine can do, measured now if it has not been before; None if nobody asked."""
-        config, device = self.job.config, self.builder.device
+        config, device = self.job.config, self.plan.device
         if config.limits == "none":
             return None
         hardware = config.hardware
         identity = {
             **machine(),
-            "device_name": device_name(self.builder),
+            "device_name": device_name(device),
             "threads": torch.get_num_threads(),
             "pin_threads": hardware.pin_threads,
             "affinity": list(hardware.affinity or []),
@@ -185,98 +132,47 @@ class Run:
         folder, refresh = Path(config.limits_dir), config.limits == "refresh"
         return machine_limits(folder, identity, device, refresh=refresh, announce=self.terminal.say)
 
-    def limit_of(self, case: str) -> Limit | None:
-        """The shortest time that this machine allows a case."""
-        if self.limits is None:
-            return None
-        if self.work is None:
-            config = self.job.config
-            self.work = Workload(
-                self.geometry,
-                self.builder.tokens,
-                config.batch_size,
-                config.dtype.name,
-                config.strategy.table,
-                self.unique_row_fraction if self.looks_up else 1.0,
+    def _measure(self, bench: Bench, clock: Clock) -> dict[str, Timing]:
+        config = self.job.config
+        cases = [
+            Case(case, bench.calls(case), bench.leaves_device_work(case))
+            for case in self.plan.cases
+            if case not in bench.errors
+        ]
+        with self.terminal.progress(config.iterations, config.budget_s) as progress:
+            return measure(
+                cases,
+                clock,
+                iterations=config.iterations,
+                budget_s=config.budget_s,
+                seed=config.seed,
+                progress=progress,
             )
-        if case == FULL:
-            return self.limits.of_all(self.planned, replace(self.work, staged=self.builder.pipelined))
-        return self.limits.of_stage(PlannedStage(case, self.builder.place_of(case)), self.work)
 
-    @property
-    def looks_up(self) -> bool:
-        """Whether the run needs the table."""
-        return FULL in self.cases or "lookup" in self.names
+    def _rows(self, bench: Bench, timings: dict[str, Timing], table_bytes: int) -> list[dict[str, Any]]:
+        run_wide = run_columns(self.plan, self.parts, table_bytes, self.distinct_rows)
+        common = {**stamp(), **self.job.columns(), **run_wide}
+        rows = []
+        for case in self.job.cases:
+            if case in bench.errors:
+                own = failed_columns(bench.errors[case], self.job.choices)
+            elif case in timings:
+                tasks = self.plan.tasks_of(case, self.distinct_rows or 1.0)
+                own = case_columns(self.plan, case, tasks, timings[case], self.limit_of(case))
+            else:
+                own = skipped_columns()
+            peaks = bench.whole_peaks if case == FULL else {}
+            rows.append({**common, **peaks, "case": case, **own})
+        return rows
 
-    @cached_property
-    def unique_row_fraction(self) -> float:
-        """Distinct rows among those that the first batch asks for."""
-        row_ids = reference_row_ids(self.builder.hash_plan, self.builder.batches[0])
-        return len(torch.unique(row_ids)) / row_ids.numel()
-
-    def work_of(self, case: str) -> tuple[int, int]:
-        """What a case must move and compute; `full` is the sum of its stages."""
-        names = [stage.name for stage in self.planned] if case == FULL else [case]
-        tokens = self.builder.tokens
-        return (
-            sum(self.geometry.bytes_moved(name, tokens, self.job.config.batch_size) for name in names),
-            sum(self.geometry.flops(name, tokens) for name in names),
-        )
-
-    def _run_columns(self, table_bytes: int) -> dict[str, Any]:
-        device = self.builder.device
-        return {
-            "device": str(device),
-            "device_name": device_name(self.builder),
-            "driver": gpus()[0]["driver"] if device.type == "cuda" and gpus() else None,
-            "batches": len(self.builder.batches),
-            "true_rows": self.geometry.true_rows,
-            "used_rows": self.geometry.rows,
-            "table_bytes": table_bytes,
-            "threads": torch.get_num_threads(),
-            **peak_bytes(device),
-            "unique_row_fraction": self.unique_row_fraction if self.looks_up else None,
-            "huge_page_share": self.builder.table.huge_page_share if self.looks_up else None,
-        }
-
-    def _case_columns(self, case: str, timings: dict[str, Timing]) -> dict[str, Any]:
-        if case in self.skipped:
-            return {"status": SKIPPED, "error": NO_LINK}
-        timing = timings[case]
-        times = summarise([sample.wall_ms for sample in timing.samples])
-        median_ms = times["wall_ms_median"]
-        assert median_ms is not None
-        per_second = 1e3 / median_ms
-        moved, flops = self.work_of(case)
-        tokens, limit = self.builder.tokens, self.limit_of(case)
-        return {
-            "status": OK,
-            "iterations": len(timing.samples),
-            "stop_reason": timing.stop_reason,
-            "steady": timing.steady,
-            **times,
-            "device_ms_median": _median([sample.device_ms for sample in timing.samples]),
-            "enqueue_ms_median": _median([sample.enqueue_ms for sample in timing.samples]),
-            "bytes_moved": moved,
-            "gb_per_s": moved * per_second / 1e9,
-            "flops": flops,
-            "tflop_per_s": flops * per_second / 1e12,
-            "rows_per_s": tokens * self.geometry.columns * per_second if case in ("hashing", "lookup", FULL) else None,
-            "tokens_per_s": tokens * per_second,
-            "limit_ms": limit.ms if limit else None,
-            "limit_by": limit.by if limit else None,
-            "efficiency": limit.ms / median_ms if limit else None,
-        }
+    def _save(self, bench: Bench) -> None:
+        path = Path(self.job.folder) / TENSORS
+        temporary = path.with_suffix(".tmp")
+        save_file(bench.named_tensors(), temporary)
+        os.replace(temporary, path)
 
 
-def _median(values: Sequence[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return median(known) if known else None
-
-
-def _sample_rows(run_id: str, timings: dict[str, Timing]) -> list[dict[str, Any]]:
-    return [
-        {"run_id": run_id, "case": case, "iteration": iteration, "order": order, **sample._asdict()}
-        for case, timing in timings.items()
-        for iteration, (order, sample) in enumerate(zip(timing.order, timing.samples, strict=True))
-    ]
+def distinct_share(plan: HashPlan, batch: Batch) -> float:
+    """Distinct row ids among those that a batch asks for."""
+    row_ids = plan.row_ids(*batch)
+    return len(torch.unique(row_ids)) / row_ids.numel()

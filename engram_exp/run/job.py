@@ -20,7 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 from engram_exp.config.derived import batches_of, cases_of, chunk_tokens_of, geometry_of, threads_of
 from engram_exp.machine.environment import code_digest, gpus, machine
 from engram_exp.results.schema import RESULTS
-from engram_exp.strategy.plan import row_order
+from engram_exp.steps.lookup.order import row_order
 
 FILE = "job.yaml"
 SAYS_NOTHING = (  # of what a run measures

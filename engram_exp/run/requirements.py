@@ -1,31 +1,42 @@
-"""What a configuration needs of the machine, checked before anything is filled."""
+"""What a plan needs of the machine and of its components, checked before anything is filled."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import psutil
 import torch
+from hydra.utils import get_class
 
+from engram_exp.config.options import check_options
 from engram_exp.errors import ConfigError, SkippedError
-from engram_exp.machine.environment import cpu_name
 from engram_exp.machine.placement import triton_is_interpreted
-from engram_exp.run.parts import Builder
-from engram_exp.vocabulary import DEVICE, HOST
+from engram_exp.run.plan import KINDS, Plan, device_name
+from engram_exp.stage import kind_of
+from engram_exp.steps.projection.step import Projection
+from engram_exp.steps.widening import build_widening
+from engram_exp.vocabulary import DEVICE, FULL, HOST, WIDENING
 
+COMPONENT_GROUPS = ("tokens", "hashing", "table", "lookup", "projection", "upload")
 VARIANTS = ("pcie", "nvl", "max-q", "server")
 
 
-def require_machine(builder: Builder) -> None:
-    """Skip what this machine cannot do, and refuse the data sheet of another.
+def check_plan(plan: Plan) -> None:
+    """Skip what this machine cannot do, and refuse what does not go together.
 
     Raises:
         SkippedError: the strategy needs an accelerator that is not there, or memory that a kernel can read.
-        ConfigError: the configured data sheet is not that of the device.
+        ConfigError: naming the key.
     """
-    _require_accelerator(builder)
-    _require_readable_table(builder)
-    sheet = builder.config.hardware.data_sheet
+    _require_accelerator(plan)
+    _require_readable_table(plan)
+    sheet = plan.config.hardware.data_sheet
     if sheet:
-        require_data_sheet(sheet.gpu, sheet.memory_gb, device_name(builder), total_device_bytes(builder.device))
+        require_data_sheet(sheet.gpu, sheet.memory_gb, device_name(plan.device), total_device_bytes(plan.device))
+    check_components(plan)
+    if FULL in plan.cases:
+        _check_schedule(plan)
+    check_dtype(plan)
 
 
 def require_data_sheet(gpu: str, memory_gb: float, name: str, memory_bytes: int) -> None:
@@ -50,19 +61,70 @@ def total_device_bytes(device: torch.device) -> int:
     return psutil.virtual_memory().total if device.type == "cpu" else int(torch.accelerator.get_memory_info(device)[1])
 
 
-def device_name(builder: Builder) -> str:
-    """Of the accelerator, or of the CPU that stands in for it."""
-    return torch.cuda.get_device_name() if builder.device.type == "cuda" else cpu_name()
+def check_components(plan: Plan) -> None:
+    """Refuse unknown or mistyped options of the components, and a table that lives elsewhere than the strategy says.
+
+    Raises:
+        ConfigError: naming the key.
+    """
+    for group in COMPONENT_GROUPS:
+        check_options(group, plan.config[group])
+    table: Any = get_class(plan.config.table._target_)
+    wanted = plan.config.strategy.table
+    if table.place != wanted:
+        raise ConfigError(
+            "table", None, f"lives on the {table.place}, but the strategy keeps its table on the {wanted}"
+        )
 
 
-def _require_accelerator(builder: Builder) -> None:
-    for step in ("hashing", "lookup"):
-        if builder.device.type == "cpu" and builder.place_of(step) == DEVICE and not triton_is_interpreted():
-            raise SkippedError(f"no accelerator: this strategy runs {step} on one")
+def check_dtype(plan: Plan) -> None:
+    """Refuse a dtype that the device cannot compute in.
+
+    Raises:
+        ConfigError: naming the dtype.
+    """
+    device, dtype = plan.device, plan.config.dtype.name
+    try:
+        probe = torch.ones(16, 16, dtype=plan.dtype, device=device)
+        probe @ probe
+    except (RuntimeError, TypeError) as error:
+        raise ConfigError("dtype", dtype, f"{device} cannot multiply matrices in it; try float32") from error
+    if any(stage.name == WIDENING.name and stage.place == DEVICE for stage in plan.stages):
+        stored = torch.zeros(1, plan.row_format.width, dtype=torch.uint8, device=device)
+        try:
+            build_widening(plan.row_format, 1, 1, plan.memory(DEVICE))(stored)
+        except (RuntimeError, TypeError) as error:
+            remedy = f"{device} cannot convert it; use dtype={dtype}, or strategy=kv_on_cpu"
+            raise ConfigError("dtype", "fp8", remedy) from error
 
 
-def _require_readable_table(builder: Builder) -> None:
-    strategy, table = builder.config.strategy, builder.config.table
-    through_link = strategy.table == HOST and strategy.lookup == DEVICE and builder.device.type == "cuda"
+def _require_accelerator(plan: Plan) -> None:
+    if plan.has_link or triton_is_interpreted():
+        return
+    for stage in plan.stages:
+        if stage.place == DEVICE and KINDS[stage.name].rotates:  # it hashes or reads rows: there, kernels do
+            raise SkippedError(f"no accelerator: this strategy runs {stage.name} on one")
+
+
+def _require_readable_table(plan: Plan) -> None:
+    strategy, table = plan.config.strategy, plan.config.table
+    through_link = strategy.table == HOST and strategy.lookup == DEVICE and plan.device.type == "cuda"
     if through_link and not table.get("pinned", False):
         raise SkippedError("a kernel reads host memory only where it is pinned: table=pinned or table=huge")
+
+
+def _check_schedule(plan: Plan) -> None:
+    """Refuse components that a pipeline cannot chain, and a graph where there are none."""
+    if plan.config.capture == "graph" and plan.device.type != "cuda":
+        raise ConfigError("capture", "graph", f"needs a CUDA device, and this is {plan.device}; use capture=none")
+    if plan.config.capture == "graph" and not plan.pins:
+        raise ConfigError("capture", "graph", "a pageable upload waits for its copy: upload=pinned, or capture=none")
+    if plan.cuts is None:
+        return
+    projection: Any = kind_of(get_class(plan.config.projection._target_), Projection)
+    if projection.kv_buffers > 1:
+        remedy = "the projection must fill one kept buffer: projection=fused, or schedule=serial"
+        raise ConfigError("schedule", "pipelined", remedy)
+    if plan.has_link and not plan.pins:
+        remedy = "a copy must not keep the host waiting: upload=pinned, or schedule=serial"
+        raise ConfigError("schedule", "pipelined", remedy)

@@ -1,49 +1,137 @@
-"""Every step is compared with a plain reference before any time is taken.
-
-Row ids and embeddings must be equal to the last bit, keys and value within the dtype's tolerance of float32. All row
-ids are compared, and of the rest the tokens at the edges of a batch and some hundreds between them.
-"""
+"""Whether results are right: compared with plain references, at the edges of a batch and at tokens drawn for it."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
-from torch.nn.functional import linear, rms_norm
 
 from engram_exp.errors import MismatchError
-from engram_exp.layer.hash_plan import HashPlan
-from engram_exp.layer.tokens import Batch
-from engram_exp.layer.weights import ProjectionWeights
-from engram_exp.machine.placement import Placement
-from engram_exp.stage import Tensors
-from engram_exp.steps.hashing.numpy import NumpyHasher
+from engram_exp.machine.placement import poison, poison_of
+from engram_exp.run.parts import Parts
+from engram_exp.stage import Task, Tensors, by_token, excerpt
+from engram_exp.vocabulary import KV, TENSORS_OF
 
-EDGE = 32  # tokens at each end of a batch and of its first sequence ...
+EDGE = 32  # tokens at each end of a batch and of its parts ...
 SPREAD = 256  # ... and so many between them
+GLANCE = 6  # tokens that are looked at behind every sample
 
 
-def compared_tokens(tokens: int, *lengths: int) -> torch.Tensor:
-    """Positions in a flattened batch of T tokens at which all but row ids are compared: int64, ascending.
+def compared_tokens(tokens: int, lengths: Sequence[int], generator: torch.Generator) -> torch.Tensor:
+    """Positions in a flattened batch of T tokens at which values are compared: int64, ascending.
 
-    Among them are those on both sides of the first boundary between parts of each of the given lengths.
+    Args:
+        tokens: T.
+        lengths: of parts; the tokens on both sides of the first boundary between parts of each length are among them.
+        generator: of those between the edges, which are drawn.
     """
     edges = torch.arange(EDGE)
-    spread = torch.arange(0, tokens, max(1, tokens // SPREAD))
+    spread = torch.randint(tokens, (SPREAD,), generator=generator)
     boundaries = [length + offset for length in lengths for offset in (edges, -1 - edges)]
     chosen = torch.cat([edges, tokens - 1 - edges, spread, *boundaries])
     return torch.unique(chosen[(chosen >= 0) & (chosen < tokens)])
 
 
-def reference_row_ids(plan: HashPlan, batch: Batch) -> torch.Tensor:
-    """Row ids [T, H] of a whole batch by the NumPy hasher."""
-    return NumpyHasher(plan, batch.ids.numel(), Placement(torch.device("cpu")))(*batch).flatten(0, 1)
+class Verifier:
+    """Compares what the stages of a run, or all of them together, make of their inputs with plain references.
+
+    Args:
+        parts: of the run.
+        seed: of the tokens that are compared; nobody who computes knows it.
+    """
+
+    def __init__(self, parts: Parts, seed: int) -> None:
+        self.parts = parts
+        self.generator = torch.Generator().manual_seed(seed)
+        plan = parts.plan
+        self.lengths = [plan.config.seq_len, *([plan.cuts[0].tokens] if plan.cuts else [])]
+        self.whole = [plan.task(stage) for stage in plan.stages if stage.needs != stage.makes]
+
+    def positions(self) -> torch.Tensor:
+        """The tokens of one comparison, drawn anew each time between the edges."""
+        return compared_tokens(self.parts.plan.tokens, self.lengths, self.generator)
+
+    def glance(self) -> torch.Tensor:
+        """A few tokens: the first, the last and some that are drawn."""
+        tokens = self.parts.plan.tokens
+        drawn = torch.randint(tokens, (GLANCE,), generator=self.generator)
+        return torch.unique(torch.cat([torch.tensor([0, tokens - 1]), drawn]))
+
+    def require(self, case: str, task: Task | None, inputs: Tensors, result: object, positions: torch.Tensor) -> None:
+        """Compare the result of one call.
+
+        Args:
+            case: what was called.
+            task: its kind and load; None: all of the strategy.
+            inputs: as they were read; the result has been waited for.
+            result: what was returned.
+            positions: the tokens to compare.
+
+        Raises:
+            MismatchError: it is not what the reference makes of these inputs.
+        """
+        plan = self.parts.plan
+        value = KV if task is None else task.load.stage.makes
+        side = plan.device if task is None else plan.placement(task.load.stage).device
+        tensors = require_tensors(case, result, side)
+        got = excerpt(value, tensors, positions, plan.tokens)  # at once: what is written later comes too late
+        if task is None:
+            want, tolerance = self._whole(inputs, positions)
+        else:
+            want, tolerance = task.kind.wanted(self.parts, *task.kind.excerpt(task.load, inputs, positions))
+        require_like(case, value, got, want, tolerance)
+
+    def _whole(self, batch: Tensors, positions: torch.Tensor) -> tuple[Tensors, float]:
+        first = self.whole[0]
+        tensors, worst = first.kind.excerpt(first.load, batch, positions), 0.0
+        for kind, _ in self.whole:
+            tensors, tolerance = kind.wanted(self.parts, *tensors)
+            worst = max(worst, tolerance)
+        return tensors, worst
+
+    def poison(self, value: str, result: object, positions: torch.Tensor | None = None) -> None:
+        """Overwrite a result, or what it holds of some tokens, so that whatever is not computed again shows."""
+        for tensor in result if isinstance(result, tuple) else (result,):
+            if isinstance(tensor, torch.Tensor):
+                flat = by_token(value, tensor, self.parts.plan.tokens)
+                if positions is None:
+                    poison(tensor)
+                elif flat is not None:
+                    flat[positions.to(tensor.device)] = poison_of(tensor.dtype)
 
 
-def reference_kv(weights: ProjectionWeights, embeddings: torch.Tensor) -> Tensors:
-    """Keys [n, M, C] and value [n, C] in float32, of embeddings [n, H * D] on the CPU."""
-    weights = weights.to(torch.float32)
-    kv = linear(embeddings.float(), weights.weight, weights.bias).view(-1, weights.hc_mult + 1, weights.hidden_size)
-    keys = rms_norm(kv[:, :-1], (weights.hidden_size,), eps=weights.norm_eps) * weights.norm
-    return keys, kv[:, -1]
+def require_tensors(what: str, result: object, device: torch.device) -> Tensors:
+    """The result of a component, if it is plain tensors: of anything else nobody knows when it is computed.
+
+    Raises:
+        MismatchError: it is something else, or lies on another device.
+    """
+    tensors = result if isinstance(result, tuple) else (result,)
+    for tensor in tensors:
+        if type(tensor) is not torch.Tensor:
+            raise MismatchError(f"{what}: {type(tensor).__name__} instead of an ordinary torch.Tensor")
+        if tensor.layout != torch.strided or tensor.is_neg() or tensor.is_conj():
+            raise MismatchError(f"{what}: a tensor that is computed when it is read, instead of a strided one")
+        if tensor.device.type != device.type:
+            raise MismatchError(f"{what}: a tensor on {tensor.device} instead of {device}")
+    return tensors
+
+
+def require_like(what: str, value: str, got: Tensors, want: Tensors, tolerance: float) -> None:
+    """Compare the tensors of a value, on the CPU, with those that are wanted.
+
+    Raises:
+        MismatchError: as `require_equal`, or `require_close` where there is a tolerance.
+    """
+    if len(got) != len(want):
+        raise MismatchError(f"{what}: {len(got)} tensors instead of {len(want)}")
+    names = TENSORS_OF.get(value, ("",))
+    for name, tensor, reference in zip(names, got, want, strict=True):
+        label = f"{what}, {name}" if name else what
+        if tolerance:
+            require_close(label, tensor, reference, tolerance)
+        else:
+            require_equal(label, tensor, reference)
 
 
 def require_equal(what: str, got: torch.Tensor, want: torch.Tensor) -> None:
@@ -52,7 +140,6 @@ def require_equal(what: str, got: torch.Tensor, want: torch.Tensor) -> None:
     Raises:
         MismatchError: saying how many values differ.
     """
-    got = got.cpu()
     if got.shape != want.shape or got.dtype != want.dtype:
         raise MismatchError(f"{what}: {got.dtype} {list(got.shape)} instead of {want.dtype} {list(want.shape)}")
     different = int((got != want).sum())
@@ -66,7 +153,7 @@ def require_close(what: str, got: torch.Tensor, want: torch.Tensor, tolerance: f
     Raises:
         MismatchError: a vector is farther off than the tolerance, or not finite.
     """
-    got = got.cpu().float()
+    got = got.float()
     if got.shape != want.shape:
         raise MismatchError(f"{what}: {list(got.shape)} instead of {list(want.shape)}")
     error = (got - want).norm(dim=-1) / want.norm(dim=-1)
@@ -77,13 +164,3 @@ def require_close(what: str, got: torch.Tensor, want: torch.Tensor, tolerance: f
             f"{what}: {int(wrong.sum())} of {wrong.numel()} compared vectors differ from the float32 reference, "
             f"by up to {worst:.2g} (tolerance {tolerance:g})"
         )
-
-
-def require_kv(what: str, got: Tensors, want: Tensors, tokens: torch.Tensor, tolerance: float) -> None:
-    """Compare keys and value at the given tokens with a reference of these tokens alone.
-
-    Raises:
-        MismatchError: as `require_close`.
-    """
-    for name, tensor, reference in zip(("keys", "value"), got, want, strict=True):
-        require_close(f"{what}, {name}", tensor[tokens.to(tensor.device)], reference, tolerance)

@@ -1,16 +1,14 @@
-"""What a strategy keeps in host and device memory, known before anything is allocated. All sizes in bytes."""
+"""What a run keeps in host and device memory, known before anything is allocated. All sizes in bytes."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-import torch
-
 from engram_exp.errors import DoesNotFitError
-from engram_exp.layer.geometry import EngramGeometry
-from engram_exp.strategy.plan import PlannedStage
-from engram_exp.vocabulary import DEVICE, HOST, LINK
+from engram_exp.stage import Load, Task
+from engram_exp.vocabulary import DEVICE, HOST, LINK, TOKEN_IDS
 
 
 @dataclass(frozen=True)
@@ -27,93 +25,71 @@ class Footprint:
 class Ring:
     """A pipeline's stages, and the chunks that have buffers at a time."""
 
-    stages: Sequence[PlannedStage]
+    tasks: Sequence[Task]
     chunk_tokens: int
     depth: int
 
 
 def footprint(
-    geometry: EngramGeometry,
-    stages: Sequence[PlannedStage],
-    made_up: Sequence[str],
-    shape: tuple[int, int],
-    batches: int,
-    kv_buffers: int,
-    table: str = HOST,
-    ring: Ring | None = None,
+    load: Load, tasks: Sequence[Task], made_up: Sequence[Task], rotating: Sequence[Task], ring: Ring | None = None
 ) -> Footprint:
     """What a run keeps in host and device memory.
 
     Args:
-        geometry: of the layer.
-        stages: those that are built for whole batches.
-        made_up: names of those whose input is made up, and kept, too.
-        shape: B and L.
-        batches: distinct token batches; each keeps its ids and row ids.
-        kv_buffers: keys and values that the projection holds at a time.
-        table: host or device.
+        load: of any of its stages, for what is asked of all of them.
+        tasks: the stages that are built for whole batches.
+        made_up: those of them whose input is made up, and kept, too.
+        rotating: those of them that keep the inputs of every batch, beside the token ids.
         ring: of the pipeline, if there is one.
     """
-    sequences, tokens = shape[0], shape[0] * shape[1]
-    kept = {HOST: batches * geometry.ids_bytes(tokens, sequences), DEVICE: 0}
-    for stage in stages:
-        output_bytes = geometry.output_bytes(stage.name, tokens, sequences)
-        kept[_side(stage)] += output_bytes
-        if stage.name in made_up and stage.place == LINK:
-            kept[HOST] += output_bytes
-        if stage.name in made_up and stage.name == "projection":
-            kept[stage.place] += geometry.embeddings_bytes(tokens)
-        if stage.name in made_up and stage.name == "widening":
-            kept[stage.place] += geometry.stored_bytes(tokens)
-        if stage.name == "lookup":
-            kept[stage.place] += batches * geometry.row_ids_bytes(tokens)
-            kept[stage.place] += geometry.sort_bytes(tokens) if stage.place == DEVICE else 0
-        if stage.name == "projection":
-            kept[stage.place] += (kv_buffers - 1) * geometry.kv_bytes(tokens)
-    for stage, size_bytes in _ring_buffers(geometry, ring, tokens, sequences) if ring else ():
-        kept[_side(stage)] += size_bytes
-    everything = [*stages, *(ring.stages if ring else [])]
-    for place in {stage.place for stage in everything if stage.name == "projection"}:
-        kept[place] += geometry.weights_bytes
-        kept[HOST] += geometry.weights_bytes if place == DEVICE else 0
-        kept[HOST] += geometry.weights * 4  # in float32, for the reference
-    table_bytes = geometry.table_bytes if any(stage.name == "lookup" for stage in everything) else 0
-    kept[table] += table_bytes
-    return Footprint(kept[HOST], kept[DEVICE], table_bytes, table)
+    kept = Counter({HOST: load.batches * load.bytes_of(TOKEN_IDS), DEVICE: 0})
+    for kind, asked in tasks:
+        kept.update(kind.keeps(asked))
+    for _, asked in made_up:
+        if asked.stage.needs != TOKEN_IDS:
+            kept[asked.stage.read_from] += asked.bytes_of(asked.stage.needs)
+    for _, asked in rotating:
+        if asked.stage.needs != TOKEN_IDS:
+            kept[asked.stage.read_from] += asked.batches * asked.bytes_of(asked.stage.needs)
+    for task in _ring_buffers(ring, load.tokens) if ring else ():
+        kept.update(task.kind.keeps(task.load))
+    everything = [*tasks, *(ring.tasks if ring else [])]
+    for shares in {asked.stage.name: kind.shares(asked) for kind, asked in everything}.values():
+        kept.update(shares)
+    table_bytes = load.geometry.table_bytes if any(kind.reads_table for kind, _ in everything) else 0
+    return Footprint(kept[HOST], kept[DEVICE], table_bytes, load.table)
 
 
-def _ring_buffers(
-    geometry: EngramGeometry, ring: Ring, tokens: int, sequences: int
-) -> Iterator[tuple[PlannedStage, int]]:
+def _ring_buffers(ring: Ring, tokens: int) -> Iterator[Task]:
     """What each stage of a pipeline keeps: the last one everything, those next to the link a ring of chunks."""
-    for number, stage in enumerate(ring.stages):
-        following = ring.stages[number + 1 : number + 2]
+    for number, task in enumerate(ring.tasks):
+        following = ring.tasks[number + 1 : number + 2]
         if not following:
-            held = tokens
-        elif LINK in (stage.place, following[0].place):
-            held = ring.depth * ring.chunk_tokens
+            yield task.of_tokens(tokens)
+        elif LINK in (task.load.stage.place, following[0].load.stage.place):
+            yield task.of_tokens(ring.depth * ring.chunk_tokens)
         else:
-            held = ring.chunk_tokens
-        yield stage, geometry.output_bytes(stage.name, held, sequences)
+            yield task.of_tokens(ring.chunk_tokens)
 
 
-def _side(stage: PlannedStage) -> str:
-    return DEVICE if stage.place == LINK else stage.place
-
-
-def check_fits(needed: Footprint, free_host: int, free_device: int, device: torch.device, table_scale: float) -> None:
+def check_fits(needed: Footprint, free_host: int, free_device: int | None, table_scale: float) -> None:
     """Refuse what does not fit.
+
+    Args:
+        needed: memory.
+        free_host, free_device: bytes; None where the CPU stands in for the device, and both sides share the host.
+        table_scale: of the table that was counted.
 
     Raises:
         DoesNotFitError: with the bytes needed and free, and the `table_scale` that would fit if there is one.
     """
-    host, on_device = needed.host_bytes, needed.device_bytes
-    if device.type == "cpu":
-        host, on_device = host + on_device, 0
-    for where, wanted, free in (("host", host, free_host), ("device", on_device, free_device)):
+    host, on_device, table = needed.host_bytes, needed.device_bytes, needed.table
+    if free_device is None:
+        host, on_device, table, free_device = host + on_device, 0, HOST, 0
+    for where, wanted, free in ((HOST, host, free_host), (DEVICE, on_device, free_device)):
         if wanted > free:
             rest = wanted - needed.table_bytes
-            if where == (HOST if device.type == "cpu" else needed.table) and needed.table_bytes and rest < 0.9 * free:
+            if where == table and needed.table_bytes and rest < 0.9 * free:
                 scale = (0.9 * free - rest) / needed.table_bytes * table_scale
                 remedy = f"model.table_scale={scale:.2g} would fit"
             else:

@@ -1,68 +1,69 @@
 """What a strategy and a choice of cases come to, before anything is built: which stages stand where.
 
-Wherever two neighbouring steps sit on different sides of the link, an upload stands between them; token ids start on
-the host, and keys and value must end on the device. Nothing here imports PyTorch.
+Nothing here imports PyTorch.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from itertools import pairwise
 
 from engram_exp.errors import ConfigError
+from engram_exp.stage import PlannedStage
 from engram_exp.vocabulary import (
     ALIASES,
-    AS_ASKED,
-    AUTO_ORDER,
     CASES,
     DEVICE,
+    EMBEDDINGS,
     FULL,
     HOST,
+    KV,
     LINK,
-    ROW_ORDERS,
-    SORTED,
-    UPLOAD_AT_END,
-    UPLOAD_BEFORE,
+    LOOKUP,
+    PLACED_WITH,
+    ROWS,
+    STEPS,
+    TOKEN_IDS,
+    UPLOAD_OF,
+    WIDENING,
 )
 
 
-@dataclass(frozen=True)
-class PlannedStage:
-    """One stage of a strategy before anything is built: its name and the place (host, link or device) it keeps busy."""
-
-    name: str
-    place: str
+def upload_of(value: str) -> PlannedStage:
+    """The stage that takes a value across the link."""
+    return PlannedStage(UPLOAD_OF[value], LINK, value, value)
 
 
 def plan_stages(places: Mapping[str, str], *, widens: bool = False) -> tuple[PlannedStage, ...]:
-    """Put the steps in order and an upload wherever the link must be crossed.
+    """Put the steps in order, and an upload wherever a value is needed in another place than where it was made. Token
+    ids are made on the host, and keys and value must end on the device.
 
     Args:
-        places: `host` or `device` for each of hashing, lookup and projection, and for the table.
-        widens: stored rows are not yet in the compute dtype.
+        places: `host` or `device` for each step that is placed, and for the table.
+        widens: stored rows are not yet in the compute dtype; otherwise they are the embeddings.
 
     Raises:
         ConfigError: an unknown place, a step on the host behind one on the device, or one that cannot reach the table.
     """
     if places["table"] not in (HOST, DEVICE):
         raise ConfigError("strategy.table", places["table"], f"must be {HOST} or {DEVICE}")
-    if (places["table"], places["lookup"]) == (DEVICE, HOST):
-        raise ConfigError("strategy.lookup", HOST, "must be device, since the table is there")
+    if (places["table"], places[LOOKUP.name]) == (DEVICE, HOST):
+        raise ConfigError(f"strategy.{LOOKUP.name}", HOST, "must be device, since the table is there")
     stages: list[PlannedStage] = []
-    crossed = False
-    for step in ("hashing", "lookup", *(["widening"] if widens else []), "projection"):
-        place = places["projection" if step == "widening" else step]
+    made_on = {TOKEN_IDS: HOST}
+    for step in STEPS if widens else [step for step in STEPS if step != WIDENING]:
+        key = PLACED_WITH.get(step.name, step.name)
+        place = places[key]
+        needs = step.needs if widens or step.needs != EMBEDDINGS else ROWS
         if place not in (HOST, DEVICE):
-            raise ConfigError(f"strategy.{step}", place, f"must be {HOST} or {DEVICE}")
-        if crossed and place == HOST:
-            raise ConfigError(f"strategy.{step}", place, "must be device, since the step before it runs there")
-        if place == DEVICE and not crossed:
-            stages.append(PlannedStage(UPLOAD_BEFORE[step], LINK))
-            crossed = True
-        stages.append(PlannedStage(step, place))
-    if not crossed:
-        stages.append(PlannedStage(UPLOAD_AT_END, LINK))
+            raise ConfigError(f"strategy.{key}", place, f"must be {HOST} or {DEVICE}")
+        if (made_on[needs], place) == (DEVICE, HOST):
+            raise ConfigError(f"strategy.{key}", place, "must be device, since the step before it runs there")
+        if made_on[needs] != place:
+            stages.append(upload_of(needs))
+        stages.append(PlannedStage(step.name, place, needs, step.makes))
+        made_on[step.makes] = place
+    if made_on[KV] != DEVICE:
+        stages.append(upload_of(KV))
     return tuple(stages)
 
 
@@ -86,7 +87,7 @@ def select_cases(requested: object, stages: Sequence[PlannedStage]) -> tuple[str
             selected.update(own, [FULL])
         elif name in ALIASES:
             selected.update(ALIASES[name])
-        elif name == "widening" and name not in own:
+        elif name == WIDENING.name and name not in own:
             raise ConfigError("cases", name, "rows are stored in the compute dtype; with dtype=fp8 they are widened")
         elif name in CASES:
             selected.add(name)
@@ -96,40 +97,37 @@ def select_cases(requested: object, stages: Sequence[PlannedStage]) -> tuple[str
     return tuple(name for name in order if name in selected)
 
 
-def needed_stages(cases: Sequence[str], stages: Sequence[PlannedStage]) -> tuple[str, ...]:
-    """Names of the stages that must be built to time these cases. A lookup needs the row ids of a hash; the others
-    can be timed on made-up input."""
-    own = [stage.name for stage in stages]
-    if FULL in cases:
-        return (*own, *(case for case in cases if case not in own and case != FULL))
-    needed = set(cases)
-    if "lookup" in needed:
-        needed.update(own[: own.index("lookup")])
-    order = [*own, *(case for case in cases if case not in own)]
-    return tuple(name for name in order if name in needed)
-
-
-def made_up_inputs(names: Sequence[str], stages: Sequence[PlannedStage]) -> tuple[str, ...]:
-    """Those of the built stages whose input no other built stage makes: the one before is not built, because no case
-    needs it, or the strategy has no such stage (the original's uploads can be timed under any strategy)."""
-    own = [stage.name for stage in stages]
-    real = [own[0], *(after for before, after in pairwise(own) if before in names)]
-    return tuple(name for name in names if name not in real)
-
-
-def row_order(order: str, rows: int, sort_from_rows: int, table: str) -> str:
-    """The order in which a kernel reads rows: as_asked or sorted.
-
-    `auto` means sorted from `sort_from_rows` rows on, if they come through the link.
-
-    Raises:
-        ConfigError: an unknown order.
+def needed_stages(cases: Sequence[str], stages: Sequence[PlannedStage]) -> tuple[PlannedStage, ...]:
+    """The stages that must be built to time these cases: all of the strategy for `full`; for a lookup also those that
+    make its row ids; the others can be timed on made-up input. The original's uploads can be timed under any strategy.
     """
-    if order not in ROW_ORDERS:
-        raise ConfigError("lookup.order", order, f"must be one of {', '.join(ROW_ORDERS)}")
-    if order != AUTO_ORDER:
-        return order
-    return SORTED if table == HOST and rows >= sort_from_rows else AS_ASKED
+    own = {stage.name: stage for stage in stages}
+    needed = set(cases) | (set(own) if FULL in cases else set())
+    if LOOKUP.name in needed:
+        before = list(own)[: list(own).index(LOOKUP.name)]
+        needed.update(before)
+    widens = WIDENING.name in own
+    uploads = {UPLOAD_OF[value]: upload_of(value) for value in UPLOAD_OF if widens or value != EMBEDDINGS}
+    others = {name: stage for name, stage in uploads.items() if name not in own}
+    return tuple(stage for name, stage in (own | others).items() if name in needed)
+
+
+def made_up_inputs(built: Sequence[PlannedStage], stages: Sequence[PlannedStage]) -> tuple[PlannedStage, ...]:
+    """Those of the built stages whose input is made up: no other built stage makes it where it is needed, or they are
+    no stages of the strategy. Token ids are there by themselves.
+
+    Args:
+        built: in order.
+        stages: of the strategy; none of them crosses a link where host and device are the same memory.
+    """
+    crosses = any(stage.place == LINK for stage in stages)
+    made = {(TOKEN_IDS, HOST)}
+    made_up = []
+    for stage in built:
+        if stage not in stages or (stage.needs, stage.read_from if crosses else HOST) not in made:
+            made_up.append(stage)
+        made.add((stage.makes, stage.side if crosses else HOST))
+    return tuple(made_up)
 
 
 def _choices() -> str:

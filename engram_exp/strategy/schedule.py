@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 
 from engram_exp.layer.tokens import Batch
-from engram_exp.stage import Stage, Strategy, Tensors
+from engram_exp.stage import BuiltStage, Strategy, Tensors
 
 
 class Cut(NamedTuple):
@@ -59,7 +59,7 @@ class Chunk:
 
     cut: Cut
     on_host: Strategy
-    upload: Stage | None
+    upload: BuiltStage | None
     on_device: Callable[[Tensors], Tensors]
 
 

@@ -10,11 +10,13 @@ import torch
 from common import ROOT, TINY
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from places import parts_of
 
 from engram_exp.config.checks import check
 from engram_exp.config.derived import threads_of
 from engram_exp.errors import ConfigError
-from engram_exp.run.parts import Builder
+from engram_exp.run.plan import Plan
+from engram_exp.run.requirements import check_components, check_dtype
 from engram_exp.strategy.plan import needed_stages
 from engram_exp.vocabulary import UPLOADS
 
@@ -41,14 +43,14 @@ def test_every_option_composes_and_builds(configure, tmp_path, group, option):
         overrides.append(f"tokens.path={tmp_path / 'ids.npy'}")
     config = configure(*overrides)
     check(config)
-    builder = Builder(config)
-    builder.check_components()
-    builder.check_dtype()
-    names = needed_stages(["full"], builder.active)
-    assert [builder.stage(name).name for name in names if name not in UPLOADS] == STEPS[option == "fp8"]
-    batch = builder.batches[0]
+    parts = parts_of(config)
+    check_components(parts.plan)
+    check_dtype(parts.plan)
+    names = [parts.stage(stage).name for stage in needed_stages(["full"], parts.plan.stages)]
+    assert [name for name in names if name not in UPLOADS] == STEPS[option == "fp8"]
+    batch = parts.batches[0]
     assert batch.ids.shape == (2, 4)
-    assert batch.history.shape == (2, builder.geometry.max_order - 1)
+    assert batch.history.shape == (2, parts.geometry.max_order - 1)
 
 
 def test_every_option_is_explained():
@@ -166,7 +168,7 @@ def test_what_cannot_run_is_refused_before_anything_starts(configure, overrides,
 )
 def test_options_of_components_are_held_to_their_constructors(configure, overrides, says):
     with pytest.raises(ConfigError) as refusal:
-        Builder(configure(*overrides)).check_components()
+        check_components(Plan(configure(*overrides)))
     assert str(refusal.value).startswith(says)
 
 
@@ -180,14 +182,14 @@ def test_options_of_components_are_held_to_their_constructors(configure, overrid
 )
 def test_an_unknown_dtype_is_refused(configure, overrides, says):
     with pytest.raises(ConfigError) as refusal:
-        _ = Builder(configure(*overrides)).dtype
+        _ = Plan(configure(*overrides)).dtype
     assert str(refusal.value).startswith(says)
 
 
 @pytest.mark.parametrize("overrides", [["table=device"], ["strategy=device", "table=huge"]])
 def test_a_table_lives_where_the_strategy_keeps_it(configure, overrides):
-    with pytest.raises(ConfigError, match=r"^table=(Device|Host)Table: lives on the (device|host), but the strategy"):
-        Builder(configure(*overrides)).check_components()
+    with pytest.raises(ConfigError, match=r"^table=None: lives on the (device|host), but the strategy"):
+        check_components(Plan(configure(*overrides)))
 
 
 def test_without_triton_its_kernels_are_refused_and_others_run(configure, tmp_path):
@@ -203,11 +205,12 @@ class NoTriton(MetaPathFinder):
 
 sys.meta_path.insert(0, NoTriton())
 from omegaconf import OmegaConf
-from engram_exp.run.parts import Builder
+from engram_exp.run.plan import Plan
+from engram_exp.run.requirements import check_components
 from engram_exp.errors import ConfigError
 for path in sys.argv[1:]:
     try:
-        Builder(OmegaConf.load(path)).check_components()
+        check_components(Plan(OmegaConf.load(path)))
         print("runs")
     except ConfigError as error:
         print(error)
@@ -226,10 +229,10 @@ def test_a_dtype_that_the_device_lacks_is_refused(configure, monkeypatch):
     def multiply(self, other):
         raise RuntimeError("\"addmm_impl_cpu_\" not implemented for 'Half'")
 
-    builder = Builder(configure("hardware=cpu", "dtype=float16"))
+    plan = Plan(configure("hardware=cpu", "dtype=float16"))
     monkeypatch.setattr(torch.Tensor, "__matmul__", multiply)
     with pytest.raises(ConfigError, match=r"^dtype=float16: cpu cannot multiply matrices in it; try float32"):
-        builder.check_dtype()
+        check_dtype(plan)
 
 
 @pytest.mark.parametrize("device", ["cuda", "warp"])
@@ -237,7 +240,7 @@ def test_a_device_that_is_not_there_is_refused(configure, device):
     if device == "cuda" and torch.cuda.is_available():
         pytest.skip("there is one")
     with pytest.raises(ConfigError, match=rf"^hardware\.device={device}: .*auto and cpu would work"):
-        _ = Builder(configure("hardware=cpu", f"hardware.device={device}")).device
+        _ = Plan(configure("hardware=cpu", f"hardware.device={device}")).device
 
 
 def test_threads_follow_the_affinity(configure):
@@ -246,7 +249,7 @@ def test_threads_follow_the_affinity(configure):
 
 
 def test_tiny_is_tiny(configure):
-    assert Builder(configure(*TINY)).geometry.rows < 1000
+    assert Plan(configure(*TINY)).geometry.rows < 1000
 
 
 def test_configurations_stand_only_where_hydra_finds_them():
@@ -285,13 +288,13 @@ def test_a_new_component_and_a_new_strategy_cost_one_file_each(configure, tmp_pa
     overrides = [*TINY, f"hydra.searchpath=[file://{tmp_path / 'conf'}]", "strategy=mine"]
     config = configure(*overrides)
     assert config.lookup.times == 2
-    builder = Builder(config)
-    builder.check_components()
-    stage = builder.stage("lookup")
+    parts = parts_of(config)
+    check_components(parts.plan)
+    stage = parts.stage(next(stage for stage in parts.plan.stages if stage.name == "lookup"))
     row_ids = torch.zeros(2, 12, 4, dtype=torch.int32)
-    assert torch.equal(stage.run((row_ids,))[0], builder.table.contents(row_ids).reshape(24, 32))
+    assert torch.equal(stage.run((row_ids,))[0], parts.table.contents(row_ids).reshape(24, 32))
     assert config.projection._target_.endswith("LinearProjection")
     assert configure(*overrides, "projection=fused").projection._target_.endswith("FusedProjection")
     assert configure(*overrides, "components=original").lookup._target_.endswith("EmbeddingLookup")
     with pytest.raises(ConfigError, match=r"^lookup\.times=twice"):
-        Builder(configure(*overrides, "lookup.times=twice")).check_components()
+        check_components(Plan(configure(*overrides, "lookup.times=twice")))

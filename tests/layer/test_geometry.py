@@ -31,14 +31,12 @@ def test_published_figures_of_v41(configure):
     assert geometry.row_id_bytes == 4
 
 
-def test_demo_moves_what_the_original_moved():
+def test_values_have_the_sizes_that_the_original_moved():
     geometry = demo_geometry()
-    assert geometry.output_bytes("up_embed", 64 * 4096, 64) == 512 * 2**20
-    assert geometry.bytes_moved("up_kv", 64 * 4096, 64) == 64 * 4096 * 5 * 1024 * 2
-    assert geometry.bytes_moved("lookup", 10, 2) == 10 * 16 * (4 + 2 * 128)
-    assert geometry.bytes_moved("hashing", 10, 2) == (10 + 2 * 2) * 8 + 10 * 16 * 4
-    assert geometry.bytes_moved("up_ids", 64, 64) == 64 * 3 * 8, "each id of a decode step brings its history"
-    assert geometry.bytes_moved("projection", 10, 2) == 2 * (10 * 1024 + 10 * 5120 + 5120 * 1024 + 5120 + 4096)
+    assert geometry.bytes_of("rows", 64 * 4096, 64) == geometry.bytes_of("embeddings", 64 * 4096, 64) == 512 * 2**20
+    assert geometry.bytes_of("kv", 64 * 4096, 64) == 64 * 4096 * 5 * 1024 * 2
+    assert geometry.bytes_of("row_ids", 10, 2) == 10 * 16 * 4
+    assert geometry.bytes_of("token_ids", 64, 64) == 64 * 3 * 8
 
 
 def test_table_scale_shrinks_the_table_and_keeps_the_true_rows():
@@ -68,12 +66,8 @@ def test_impossible_numbers_are_refused_by_key(change, key):
         demo_geometry(**change)
 
 
-def test_fp8_rows_move_as_they_are_stored():
-    geometry = demo_geometry(values_per_scale=32)
-    assert geometry.row_bytes == 66
-    assert geometry.bytes_moved("lookup", 10, 2) == 10 * 16 * (4 + 2 * 66)
-    assert geometry.bytes_moved("up_embed", 10, 2) == 10 * 16 * 66
-    assert geometry.bytes_moved("widening", 10, 2) == 10 * 16 * (66 + 64 * 2)
+def test_fp8_rows_have_their_scales():
+    assert demo_geometry(values_per_scale=32).row_bytes == 66
     assert demo_geometry(row_values=40, values_per_scale=32).row_bytes == 42, "a scale of fewer values is one, too"
 
 

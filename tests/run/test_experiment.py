@@ -191,8 +191,14 @@ def test_a_failure_is_a_row(run_inline, tmp_path, monkeypatch, error, status):
         raise error
 
     monkeypatch.setattr(GatherLookup, "__call__", fail)
-    assert [row["status"] for row in run_inline()] == [status] * 5
-    assert str(error.args[-1]) in load_results(tmp_path)["error"][0]
+    rows = run_inline("schedule=serial")
+    assert {row["case"]: row["status"] for row in rows} == {
+        "hashing": "ok", "lookup": status, "up_embed": "skipped", "projection": "ok", "full": status,
+    }  # fmt: skip
+    frame = load_results(tmp_path).set_index("case")
+    assert str(error.args[-1]) in frame.loc["lookup", "error"]
+    assert str(error.args[-1]) in frame.loc["full", "error"]
+    assert frame.loc["projection", "wall_ms_median"] > 0, "one case that fails leaves the others"
 
 
 def test_what_does_not_fit_is_refused_before_it_is_allocated(run_inline, monkeypatch):

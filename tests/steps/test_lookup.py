@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from places import CPU, KERNEL_DEVICE
 
-from engram_exp.errors import ConfigError, SkippedError
+from engram_exp.errors import ConfigError, RegistrationError, SkippedError
 from engram_exp.layer.row_format import RowFormat
 from engram_exp.machine import host_memory
-from engram_exp.machine.host_memory import HostMemory, RegistrationError, _huge_page_share
+from engram_exp.machine.host_memory import HostMemory, _huge_page_share
 from engram_exp.machine.placement import Placement
 from engram_exp.steps.lookup.embedding import EmbeddingLookup
 from engram_exp.steps.lookup.gather import GatherLookup

@@ -2,7 +2,8 @@ import pytest
 
 from engram_exp.config.derived import stages_of
 from engram_exp.errors import ConfigError
-from engram_exp.strategy.plan import made_up_inputs, needed_stages, plan_stages, row_order, select_cases
+from engram_exp.steps.lookup.order import row_order
+from engram_exp.strategy.plan import made_up_inputs, needed_stages, plan_stages, select_cases
 
 
 def names(hashing, lookup, projection, table="host", **changes):
@@ -61,20 +62,38 @@ def test_widening_needs_rows_that_are_not_yet_wide(configure):
     assert select_cases("widening", stages_of(configure("dtype=fp8"))) == ("widening",)
 
 
+def needed(cases, stages):
+    return [stage.name for stage in needed_stages(cases, stages)]
+
+
 def test_only_what_the_cases_need_is_built(configure):
     stages = stages_of(configure("strategy=kv_on_gpu"))
-    assert needed_stages(["hashing"], stages) == ("hashing",)
-    assert needed_stages(["lookup"], stages) == ("hashing", "lookup")
-    assert needed_stages(["projection", "up_kv"], stages) == ("projection", "up_kv")
-    assert needed_stages(["full", "up_kv"], stages) == ("hashing", "lookup", "up_embed", "projection", "up_kv")
+    assert needed(["hashing"], stages) == ["hashing"]
+    assert needed(["lookup"], stages) == ["hashing", "lookup"]
+    assert needed(["projection", "up_kv"], stages) == ["projection", "up_kv"]
+    assert needed(["full", "up_kv"], stages) == ["hashing", "lookup", "up_embed", "projection", "up_kv"]
 
 
-def test_inputs_are_made_up_where_nothing_makes_them(configure):
+@pytest.mark.parametrize(
+    ("cases", "made_up"),
+    [
+        (["hashing", "lookup", "up_embed", "projection", "up_kv"], ["up_kv"]),
+        (["hashing", "lookup"], []),
+        (["projection"], ["projection"]),
+        (["up_embed"], ["up_embed"]),
+        (["lookup", "projection"], ["projection"]),  # what the lookup makes has not crossed the link
+        (["up_rows", "hashing"], ["up_rows"]),  # row ids are there, but not where an upload would find them
+    ],
+)
+def test_inputs_are_made_up_where_nothing_makes_them(configure, cases, made_up):
     stages = stages_of(configure("strategy=kv_on_gpu"))
-    assert made_up_inputs(["hashing", "lookup", "up_embed", "projection", "up_kv"], stages) == ("up_kv",)
-    assert made_up_inputs(["hashing", "lookup"], stages) == ()
-    assert made_up_inputs(["projection"], stages) == ("projection",)
-    assert made_up_inputs(["lookup", "up_embed"], stages) == ("lookup",)
+    assert [stage.name for stage in made_up_inputs(needed_stages(cases, stages), stages)] == made_up
+
+
+def test_without_a_link_both_sides_are_one(configure):
+    stages = [stage for stage in stages_of(configure("strategy=kv_on_gpu")) if stage.place != "link"]
+    assert made_up_inputs(needed_stages(["full"], stages), stages) == ()
+    assert [stage.name for stage in made_up_inputs(needed_stages(["projection"], stages), stages)] == ["projection"]
 
 
 @pytest.mark.parametrize(

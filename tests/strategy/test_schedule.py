@@ -8,13 +8,12 @@ import torch
 from common import TINY
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from places import CPU, DEVICES
+from places import CPU, DEVICES, built_stages, parts_of
 from safetensors.torch import load_file
 
 from engram_exp.config.derived import chunk_tokens_of
 from engram_exp.layer.tokens import Batch
 from engram_exp.machine.host_memory import HostMemory
-from engram_exp.run.parts import Builder
 from engram_exp.run.whole import build_whole_run
 from engram_exp.stage import Strategy
 from engram_exp.steps.hashing.numpy import NumpyHasher
@@ -96,14 +95,14 @@ def test_a_graph_needs_an_upload_that_does_not_wait(run_inline):
 
 @pytest.mark.accelerator
 def test_a_graph_is_replayed_on_its_own_buffers_only(configure):
-    builder = Builder(configure(*TINY, "strategy=uva", "hardware=cuda"))
+    parts = parts_of(configure(*TINY, "strategy=uva", "hardware=cuda"))
     with torch.inference_mode():
-        strategy = Strategy([builder.stage(stage.name) for stage in builder.active])
+        strategy = Strategy(list(built_stages(parts).values()))
         replay = Replay(strategy)
-        want = replay(builder.batches[0])[0].clone()
-        assert torch.equal(replay(builder.batches[0])[0], want)
+        want = replay(parts.batches[0])[0].clone()
+        assert torch.equal(replay(parts.batches[0])[0], want)
         with pytest.raises(RuntimeError, match="captured for other buffers"):
-            replay(builder.batches[1])
+            replay(parts.batches[1])
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
@@ -155,11 +154,11 @@ def test_delays_change_nothing_as_long_as_every_wait_is_there(run_inline, monkey
 def test_keys_and_value_can_be_read_behind_a_call_and_until_the_next(
     configure, monkeypatch, strategy, owner, wait, waits
 ):
-    builder = Builder(configure(*TINY, f"strategy={strategy}", "hardware=cuda", *IN_CHUNKS))
-    first, second = builder.batches[:2]
+    parts = parts_of(configure(*TINY, f"strategy={strategy}", "hardware=cuda", *IN_CHUNKS))
+    first, second = parts.batches[:2]
     with torch.inference_mode():
         monkeypatch.setattr(PinnedUpload, "__call__", slow_upload)
-        whole_run = build_whole_run(builder, {})
+        whole_run = build_whole_run(parts, {})
         for batch in (second, first):
             want = whole_run(batch)[0]
             torch.cuda.synchronize()
@@ -184,11 +183,11 @@ def test_a_graph_reads_its_ids_before_they_are_overwritten(configure, monkeypatc
     if not waits:
         monkeypatch.setattr(Graph, "host_waits", no_wait)
     monkeypatch.setattr(PinnedUpload, "__call__", slow_upload)
-    builder = Builder(configure(*TINY, "strategy=uva", "hardware=cuda", "batches=2"))
+    parts = parts_of(configure(*TINY, "strategy=uva", "hardware=cuda", "batches=2"))
     with torch.inference_mode():
-        stages = {stage.name: builder.stage(stage.name) for stage in builder.active}
-        graph = build_whole_run(builder, stages)
-        first, second = builder.batches
+        stages = built_stages(parts)
+        graph = build_whole_run(parts, stages)
+        first, second = parts.batches
         graph(first)
         torch.cuda.synchronize()
         keys = graph(first)[0].clone()
@@ -202,15 +201,15 @@ def test_a_graph_reads_its_ids_before_they_are_overwritten(configure, monkeypatc
 @pytest.mark.parametrize("strategy", ["kv_on_gpu", "kv_on_cpu", "uva", "device"])
 def test_nothing_waits_for_the_device_between_kernels(configure, strategy):
     schedule = IN_CHUNKS if strategy.startswith("kv") else ()
-    builder = Builder(configure(*TINY, f"strategy={strategy}", "hardware=cuda", *schedule))
+    parts = parts_of(configure(*TINY, f"strategy={strategy}", "hardware=cuda", *schedule))
     with torch.inference_mode():
-        stages = {} if schedule else {stage.name: builder.stage(stage.name) for stage in builder.active}
-        whole_run = build_whole_run(builder, stages)
-        for batch in builder.batches[:3]:
+        stages = {} if schedule else built_stages(parts)
+        whole_run = build_whole_run(parts, stages)
+        for batch in parts.batches[:3]:
             whole_run(batch)
         torch.cuda.set_sync_debug_mode("error")
         try:
-            whole_run(builder.batches[0])
+            whole_run(parts.batches[0])
         finally:
             torch.cuda.set_sync_debug_mode("default")
 
@@ -218,14 +217,14 @@ def test_nothing_waits_for_the_device_between_kernels(configure, strategy):
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("strategy", ["kv_on_gpu", "kv_on_cpu"])
 def test_repeated_calls_leak_nothing(configure, device, strategy):
-    builder = Builder(configure(*TINY, f"strategy={strategy}", f"hardware={device}", *IN_CHUNKS, "seq_len=200"))
+    parts = parts_of(configure(*TINY, f"strategy={strategy}", f"hardware={device}", *IN_CHUNKS, "seq_len=200"))
     with torch.inference_mode():
-        whole_run = build_whole_run(builder, {})
+        whole_run = build_whole_run(parts, {})
         for _ in range(30):
-            whole_run(builder.batches[0])
+            whole_run(parts.batches[0])
         before = psutil.Process().memory_info().rss, torch.cuda.memory_allocated() if device == "cuda" else 0
         for _ in range(300):
-            whole_run(builder.batches[0])
+            whole_run(parts.batches[0])
         after = psutil.Process().memory_info().rss, torch.cuda.memory_allocated() if device == "cuda" else 0
     assert after[0] - before[0] < 2**22
     assert after[1] == before[1]

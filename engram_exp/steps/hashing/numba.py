@@ -14,15 +14,16 @@ from numba import njit, prange
 
 from engram_exp.layer.hash_plan import HashPlan
 from engram_exp.machine.placement import Placement
+from engram_exp.steps.hashing.step import Hashing
 
 BLOCK_TOKENS = 64  # so many mixed hashes stay in the first-level cache while every column takes its remainders
 
 
-class NumbaHasher:
+class NumbaHasher(Hashing):
     """Hashes on all CPU threads into a kept buffer."""
 
     def __init__(self, plan: HashPlan, max_tokens: int, placement: Placement) -> None:
-        placement.require("cpu", "hashing=numba")
+        placement.require("cpu", "hashing")
         self.plan = plan
         self.reciprocals = 1 / plan.moduli
         self.row_ids = placement.empty(max_tokens, plan.columns, dtype=plan.row_id_dtype)

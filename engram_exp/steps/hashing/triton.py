@@ -8,15 +8,16 @@ import triton.language as tl
 
 from engram_exp.layer.hash_plan import HashPlan
 from engram_exp.machine.placement import Placement
+from engram_exp.steps.hashing.step import Hashing
 
 BLOCK_TOKENS = 128
 
 
-class TritonHasher:
+class TritonHasher(Hashing):
     """Hashes into a kept device buffer."""
 
     def __init__(self, plan: HashPlan, max_tokens: int, placement: Placement) -> None:
-        placement.require_triton("hashing=triton")
+        placement.require_triton("hashing")
         self.plan = plan
         device = placement.device
         self.compressed_ids, self.multipliers, self.moduli, self.offsets, self.first_column = (

@@ -6,10 +6,11 @@ import torch
 
 from engram_exp.errors import ConfigError
 from engram_exp.machine.placement import Placement
+from engram_exp.steps.lookup.step import Lookup
 from engram_exp.steps.tables.host import HostTable
 
 
-class EmbeddingLookup:
+class EmbeddingLookup(Lookup):
     """Looks rows up with `torch.nn.functional.embedding`; each call pays for the page faults of its output.
 
     Raises:
@@ -17,7 +18,7 @@ class EmbeddingLookup:
     """
 
     def __init__(self, table: HostTable, max_tokens: int, columns: int, placement: Placement) -> None:
-        placement.require("cpu", "lookup=embedding")
+        placement.require("cpu", "lookup")
         if len(table.parts) > 1:
             raise ConfigError("lookup", "embedding", "reads tables in one piece only: dtype.layout=packed")
         self.storage = table.parts[0]

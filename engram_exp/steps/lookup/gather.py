@@ -12,6 +12,7 @@ from numba.extending import intrinsic
 from numba.np import arrayobj
 
 from engram_exp.machine.placement import Placement
+from engram_exp.steps.lookup.step import Lookup
 from engram_exp.steps.lookup.words import Words
 from engram_exp.steps.tables.host import HostTable
 
@@ -20,11 +21,11 @@ ROWS_PER_BLOCK = 512  # of one thread at a time
 CACHE_LINE_BYTES = 64
 
 
-class GatherLookup:
+class GatherLookup(Lookup):
     """Copies rows on all CPU threads into a buffer that is allocated once, pinned if the placement says so."""
 
     def __init__(self, table: HostTable, max_tokens: int, columns: int, placement: Placement) -> None:
-        placement.require("cpu", "lookup=gather")
+        placement.require("cpu", "lookup")
         row_format = table.row_format
         self.rows = placement.empty(max_tokens * columns, row_format.width, dtype=row_format.storage_dtype)
         self.words = Words(row_format)

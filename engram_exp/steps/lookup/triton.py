@@ -8,14 +8,16 @@ import triton.language as tl
 
 from engram_exp.errors import ConfigError, SkippedError
 from engram_exp.machine.placement import Placement
+from engram_exp.stage import Load
+from engram_exp.steps.lookup.order import row_order
+from engram_exp.steps.lookup.step import Lookup
 from engram_exp.steps.lookup.words import Words
 from engram_exp.steps.tables.device import DeviceTable
 from engram_exp.steps.tables.host import HostTable
-from engram_exp.strategy.plan import row_order
 from engram_exp.vocabulary import HOST, SORTED
 
 
-class TritonLookup:
+class TritonLookup(Lookup):
     """Copies rows into a kept device buffer.
 
     Sorted row ids read the link in long runs, and rows that are asked for twice cross it once; the rows are written
@@ -38,6 +40,11 @@ class TritonLookup:
         SkippedError: the table lies in memory that the GPU cannot read.
     """
 
+    @classmethod
+    def keeps(cls, load: Load) -> dict[str, int]:
+        """Rows, and row ids in order with what a radix sort takes."""
+        return {load.stage.side: load.bytes_of(load.stage.makes) + load.geometry.sort_bytes(load.tokens)}
+
     def __init__(
         self,
         table: HostTable | DeviceTable,
@@ -50,7 +57,7 @@ class TritonLookup:
         warps: int,
         programs: int | None,
     ) -> None:
-        placement.require_triton("lookup=triton")
+        placement.require_triton("lookup")
         _check(order, rows_per_program, warps, programs)
         readable = all(part.device.type == placement.device.type or part.is_pinned() for part in table.parts)
         if not readable:

@@ -9,6 +9,7 @@ import torch
 from engram_exp.layer.weights import ProjectionWeights
 from engram_exp.machine.placement import Placement, has_triton
 from engram_exp.steps.projection.rms_norm import KeyNorm
+from engram_exp.steps.projection.step import Projection
 
 
 class Norm(Protocol):
@@ -20,10 +21,8 @@ class Norm(Protocol):
         """Normalise the keys among keys and value [T, M + 1, C] in place."""
 
 
-class FusedProjection:
+class FusedProjection(Projection):
     """Keys and value lie side by side in one buffer, so that one transfer takes them across the link."""
-
-    kv_buffers = 1
 
     def __init__(self, weights: ProjectionWeights, max_tokens: int, placement: Placement) -> None:
         self.weights = weights = weights.to(placement.device)

@@ -7,9 +7,10 @@ from torch.nn.functional import linear, rms_norm
 
 from engram_exp.layer.weights import ProjectionWeights
 from engram_exp.machine.placement import Placement
+from engram_exp.steps.projection.step import Projection
 
 
-class LinearProjection:
+class LinearProjection(Projection):
     """One matrix product per key and one for the value."""
 
     kv_buffers = 3  # what the Linears return, the normed keys, and these stacked

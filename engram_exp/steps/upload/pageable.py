@@ -5,9 +5,10 @@ from __future__ import annotations
 import torch
 
 from engram_exp.machine.placement import Placement
+from engram_exp.steps.upload.step import Upload
 
 
-class PageableUpload:
+class PageableUpload(Upload):
     """The driver stages the bytes through a pinned buffer of its own."""
 
     pinned_source = False

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import torch
 
 from engram_exp.machine.placement import Placement
+from engram_exp.steps.upload.step import Upload
 
 Tensors = tuple[torch.Tensor, ...]
 MOST_ROUTES = 1024  # that are remembered; each keeps its source
@@ -20,15 +21,13 @@ class Route(NamedTuple):
     results: Tensors
 
 
-class PinnedUpload:
+class PinnedUpload(Upload):
     """Tensors that fill a stretch of memory between them (the fused keys and value, ids and their history) cross in one
     transfer.
 
     A source that is not pinned, such as the fresh output of the original's components, goes through a pinned staging
     buffer first.
     """
-
-    pinned_source = True
 
     def __init__(self, placement: Placement) -> None:
         self.on_device = placement

@@ -10,13 +10,14 @@ from numba import njit, prange
 from engram_exp.layer.row_format import RowFormat
 from engram_exp.machine.placement import Placement
 from engram_exp.steps.bfloat16 import float_to_bits
+from engram_exp.steps.widening.step import Widening
 
 
-class NumbaWidening:
+class NumbaWidening(Widening):
     """Widens into a kept buffer."""
 
     def __init__(self, row_format: RowFormat, max_tokens: int, columns: int, placement: Placement) -> None:
-        placement.require("cpu", "widening=numba")
+        placement.require("cpu", "widening")
         byte = torch.arange(256).to(torch.uint8)
         self.row_format = row_format
         self.value_of = byte.view(torch.float8_e4m3fn).float().numpy()

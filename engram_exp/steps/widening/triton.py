@@ -11,15 +11,16 @@ import triton.language as tl
 
 from engram_exp.layer.row_format import RowFormat
 from engram_exp.machine.placement import Placement
+from engram_exp.steps.widening.step import Widening
 
 BLOCK_VALUES = 1024
 
 
-class TritonWidening:
+class TritonWidening(Widening):
     """Widens into a kept buffer."""
 
     def __init__(self, row_format: RowFormat, max_tokens: int, columns: int, placement: Placement) -> None:
-        placement.require_triton("widening=triton")
+        placement.require_triton("widening")
         self.row_format = row_format
         self.embeddings = placement.empty(max_tokens, columns * row_format.values, dtype=row_format.dtype)
         self.block = triton.next_power_of_2(row_format.values)

@@ -1,0 +1,197 @@
+"""What a run comes to before anything is built: every fact that follows from its configuration and its machine."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from hydra.utils import get_class
+from omegaconf import DictConfig
+
+from engram_exp.config.derived import batches_of, cases_of, chunk_tokens_of, geometry_of, stages_of, value_bytes_of
+from engram_exp.config.options import CPU, resolve_device
+from engram_exp.layer.cache import cached_array
+from engram_exp.layer.geometry import EngramGeometry, search_primes
+from engram_exp.layer.row_format import RowFormat
+from engram_exp.machine.environment import code_cache, cpu_name
+from engram_exp.machine.placement import Placement
+from engram_exp.stage import Load, PlannedStage, Stage, Task, kind_of
+from engram_exp.steps.hashing.step import Hashing
+from engram_exp.steps.lookup.step import Lookup
+from engram_exp.steps.projection.step import Projection
+from engram_exp.steps.upload.step import Upload
+from engram_exp.steps.widening.step import Widening
+from engram_exp.strategy.footprint import Footprint, Ring, footprint
+from engram_exp.strategy.plan import made_up_inputs, needed_stages
+from engram_exp.strategy.schedule import Cut, cut
+from engram_exp.vocabulary import FULL, HASHING, HOST, LINK, LOOKUP, PROJECTION, UPLOADS, WIDENING
+
+KINDS: Mapping[str, type[Stage]] = {
+    HASHING.name: Hashing, LOOKUP.name: Lookup, WIDENING.name: Widening, PROJECTION.name: Projection,
+}  # fmt: skip
+
+
+class Plan:
+    """The plan of one run.
+
+    Args:
+        config: checked by `config.checks.check`.
+    """
+
+    def __init__(self, config: DictConfig) -> None:
+        self.config = config
+        self.tokens = config.batch_size * config.seq_len
+
+    @cached_property
+    def device(self) -> torch.device:
+        """The device that keys and value must end on."""
+        return resolve_device(self.config.hardware.device)
+
+    @cached_property
+    def dtype(self) -> torch.dtype:
+        """The compute dtype."""
+        value_bytes_of(self.config.dtype.name)
+        dtype = getattr(torch, self.config.dtype.name)
+        assert isinstance(dtype, torch.dtype)
+        return dtype
+
+    @cached_property
+    def geometry(self) -> EngramGeometry:
+        """The layer's numbers; its primes are kept on disk."""
+        folder = code_cache(self.config.cache_dir)
+
+        def primes(layers: int, vocab_per_order: tuple[int, ...], heads: int) -> list[list[int]]:
+            key = f"primes-{layers}-{'-'.join(map(str, vocab_per_order))}-{heads}"
+            found = cached_array(folder, key, lambda: np.array(search_primes(layers, vocab_per_order, heads)))
+            return found.tolist()
+
+        return geometry_of(self.config, primes)
+
+    @cached_property
+    def row_format(self) -> RowFormat:
+        """How rows are stored."""
+        dtype = self.config.dtype
+        return RowFormat(self.geometry.row_values, self.dtype, dtype.values_per_scale, dtype.layout == "split")
+
+    @cached_property
+    def stages(self) -> tuple[PlannedStage, ...]:
+        """The stages of the strategy that this machine has: without an accelerator there is no link."""
+        return tuple(stage for stage in stages_of(self.config) if self.has_link or stage.place != LINK)
+
+    @property
+    def has_link(self) -> bool:
+        """Whether host and device have memories of their own."""
+        return self.device.type != "cpu"
+
+    @cached_property
+    def cases(self) -> tuple[str, ...]:
+        """The cases that are timed; uploads are skipped where there is no link."""
+        return tuple(case for case in cases_of(self.config) if self.has_link or case not in UPLOADS)
+
+    @cached_property
+    def cuts(self) -> Sequence[Cut] | None:
+        """The chunks of a pipeline; None where `full` takes whole batches."""
+        chunk_tokens = chunk_tokens_of(self.config)
+        return None if chunk_tokens is None else cut(self.config.batch_size, self.config.seq_len, chunk_tokens)
+
+    @cached_property
+    def built(self) -> tuple[PlannedStage, ...]:
+        """The stages that are built for whole batches; a pipeline has others, of its own."""
+        whole_batches = self.cuts is None or self.config.save_tensors
+        return needed_stages([case for case in self.cases if case != FULL or whole_batches], self.stages)
+
+    @property
+    def looks_up(self) -> bool:
+        """Whether the run needs the table."""
+        stages = self.stages if FULL in self.cases else self.built
+        return any(self.task(stage).kind.reads_table for stage in stages)
+
+    def task(self, stage: PlannedStage, distinct_rows: float = 1.0, *, staged: bool = False) -> Task:
+        """A stage's kind and what is asked of it.
+
+        Args:
+            stage: of the strategy, or an upload.
+            distinct_rows: share of the rows asked for that are distinct.
+            staged: in chunks.
+        """
+        config = self.config
+        group, step = ("upload", Upload) if stage.place == LINK else (stage.name, KINDS[stage.name])
+        node = config.get(group)
+        load = Load(
+            stage=stage,
+            geometry=self.geometry,
+            sequences=config.batch_size,
+            tokens=self.tokens,
+            dtype=config.dtype.name,
+            table=config.strategy.table,
+            batches=batches_of(config),
+            distinct_rows=distinct_rows,
+            staged=staged,
+            options={} if node is None else {str(name): node[name] for name in node if name != "_target_"},
+        )
+        return Task(step if node is None else kind_of(get_class(node._target_), step), load)
+
+    def tasks_of(self, case: str, distinct_rows: float = 1.0) -> list[Task]:
+        """What a case comes to: one stage, or all of the strategy."""
+        if case == FULL:
+            return [self.task(stage, distinct_rows, staged=self.cuts is not None) for stage in self.stages]
+        return [self.task(stage, distinct_rows) for stage in self.built if stage.name == case]
+
+    def placement(self, stage: PlannedStage) -> Placement:
+        """Where a stage leaves its output; pinned if that crosses the link next."""
+        crosses = any(other.place == LINK and other.needs == stage.makes for other in self.stages)
+        return self.memory(stage.side, crosses=crosses and stage.place != LINK)
+
+    def memory(self, side: str, *, crosses: bool = False) -> Placement:
+        """Memory on one side of the link; what crosses it next is pinned where the upload wants that."""
+        device = CPU if side == HOST else self.device
+        return Placement(device, pinned=crosses and device == CPU and self.pins)
+
+    @property
+    def pins(self) -> bool:
+        """Whether host buffers that cross the link are pinned."""
+        upload: Any = kind_of(get_class(self.config.upload._target_), Upload)
+        return self.has_link and bool(upload.pinned_source)
+
+    def footprint(self) -> Footprint:
+        """The memory that the run keeps."""
+        tasks = {stage: self.task(stage) for stage in self.built}
+        ring = None
+        if self.cuts is not None and FULL in self.cases:
+            chunks = max(piece.tokens for piece in self.cuts), min(self.config.schedule.ring_depth, len(self.cuts))
+            ring = Ring(self.tasks_of(FULL), *chunks)
+        return footprint(
+            self.task(self.stages[0]).load,
+            list(tasks.values()),
+            [tasks[stage] for stage in made_up_inputs(self.built, self.stages)],
+            [task for task in tasks.values() if task.kind.rotates],
+            ring,
+        )
+
+
+def bytes_moved(tasks: Sequence[Task]) -> int:
+    """The fewest bytes that these stages read and write."""
+    return sum(kind.bytes_moved(load) for kind, load in tasks)
+
+
+def flops(tasks: Sequence[Task]) -> int:
+    """Floating-point operations of these stages."""
+    return sum(kind.flops(load) for kind, load in tasks)
+
+
+def work(tasks: Sequence[Task]) -> dict[str, float]:
+    """The least that these stages must do, by resource."""
+    total: dict[str, float] = defaultdict(float)
+    for kind, load in tasks:
+        for resource, amount in kind.work(load).items():
+            total[resource] += amount
+    return dict(total)
+
+
+def device_name(device: torch.device) -> str:
+    """Of the accelerator, or of the CPU that stands in for it."""
+    return torch.cuda.get_device_name() if device.type == "cuda" else cpu_name()

@@ -1,0 +1,104 @@
+"""The rows of one run: what was planned, what was measured, what became of each case."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from statistics import median
+from typing import Any
+
+import torch
+
+from engram_exp.errors import status_of, text_of
+from engram_exp.machine.environment import gpus, stamp
+from engram_exp.machine.memory import peak_bytes
+from engram_exp.measure.limits import Limit
+from engram_exp.measure.loop import Timing
+from engram_exp.measure.statistics import summarise
+from engram_exp.run.job import Job
+from engram_exp.run.parts import Parts
+from engram_exp.run.plan import Plan, bytes_moved, device_name, flops
+from engram_exp.stage import Task
+from engram_exp.vocabulary import OK, SKIPPED
+
+NO_LINK = "no accelerator: host and device are the same memory"
+
+
+def failed_rows(job: Job, error: BaseException) -> list[dict[str, Any]]:
+    """The rows of a run that gave nothing."""
+    return [{**stamp(), **row} for row in job.failed_rows(status_of(error), text_of(error, job.choices))]
+
+
+def run_columns(plan: Plan, parts: Parts, table_bytes: int, distinct_rows: float | None) -> dict[str, Any]:
+    """What is the same in all rows of a run, beside what its job knows.
+
+    Args:
+        plan, parts: of the run, after measuring.
+        table_bytes: of its table, 0 without one.
+        distinct_rows: share of the rows asked for that are distinct; None where none were.
+    """
+    device, geometry = plan.device, plan.geometry
+    return {
+        "device": str(device),
+        "device_name": device_name(device),
+        "driver": gpus()[0]["driver"] if device.type == "cuda" and gpus() else None,
+        "batches": len(parts.batches),
+        "true_rows": geometry.true_rows,
+        "used_rows": geometry.rows,
+        "table_bytes": table_bytes,
+        "threads": torch.get_num_threads(),
+        **peak_bytes(device),
+        "unique_row_fraction": distinct_rows,
+        "huge_page_share": parts.table.huge_page_share if plan.looks_up else None,
+    }
+
+
+def case_columns(plan: Plan, case: str, tasks: Sequence[Task], timing: Timing, limit: Limit | None) -> dict[str, Any]:
+    """What was measured of a case that was right."""
+    times = summarise([sample.wall_ms for sample in timing.samples])
+    median_ms = times["wall_ms_median"]
+    assert median_ms is not None
+    per_second = 1e3 / median_ms
+    moved, operations = bytes_moved(tasks), flops(tasks)
+    asks_for_rows = any(task.kind.rotates for task in tasks)
+    return {
+        "status": OK,
+        "iterations": len(timing.samples),
+        "stop_reason": timing.stop_reason,
+        "steady": timing.steady,
+        **times,
+        "device_ms_median": _median([sample.device_ms for sample in timing.samples]),
+        "enqueue_ms_median": _median([sample.enqueue_ms for sample in timing.samples]),
+        "bytes_moved": moved,
+        "gb_per_s": moved * per_second / 1e9,
+        "flops": operations,
+        "tflop_per_s": operations * per_second / 1e12,
+        "rows_per_s": plan.tokens * plan.geometry.columns * per_second if asks_for_rows else None,
+        "tokens_per_s": plan.tokens * per_second,
+        "limit_ms": limit.ms if limit else None,
+        "limit_by": limit.by if limit else None,
+        "efficiency": limit.ms / median_ms if limit else None,
+    }
+
+
+def skipped_columns() -> dict[str, Any]:
+    """Of an upload where there is no link."""
+    return {"status": SKIPPED, "error": NO_LINK}
+
+
+def failed_columns(error: BaseException, choices: Mapping[str, str | None]) -> dict[str, Any]:
+    """Of a case that ended with an error."""
+    return {"status": status_of(error), "error": text_of(error, choices)}
+
+
+def sample_rows(run_id: str, timings: Mapping[str, Timing]) -> list[dict[str, Any]]:
+    """Every timed iteration."""
+    return [
+        {"run_id": run_id, "case": case, "iteration": iteration, "order": order, **sample._asdict()}
+        for case, timing in timings.items()
+        for iteration, (order, sample) in enumerate(zip(timing.order, timing.samples, strict=True))
+    ]
+
+
+def _median(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return median(known) if known else None

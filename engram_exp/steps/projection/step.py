@@ -1,0 +1,70 @@
+"""What every projection is."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import ClassVar
+
+import torch
+
+from engram_exp.stage import Load, Reference, Stage, Tensors
+from engram_exp.vocabulary import DEVICE, HOST
+
+FLOAT32_BYTES = 4
+
+
+class Projection(Stage):
+    """Embeddings -> keys, each RMS-normed, and one value.
+
+    Built as `Projection(weights, max_tokens, placement)`; called with embeddings [T, H * D], it returns keys [T, M, C]
+    and value [T, C] in the compute dtype.
+    """
+
+    built_from = ("weights", "max_tokens", "placement")
+    kv_buffers: ClassVar[int] = 1  # keys and values that it holds at a time; 1: they lie side by side in a kept buffer
+
+    @classmethod
+    def bytes_moved(cls, load: Load) -> int:
+        """Embeddings and weights read, keys and value written."""
+        return super().bytes_moved(load) + load.geometry.weights_bytes
+
+    @classmethod
+    def flops(cls, load: Load) -> int:
+        """Multiplications and additions of the matrix product."""
+        return load.geometry.projection_flops(load.tokens)
+
+    @classmethod
+    def work(cls, load: Load) -> dict[str, float]:
+        """Streams, and the matrix product."""
+        return {load.memory: cls.bytes_moved(load), f"{load.stage.side} GEMM": cls.flops(load)}
+
+    @classmethod
+    def keeps(cls, load: Load) -> dict[str, int]:
+        """Keys and value, as often as it holds them."""
+        return {load.stage.side: cls.kv_buffers * load.bytes_of(load.stage.makes)}
+
+    @classmethod
+    def shares(cls, load: Load) -> dict[str, int]:
+        """The weights, the host's copy of what is on the device, and one in float32 for the reference."""
+        weights = Counter({load.stage.side: load.geometry.weights_bytes})
+        weights[HOST] += FLOAT32_BYTES * load.geometry.weights
+        weights[HOST] += load.geometry.weights_bytes if load.stage.side == DEVICE else 0
+        return dict(weights)
+
+    @classmethod
+    def example(cls, reference: Reference, tokens: int) -> torch.Tensor:
+        """Random keys and value [T, (M + 1) * C]."""
+        return torch.randn(tokens, reference.geometry.kv_width).to(reference.row_format.dtype)
+
+    @classmethod
+    def arranged(cls, flat: torch.Tensor, load: Load) -> Tensors:
+        """Keys [T, M, C] and value [T, C]: side by side, or each in memory of its own."""
+        vectors = flat.view(len(flat), -1, load.geometry.hidden_size)
+        keys, value = vectors[:, :-1], vectors[:, -1]
+        return (keys, value) if cls.kv_buffers == 1 else (keys.contiguous(), value.contiguous())
+
+    @classmethod
+    def wanted(cls, reference: Reference, *inputs: torch.Tensor) -> tuple[Tensors, float]:
+        """Keys [T, M, C] and value [T, C] in float32."""
+        (embeddings,) = inputs
+        return reference.reference_weights.project(embeddings.float()), reference.tolerance

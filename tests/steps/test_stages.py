@@ -1,0 +1,103 @@
+"""What every step knows of itself: bytes, FLOPs and resources."""
+
+import pytest
+import torch
+from asked import tasks_of
+from common import demo_geometry
+from hypothesis import given
+from hypothesis import strategies as st
+
+from engram_exp.stage import BuiltStage, Stage, Strategy, kind_of
+from engram_exp.steps.lookup.step import Lookup
+from engram_exp.vocabulary import BY_SEQUENCE
+
+TOKENS, ROWS = 64 * 4096, 64 * 4096 * 16
+HOST = dict.fromkeys(("table", "hashing", "lookup", "projection"), "host")
+DEVICE = dict.fromkeys(HOST, "device")
+UVA = {**DEVICE, "table": "host"}
+
+
+def task(name, places, **changes):
+    return next(task for task in tasks_of(places, **changes) if task.load.stage.name == name)
+
+
+def work(name, places, **changes):
+    kind, load = task(name, places, **changes)
+    return kind.work(load)
+
+
+def test_bytes_are_those_that_a_step_reads_and_writes():
+    def moved(name, places=HOST, **changes):
+        kind, load = task(name, places, tokens=10, sequences=2, **changes)
+        return kind.bytes_moved(load)
+
+    assert moved("hashing") == (10 + 2 * 2) * 8 + 10 * 16 * 4
+    assert moved("lookup") == 10 * 16 * (4 + 2 * 128)
+    assert moved("projection") == 2 * (10 * 1024 + 10 * 5120 + 5120 * 1024 + 5120 + 4096)
+    assert moved("up_kv") == 10 * 5120 * 2
+    packed = {"geometry": demo_geometry(values_per_scale=32)}
+    assert moved("lookup", **packed) == 10 * 16 * (4 + 2 * 66)
+    assert moved("widening", **packed) == 10 * 16 * (66 + 64 * 2)
+    assert moved("up_embed", {**HOST, "projection": "device"}, **packed) == 10 * 16 * 66
+    kind, load = task("up_ids", DEVICE, tokens=64, sequences=64)
+    assert kind.bytes_moved(load) == 64 * 3 * 8, "each id of a decode step brings its history"
+
+
+def test_each_step_takes_the_resources_of_where_it_stands():
+    flops = 2 * TOKENS * 1024 * 5120
+    assert work("projection", HOST)["host GEMM"] == work("projection", DEVICE)["device GEMM"] == flops
+    assert work("up_kv", HOST) == {"link": TOKENS * 5120 * 2}
+    moved = ROWS * (4 + 0.8 * 128 + 128)
+    assert work("lookup", HOST, distinct_rows=0.8) == {
+        "host memory": pytest.approx(moved), "host rows": pytest.approx(0.8 * ROWS),
+    }  # fmt: skip
+    assert work("lookup", DEVICE, distinct_rows=0.8) == {"device memory": pytest.approx(moved)}
+    assert work("lookup", UVA, distinct_rows=0.8) == {
+        "link rows": pytest.approx(0.8 * ROWS * 128), "device memory": ROWS * 128,
+    }  # fmt: skip
+
+
+def test_what_a_chunk_leaves_in_a_cache_is_not_charged():
+    ids = (TOKENS + 64 * 2) * 8
+    assert work("hashing", HOST) == {"host memory": ids + ROWS * 4}
+    assert work("hashing", HOST, staged=True) == {"host memory": ids}
+    assert work("lookup", DEVICE, staged=True, distinct_rows=0.8) == {"device memory": pytest.approx(0.8 * ROWS * 128)}
+
+
+@given(st.floats(0.01, 1), st.sampled_from([HOST, UVA, DEVICE]), st.booleans())
+def test_less_is_never_asked_for_than_could_be_done_by_the_fewest_bytes(distinct, places, staged):
+    """Work is a lower bound: never more than all bytes moved."""
+    for kind, load in tasks_of(places, distinct_rows=distinct, staged=staged):
+        asked = kind.work(load)
+        assert sum(amount for resource, amount in asked.items() if "memory" in resource) <= kind.bytes_moved(load)
+        assert all(amount >= 0 for amount in asked.values())
+
+
+def test_rows_are_spread_over_the_table_at_most():
+    load = task("lookup", HOST).load
+    assert load.spread_bytes == load.geometry.table_bytes
+    few = task("lookup", HOST, tokens=64, sequences=64, batches=2, distinct_rows=0.5).load
+    assert few.spread_bytes == 64 * 16 * 128
+
+
+class Plain:
+    """A component that is no `Stage`."""
+
+    def __init__(self, table, max_tokens, columns, placement):
+        pass
+
+
+def test_a_plain_component_is_what_its_step_usually_is():
+    kind = kind_of(Plain, Lookup)
+    assert issubclass(kind, Plain)
+    assert kind.work(task("lookup", HOST).load) == work("lookup", HOST)
+    assert kind_of(Lookup, Stage) is Lookup
+
+
+def test_stages_follow_each_other():
+    def plus(number):
+        return BuiltStage(task("lookup", HOST).load.stage, Lookup, lambda tensors: (tensors[0] * 10 + number,))
+
+    assert Strategy([plus(1), plus(2)])((torch.tensor(3),)) == (torch.tensor(312),)
+    assert Strategy([])((3,)) == (3,)
+    assert set(BY_SEQUENCE) == {"token_ids", "row_ids"}
