@@ -1,53 +1,14 @@
 import gc
-import math
 import time
 
-import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from engram_exp.machine import environment
 from engram_exp.measure.clock import Clock, Sample
 from engram_exp.measure.loop import Case, measure
-from engram_exp.measure.statistics import quantile_interval, summarise
 
 CPU_CLOCK = Clock(torch.device("cpu"))
-
-
-@pytest.mark.parametrize(("quantile", "enough"), [(0.5, 6), (0.95, 72), (0.99, 368)])
-def test_an_interval_needs_so_many_samples(quantile, enough):
-    assert quantile_interval(range(enough - 1), quantile) is None
-    assert quantile_interval(range(enough), quantile) is not None
-
-
-def test_the_median_interval_of_published_tables():
-    """Conover, table A3: ranks of the 95 % interval of the median."""
-    for n, ranks in {6: (1, 6), 10: (2, 9), 20: (6, 15), 50: (18, 33), 100: (40, 61)}.items():
-        assert quantile_interval(range(1, n + 1), 0.5) == ranks
-
-
-def test_the_interval_covers_the_median_as_often_as_it_says():
-    random = np.random.default_rng(0)
-    covered = 0
-    for _ in range(2000):
-        low, high = quantile_interval(random.lognormal(size=25), 0.5)
-        covered += low <= 1 <= high
-    assert 0.95 <= covered / 2000 <= 0.98  # exact coverage for n = 25: 0.957
-
-
-@settings(max_examples=50, deadline=None)
-@given(st.lists(st.floats(1e-3, 1e6), min_size=1, max_size=500))
-def test_summaries_hold_together(samples):
-    columns = summarise(samples)
-    assert columns["wall_ms_min"] <= columns["wall_ms_median"] <= columns["wall_ms_max"]
-    assert math.isclose(columns["wall_ms_mean"], sum(samples) / len(samples), rel_tol=1e-9)
-    assert (columns["wall_ms_lo"] is None) == (len(samples) < 6)
-    assert (columns["wall_ms_p95"] is None) == (len(samples) < 72)
-    assert (columns["wall_ms_p99"] is None) == (len(samples) < 368)
-    if columns["wall_ms_lo"] is not None:
-        assert columns["wall_ms_lo"] <= columns["wall_ms_median"] <= columns["wall_ms_hi"]
 
 
 def measured(cases, **options):
@@ -165,8 +126,3 @@ def test_a_budget_is_in_seconds():
 def test_warming_up_takes_a_share_of_the_budget():
     timings = measured([Case("slow", [lambda: time.sleep(0.03)], False)], iterations=1, budget_s=1)
     assert not timings["slow"].steady, "6 calls take more than 5 % of a second"
-
-
-def test_percentiles_are_those_they_are_called():
-    columns = summarise(range(1001))
-    assert (columns["wall_ms_p95"], columns["wall_ms_p99"]) == (950, 990)
