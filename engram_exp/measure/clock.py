@@ -8,6 +8,8 @@ from typing import NamedTuple
 
 import torch
 
+from engram_exp.machine.disturbance import SmClock
+
 
 class Sample(NamedTuple):
     """One timed iteration, in milliseconds.
@@ -36,11 +38,17 @@ class Clock:
         if self.has_stream:
             self.start = torch.Event(device=device.type, enable_timing=True)
             self.end = torch.Event(device=device.type, enable_timing=True)
+        uuid = str(torch.cuda.get_device_properties(device).uuid) if device.type == "cuda" else None
+        self.sm_clock = SmClock(uuid) if uuid else None
 
     def synchronize(self) -> None:
         """Wait until the device is idle."""
         if self.has_stream:
             torch.accelerator.synchronize()
+
+    def sm_clock_mhz(self) -> int | None:
+        """The clock of the device's multiprocessors now; None where there is none to ask."""
+        return self.sm_clock.mhz() if self.sm_clock else None
 
     def time(self, call: Callable[[], object], *, uses_device: bool) -> Sample:
         """Time one call. Nothing but the call and two events happens between the first and the last look at a clock."""

@@ -1,4 +1,4 @@
-"""The loop over cases: warm up until steady, then take samples of all cases in a random order."""
+"""The loop over cases: warm up until times stop falling, then take samples of all cases in a random order."""
 
 from __future__ import annotations
 
@@ -6,17 +6,22 @@ import gc
 import logging
 import random
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from itertools import cycle
+from itertools import count, cycle
 
+from engram_exp.machine.disturbance import preemptions
 from engram_exp.measure.clock import Clock, Sample
+from engram_exp.measure.statistics import is_steady
 
 log = logging.getLogger(__name__)
 
-WARMUP_SHARE = 0.05  # of a case's budget
-WINDOW_CALLS = 3  # a case is steady once the sum of its last calls ...
-STEADY_GAIN = 0.05  # ... is no more than this share smaller than that of the calls before them
+WINDOW_CALLS = 3  # a case is warm once the sum of its last calls ...
+WARM_GAIN = 0.05  # ... is no more than this share smaller than that of the calls before them ...
+WARMUP_SHARE = 0.05  # ... or this share of its budget is spent on as many calls as such a comparison needs ...
+SLOW_WARMUP_SHARE = 0.25  # ... or this share on fewer
+SM_CLOCK_EVERY_S = 0.05  # of a case, at most
 
 
 @dataclass
@@ -27,22 +32,37 @@ class Case:
         name: as the CSV calls it.
         calls: one for each of the inputs that rotate through the iterations.
         uses_device: whether it leaves work on the device.
+        probe: called between samples, never inside one: behind the first, behind one at random, and behind the last. It
+            raises if the case does not compute what it should.
     """
 
     name: str
     calls: Sequence[Callable[[], object]]
     uses_device: bool
+    probe: Callable[[], None] | None = None
 
 
 @dataclass
 class Timing:
-    """What the loop found out about a case. `order` counts the samples of all cases as they were taken."""
+    """What the loop found out about a case.
 
-    steady: bool = False
+    steady: whether its samples neither fell nor rose, by `statistics.is_steady`; None where they are too few to tell.
+    stop_reason: iterations, budget or error.
+    samples, order: of each iteration, and its number among those of all cases as they were taken.
+    spent_s: in its samples.
+    preempted: how often another process took a CPU from a thread of this one during the samples.
+    sm_clock_mhz_min: the lowest clock of the device that was seen behind a sample, in MHz; None without a device.
+    error: what a call or the probe raised. It ended this case, and no other.
+    """
+
+    steady: bool | None = None
     stop_reason: str = ""
     samples: list[Sample] = field(default_factory=list)
     order: list[int] = field(default_factory=list)
     spent_s: float = 0.0
+    preempted: int = 0
+    sm_clock_mhz_min: int | None = None
+    error: Exception | None = None
 
 
 Progress = Callable[[str, dict[str, Timing]], None]
@@ -51,72 +71,140 @@ Progress = Callable[[str, dict[str, Timing]], None]
 def measure(
     cases: Sequence[Case], clock: Clock, *, iterations: int, budget_s: float, seed: int, progress: Progress
 ) -> dict[str, Timing]:
-    """Time every case.
+    """Time every case. One that raises an exception is left with it; the others go on.
+
+    Cases warm up one after the other, then give a sample each in every round, in a random order. Probes run when a
+    round has ended, so that no more than one sample follows what they leave in caches.
 
     Args:
         cases: of one run.
         clock: of its device.
         iterations: samples of a case, at most.
         budget_s: seconds of a case, at most; the iteration under way is finished.
-        seed: of the order.
-        progress: called between samples with the case that comes next.
+        seed: of the order within each round, and of the samples behind which probes run.
+        progress: called between samples with the case to come and what is known about all of them.
     """
     timings = {case.name: Timing() for case in cases}
+    running = [
+        _Running(case, calls, clock, iterations, budget_s, timings[case.name], f"{seed} {case.name}")
+        for case, calls in zip(cases, _apart(cases), strict=True)
+    ]
+    order, taken = random.Random(seed), count()
     gc.collect()
     gc.disable()
     try:
-        calls = _apart(cases)
-        for case in cases:
-            progress(case.name, timings)
-            backwards = reversed(calls[case.name])  # inputs that warmed up are those that timing comes to last
-            timings[case.name].steady = _warm_up(case, backwards, clock, budget_s * WARMUP_SHARE)
+        for each in running:
+            progress(each.case.name, timings)
+            each.warm_up()
         log.info("warmed up; the first timed sample follows")
-        order = random.Random(seed)
-        running = list(cases)
-        turn = taken = 0
-        while running:
+        for turn in count():
+            running = [each for each in running if not each.timing.stop_reason]
+            if not running:
+                break
             order.shuffle(running)
-            for case in tuple(running):
-                timing = timings[case.name]
-                progress(case.name, timings)
-                call = calls[case.name][turn % len(case.calls)]
-                timing.samples.append(clock.time(call, uses_device=case.uses_device))
-                timing.order.append(taken)
-                taken += 1
-                timing.spent_s += timing.samples[-1].wall_ms / 1e3
-                timing.stop_reason = _stop_reason(timing, iterations, budget_s)
-                if timing.stop_reason:
-                    running.remove(case)
-            turn += 1
+            for each in running:
+                progress(each.case.name, timings)
+                each.take_sample(turn, next(taken))
+            for each in running:
+                each.probe_if_due()
     finally:
         gc.enable()
+    for timing in timings.values():
+        timing.steady = is_steady([sample.wall_ms for sample in timing.samples])
     return timings
 
 
-def _apart(cases: Sequence[Case]) -> dict[str, Sequence[Callable[[], object]]]:
+def _apart(cases: Sequence[Case]) -> list[Sequence[Callable[[], object]]]:
     """The calls of each case, beginning where no other does: it would find in a cache what that has just read."""
-    calls = {case.name: case.calls for case in cases}
-    rotating = [case for case in cases if len(case.calls) > 1]
-    for number, case in enumerate(rotating):
-        first = number * len(case.calls) // len(rotating)
-        calls[case.name] = [*case.calls[first:], *case.calls[:first]]
+    rotating = sum(len(case.calls) > 1 for case in cases)
+    numbers = count()
+    calls: list[Sequence[Callable[[], object]]] = []
+    for case in cases:
+        first = next(numbers) * len(case.calls) // rotating if len(case.calls) > 1 else 0
+        calls.append([*case.calls[first:], *case.calls[:first]])
     return calls
 
 
-def _warm_up(case: Case, calls: Iterable[Callable[[], object]], clock: Clock, budget_s: float) -> bool:
-    """Call a case at least once, until its times stop falling or the budget is spent; whether they stopped."""
-    turns = cycle(calls)
-    times_ms: list[float] = []
-    deadline = time.perf_counter() + budget_s
-    while not times_ms or time.perf_counter() < deadline:
-        times_ms.append(clock.time(next(turns), uses_device=case.uses_device).wall_ms)
-        earlier, latest = times_ms[-2 * WINDOW_CALLS : -WINDOW_CALLS], times_ms[-WINDOW_CALLS:]
-        if len(earlier) == WINDOW_CALLS and sum(latest) >= (1 - STEADY_GAIN) * sum(earlier):
-            return True
-    return False
+@dataclass
+class _Running:
+    """One case on its way through the loop. What it raises ends up in its timing, and ends it.
+
+    Args:
+        case, calls: what to time, and its calls in the order in which they rotate.
+        clock, iterations, budget_s: as `measure` has them.
+        timing: filled in.
+        seed: of the sample behind which the probe runs, besides the first and the last.
+    """
+
+    case: Case
+    calls: Sequence[Callable[[], object]]
+    clock: Clock
+    iterations: int
+    budget_s: float
+    timing: Timing
+    seed: str
+
+    def __post_init__(self) -> None:
+        self.probe_at = [0.0, random.Random(self.seed).random(), 1.0] if self.case.probe else []  # shares of the way
+        self.next_clock_s = 0.0
+
+    @contextmanager
+    def _ended_by_error(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            log.info("%s failed", self.case.name, exc_info=True)
+            self.timing.error, self.timing.stop_reason = error, "error"
+
+    def _time(self, call: Callable[[], object]) -> Sample:
+        return self.clock.time(call, uses_device=self.case.uses_device)
+
+    def warm_up(self) -> None:
+        """Call the case until its times stop falling, at least six times. A share of the budget ends that, too, but not
+        before the sixth call unless calls are so slow that there would be no budget left to speak of."""
+        with self._ended_by_error():
+            times_ms: list[float] = []
+            for call in cycle(reversed(self.calls)):  # inputs that warmed up are those that timing comes to last
+                times_ms.append(self._time(call).wall_ms)
+                enough = len(times_ms) >= 2 * WINDOW_CALLS
+                spent = sum(times_ms) / 1e3 / self.budget_s
+                if spent >= (WARMUP_SHARE if enough else SLOW_WARMUP_SHARE) or (enough and _is_warm(times_ms)):
+                    break
+
+    def take_sample(self, turn: int, number: int) -> None:
+        """Take the sample of a round; `number` counts those of all cases."""
+        timing = self.timing
+        with self._ended_by_error():
+            before = preemptions()
+            sample = self._time(self.calls[turn % len(self.calls)])
+            timing.preempted += preemptions() - before
+            timing.samples.append(sample)
+            timing.order.append(number)
+            timing.spent_s += sample.wall_ms / 1e3
+            if self.case.uses_device and time.perf_counter() >= self.next_clock_s:
+                self._look_at_sm_clock()
+            if len(timing.samples) >= self.iterations:
+                timing.stop_reason = "iterations"
+            elif timing.spent_s >= self.budget_s:
+                timing.stop_reason = "budget"
+
+    def _look_at_sm_clock(self) -> None:
+        mhz, lowest = self.clock.sm_clock_mhz(), self.timing.sm_clock_mhz_min
+        if mhz is not None:
+            self.timing.sm_clock_mhz_min = mhz if lowest is None else min(mhz, lowest)
+        self.next_clock_s = time.perf_counter() + SM_CLOCK_EVERY_S
+
+    def probe_if_due(self) -> None:
+        """Call the probe if the samples taken since it last ran have passed one of its places."""
+        timing = self.timing
+        done = max(len(timing.samples) / self.iterations, timing.spent_s / self.budget_s)
+        places_left = [share for share in self.probe_at if share > done]
+        if self.case.probe and len(places_left) < len(self.probe_at) and not timing.error:
+            self.probe_at = places_left
+            with self._ended_by_error():
+                self.case.probe()
 
 
-def _stop_reason(timing: Timing, iterations: int, budget_s: float) -> str:
-    if len(timing.samples) >= iterations:
-        return "iterations"
-    return "budget" if timing.spent_s >= budget_s else ""
+def _is_warm(times_ms: Sequence[float]) -> bool:
+    earlier, latest = times_ms[-2 * WINDOW_CALLS : -WINDOW_CALLS], times_ms[-WINDOW_CALLS:]
+    return sum(latest) >= (1 - WARM_GAIN) * sum(earlier)

@@ -1,0 +1,192 @@
+"""The loop over cases, with clocks that say what they are told to."""
+
+import itertools
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from engram_exp.measure import loop
+from engram_exp.measure.clock import Sample
+from engram_exp.measure.loop import Case, measure
+
+
+class SetClock:
+    """Calls take what it is told they take, the last for ever."""
+
+    def __init__(self, *times_ms, sm_clocks_mhz=()):
+        self.times_ms = list(times_ms)
+        self.sm_clocks_mhz = list(sm_clocks_mhz)
+        self.inside = False
+
+    def time(self, call, *, uses_device):
+        self.inside = True
+        call()
+        self.inside = False
+        return Sample(self.times_ms.pop(0) if len(self.times_ms) > 1 else self.times_ms[0], None, None)
+
+    def sm_clock_mhz(self):
+        assert not self.inside
+        return self.sm_clocks_mhz.pop(0) if self.sm_clocks_mhz else None
+
+
+def measured(cases, clock, **options):
+    defaults = {"iterations": 1, "budget_s": 10, "seed": 0, "progress": lambda *_: None}
+    return measure(cases, clock, **{**defaults, **options})
+
+
+def calls_and_timing(clock, **options):
+    calls = []
+    timing = measured([Case("a", [lambda: calls.append(1)], False)], clock, **options)["a"]
+    return len(calls), timing
+
+
+@pytest.mark.parametrize(("latest", "warming_up"), [(10.0, 6), (9.6, 6), (9.4, 7), (12.0, 6)])
+def test_a_case_is_warm_once_three_calls_gain_less_than_a_twentieth(latest, warming_up):
+    calls, _ = calls_and_timing(SetClock(10, 10, 10, latest))
+    assert calls == warming_up + 1
+
+
+@pytest.mark.parametrize(
+    ("call_ms", "warming_up"),
+    [
+        pytest.param(7000, 1, id="a third of the budget"),
+        pytest.param(1100, 5, id="five are a quarter of it"),
+        pytest.param(800, 6, id="six are a quarter of it"),
+        pytest.param(200, 6, id="six are a twentieth of it"),
+    ],
+)
+def test_warming_up_takes_six_calls_unless_they_are_slow_for_the_budget(call_ms, warming_up):
+    calls, timing = calls_and_timing(SetClock(call_ms), budget_s=20)
+    assert calls == warming_up + 1
+    assert timing.steady is None, "one sample tells nothing"
+
+
+def test_what_never_settles_ends_warming_up_with_a_share_of_the_budget():
+    falling = (1000 * 0.8**n for n in itertools.count())
+    calls, _ = calls_and_timing(SetClock(*itertools.islice(falling, 100)), budget_s=80)
+    assert calls == 8 + 1, "the eighth has spent 4 s"
+
+
+@pytest.mark.parametrize(
+    ("times_ms", "steady"),
+    [
+        ([10.0], True),
+        ([*[10.0] * 9, 500.0, 10.0], True),
+        ([100 - n for n in range(60)], False),
+        ([10 + n for n in range(60)], False),
+    ],
+)
+def test_steady_is_said_of_the_samples(times_ms, steady):
+    _, timing = calls_and_timing(SetClock(*times_ms), iterations=20)
+    assert timing.steady is steady
+
+
+def test_a_slow_case_that_gave_two_samples_is_neither_steady_nor_unsteady():
+    _, timing = calls_and_timing(SetClock(7000.0), iterations=50, budget_s=10)
+    assert (len(timing.samples), timing.steady) == (2, None)
+
+
+def test_a_budget_is_in_seconds():
+    _, timing = calls_and_timing(SetClock(1000.0), iterations=10, budget_s=3)
+    assert (len(timing.samples), timing.stop_reason, timing.spent_s) == (3, "budget", 3.0)
+
+
+@pytest.mark.parametrize("fails_at", [1, 7, 9])
+def test_a_case_that_fails_leaves_the_others(fails_at):
+    calls = []
+
+    def fail():
+        calls.append(1)
+        if len(calls) == fails_at:
+            raise ValueError("lost")
+
+    timings = measured([Case("fails", [fail], False), Case("goes on", [int], False)], SetClock(1.0), iterations=4)
+    assert str(timings["fails"].error) == "lost"
+    assert timings["fails"].stop_reason == "error"
+    assert len(calls) == fails_at, "it is not called again"
+    assert len(timings["fails"].samples) == max(0, fails_at - 7)
+    assert (timings["goes on"].error, len(timings["goes on"].samples)) == (None, 4)
+
+
+def probed(iterations, seed, **options):
+    """Behind which of its samples a case is probed."""
+    clock, timings, places = SetClock(1.0), {}, []
+
+    def probe():
+        assert not clock.inside
+        places.append(len(timings["a"].samples))
+
+    cases = [Case("a", [int], False, probe), Case("b", [int], False)]
+    measured(cases, clock, iterations=iterations, seed=seed, progress=lambda _, now: timings.update(now), **options)
+    return places
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.integers(1, 40), st.integers(0, 2**32))
+@example(1, 0)
+@example(2, 0)
+def test_a_case_is_probed_behind_its_first_and_last_sample_and_once_between(iterations, seed):
+    places = probed(iterations, seed)
+    assert places == probed(iterations, seed), "the seed decides"
+    assert places[0] == 1
+    assert places[-1] == iterations
+    assert len(places) <= 3
+    assert places == sorted(set(places))
+
+
+def test_where_a_case_is_probed_depends_on_the_seed():
+    assert len({probed(50, seed)[1] for seed in range(8)}) > 2
+
+
+def test_a_case_that_the_budget_ends_is_probed_behind_its_last_sample():
+    assert probed(1000, 0, budget_s=0.01)[-1] == 10
+
+
+def test_what_a_probe_raises_ends_its_case_alone():
+    def fails():
+        raise ValueError("wrong result")
+
+    cases = [Case("wrong", [int], False, fails), Case("right", [int], False, int)]
+    timings = measured(cases, SetClock(1.0), iterations=5)
+    assert str(timings["wrong"].error) == "wrong result"
+    assert len(timings["wrong"].samples) == 1
+    assert (timings["right"].error, len(timings["right"].samples)) == (None, 5)
+
+
+def test_preemptions_are_those_of_the_samples(monkeypatch):
+    clock, seen = SetClock(1.0), [0]
+
+    def preempted():
+        assert not clock.inside
+        return seen[0]
+
+    def busy():
+        seen[0] += 3
+
+    def between_samples(*_):
+        seen[0] += 100
+
+    monkeypatch.setattr(loop, "preemptions", preempted)
+    timings = measured(
+        [Case("busy", [busy], False), Case("quiet", [int], False)], clock, iterations=4, progress=between_samples
+    )
+    assert (timings["busy"].preempted, timings["quiet"].preempted) == (12, 0)
+
+
+def test_the_lowest_clock_of_the_device_is_kept(monkeypatch):
+    monkeypatch.setattr(loop, "SM_CLOCK_EVERY_S", 0.0)
+    clock = SetClock(1.0, sm_clocks_mhz=[1980, 1755, 1900])
+    timings = measured([Case("gpu", [int], True), Case("cpu", [int], False)], clock, iterations=3)
+    assert timings["gpu"].sm_clock_mhz_min == 1755
+    assert timings["cpu"].sm_clock_mhz_min is None
+
+
+def test_the_clock_of_the_device_is_asked_for_only_now_and_then():
+    clock = SetClock(0.1, sm_clocks_mhz=range(2000, 1000, -1))
+    timing = measured([Case("gpu", [int], True)], clock, iterations=50)["gpu"]
+    assert timing.sm_clock_mhz_min > 1950, "not behind each of 50 samples, which take no time"
+
+
+def test_a_device_without_a_clock_to_read_has_none():
+    assert measured([Case("gpu", [int], True)], SetClock(1.0), iterations=3)["gpu"].sm_clock_mhz_min is None
