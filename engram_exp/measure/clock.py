@@ -30,7 +30,11 @@ class Clock:
 
     Args:
         device: what is waited for.
+
+    result: what the last call returned.
     """
+
+    result: object
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -52,15 +56,16 @@ class Clock:
 
     def time(self, call: Callable[[], object], *, uses_device: bool) -> Sample:
         """Time one call. Nothing but the call and two events happens between the first and the last look at a clock."""
+        self.result = None
         if not (uses_device and self.has_stream):
             self.synchronize()
             began = perf_counter_ns()
-            call()
+            self.result = call()
             return Sample((perf_counter_ns() - began) / 1e6, None, None)
         self.synchronize()
         began = perf_counter_ns()
         self.start.record()
-        call()
+        self.result = call()
         self.end.record()
         returned = perf_counter_ns()
         self.synchronize()

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import count, cycle
+from typing import Any
 
 from engram_exp.machine.disturbance import preemptions
 from engram_exp.measure.clock import Clock, Sample
@@ -24,6 +25,9 @@ SLOW_WARMUP_SHARE = 0.25  # ... or this share on fewer
 SM_CLOCK_EVERY_S = 0.05  # of a case, at most
 
 
+Call = Callable[[], object]
+
+
 @dataclass
 class Case:
     """Something to time.
@@ -32,14 +36,15 @@ class Case:
         name: as the CSV calls it.
         calls: one for each of the inputs that rotate through the iterations.
         uses_device: whether it leaves work on the device.
-        probe: called between samples, never inside one: behind the first, behind one at random, and behind the last. It
-            raises if the case does not compute what it should.
+        before: is given the call of every sample before it is timed.
+        behind: is given the call and what it returned, behind every sample; raises if that is not what it should be.
     """
 
     name: str
-    calls: Sequence[Callable[[], object]]
+    calls: Sequence[Call]
     uses_device: bool
-    probe: Callable[[], None] | None = None
+    before: Callable[[Any], None] | None = None
+    behind: Callable[[Any, object], None] | None = None
 
 
 @dataclass
@@ -52,7 +57,7 @@ class Timing:
     spent_s: in its samples.
     preempted: how often another process took a CPU from a thread of this one during the samples.
     sm_clock_mhz_min: the lowest clock of the device that was seen behind a sample, in MHz; None without a device.
-    error: what a call or the probe raised. It ended this case, and no other.
+    error: what a call, or a look at what it returned, raised. It ended this case, and no other.
     """
 
     steady: bool | None = None
@@ -73,20 +78,19 @@ def measure(
 ) -> dict[str, Timing]:
     """Time every case. One that raises an exception is left with it; the others go on.
 
-    Cases warm up one after the other, then give a sample each in every round, in a random order. Probes run when a
-    round has ended, so that no more than one sample follows what they leave in caches.
+    Cases warm up one after the other, then give a sample each in every round, in a random order.
 
     Args:
         cases: of one run.
         clock: of its device.
         iterations: samples of a case, at most.
         budget_s: seconds of a case, at most; the iteration under way is finished.
-        seed: of the order within each round, and of the samples behind which probes run.
+        seed: of the order within each round.
         progress: called between samples with the case to come and what is known about all of them.
     """
     timings = {case.name: Timing() for case in cases}
     running = [
-        _Running(case, calls, clock, iterations, budget_s, timings[case.name], f"{seed} {case.name}")
+        _Running(case, calls, clock, iterations, budget_s, timings[case.name])
         for case, calls in zip(cases, _apart(cases), strict=True)
     ]
     order, taken = random.Random(seed), count()
@@ -105,8 +109,6 @@ def measure(
             for each in running:
                 progress(each.case.name, timings)
                 each.take_sample(turn, next(taken))
-            for each in running:
-                each.probe_if_due()
     finally:
         gc.enable()
     for timing in timings.values():
@@ -114,11 +116,11 @@ def measure(
     return timings
 
 
-def _apart(cases: Sequence[Case]) -> list[Sequence[Callable[[], object]]]:
+def _apart(cases: Sequence[Case]) -> list[Sequence[Call]]:
     """The calls of each case, beginning where no other does: it would find in a cache what that has just read."""
     rotating = sum(len(case.calls) > 1 for case in cases)
     numbers = count()
-    calls: list[Sequence[Callable[[], object]]] = []
+    calls: list[Sequence[Call]] = []
     for case in cases:
         first = next(numbers) * len(case.calls) // rotating if len(case.calls) > 1 else 0
         calls.append([*case.calls[first:], *case.calls[:first]])
@@ -133,20 +135,15 @@ class _Running:
         case, calls: what to time, and its calls in the order in which they rotate.
         clock, iterations, budget_s: as `measure` has them.
         timing: filled in.
-        seed: of the sample behind which the probe runs, besides the first and the last.
     """
 
     case: Case
-    calls: Sequence[Callable[[], object]]
+    calls: Sequence[Call]
     clock: Clock
     iterations: int
     budget_s: float
     timing: Timing
-    seed: str
-
-    def __post_init__(self) -> None:
-        self.probe_at = [0.0, random.Random(self.seed).random(), 1.0] if self.case.probe else []  # shares of the way
-        self.next_clock_s = 0.0
+    next_clock_s: float = 0.0
 
     @contextmanager
     def _ended_by_error(self) -> Iterator[None]:
@@ -156,7 +153,7 @@ class _Running:
             log.info("%s failed", self.case.name, exc_info=True)
             self.timing.error, self.timing.stop_reason = error, "error"
 
-    def _time(self, call: Callable[[], object]) -> Sample:
+    def _time(self, call: Call) -> Sample:
         return self.clock.time(call, uses_device=self.case.uses_device)
 
     def warm_up(self) -> None:
@@ -173,15 +170,19 @@ class _Running:
 
     def take_sample(self, turn: int, number: int) -> None:
         """Take the sample of a round; `number` counts those of all cases."""
-        timing = self.timing
+        timing, case, call = self.timing, self.case, self.calls[turn % len(self.calls)]
         with self._ended_by_error():
+            if case.before:
+                case.before(call)
             before = preemptions()
-            sample = self._time(self.calls[turn % len(self.calls)])
+            sample = self._time(call)
             timing.preempted += preemptions() - before
+            if case.behind:
+                case.behind(call, self.clock.result)
             timing.samples.append(sample)
             timing.order.append(number)
             timing.spent_s += sample.wall_ms / 1e3
-            if self.case.uses_device and time.perf_counter() >= self.next_clock_s:
+            if case.uses_device and time.perf_counter() >= self.next_clock_s:
                 self._look_at_sm_clock()
             if len(timing.samples) >= self.iterations:
                 timing.stop_reason = "iterations"
@@ -193,16 +194,6 @@ class _Running:
         if mhz is not None:
             self.timing.sm_clock_mhz_min = mhz if lowest is None else min(mhz, lowest)
         self.next_clock_s = time.perf_counter() + SM_CLOCK_EVERY_S
-
-    def probe_if_due(self) -> None:
-        """Call the probe if the samples taken since it last ran have passed one of its places."""
-        timing = self.timing
-        done = max(len(timing.samples) / self.iterations, timing.spent_s / self.budget_s)
-        places_left = [share for share in self.probe_at if share > done]
-        if self.case.probe and len(places_left) < len(self.probe_at) and not timing.error:
-            self.probe_at = places_left
-            with self._ended_by_error():
-                self.case.probe()
 
 
 def _is_warm(times_ms: Sequence[float]) -> bool:

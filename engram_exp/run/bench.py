@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -12,15 +12,18 @@ import torch
 from engram_exp.errors import ConfigError, RegistrationError, SkippedError
 from engram_exp.layer.tokens import Batch
 from engram_exp.machine.memory import peak_bytes
+from engram_exp.machine.placement import poison
 from engram_exp.measure.clock import Clock
 from engram_exp.run.made_up import MadeUp
 from engram_exp.run.parts import Parts
-from engram_exp.run.verify import Verifier
+from engram_exp.run.plan import KINDS
+from engram_exp.run.verify import Glance, Verifier
 from engram_exp.run.whole import WholeRun, build_whole_run
-from engram_exp.stage import BuiltStage, PlannedStage, Stage, Tensors
+from engram_exp.stage import BuiltStage, PlannedStage, Task, Tensors
 from engram_exp.strategy.plan import made_up_inputs
 from engram_exp.vocabulary import EMBEDDINGS, FULL, HASHING, HOST, KV, LINK, ROWS, TOKEN_IDS
 
+ROTATING = [name for name, kind in KINDS.items() if kind.rotates]  # steps whose time depends on what they read
 OF_THE_RUN = (ConfigError, SkippedError, RegistrationError)  # errors that leave nothing to time
 
 
@@ -41,7 +44,6 @@ class Bench:
         self.clock, self.verifier, self.made_up = clock, verifier, MadeUp(parts)
         self.stages: dict[str, BuiltStage] = {}
         self.inputs: dict[str, list[Tensors]] = {}  # of a case: one for each call that rotates
-        self.results: dict[str, object] = {}  # what each case returned last
         self.made: dict[tuple[str, str], Tensors] = {(TOKEN_IDS, HOST): parts.batches[0]}  # by value and side
         self.whole_run: WholeRun | None = None
         self.whole_peaks: dict[str, int] = {}  # memory of the whole strategy, before more was built
@@ -63,15 +65,17 @@ class Bench:
             self._build(stage, is_alone=stage in alone)
         if FULL in self.plan.cases:
             with self._failing(FULL):
-                self._build_whole([stage.name for stage in first])
+                self._build_whole()
         for stage in later:
             self._build(stage, is_alone=stage in alone)
         if self.whole_run:
             with self._failing(FULL):
+                self._require_right_rows(FULL)
                 self._verify_whole()
-        for case in self.plan.cases:
+        for case in [*self.stages, *([FULL] if self.whole_run else [])]:
             if case not in self.errors:
-                self._prepare(case)
+                with self._failing(case):
+                    self._prepare(case)
 
     def calls(self, case: str) -> list[partial[Tensors]]:
         """What the iterations of a case call in turn. Inputs rotate where they decide which table rows are touched; the
@@ -83,33 +87,27 @@ class Bench:
         """Whether a case uses the device."""
         return case == FULL or self.stages[case].planned.side != HOST
 
-    def poison(self, case: str, positions: torch.Tensor | None = None) -> None:
-        """Overwrite what a case returned last, at some tokens or whole."""
-        if case in self.results:
-            self.verifier.poison(self._makes(case), self.results[case], positions)
-
-    def check(self, case: str, call: partial[Tensors], result: object, positions: torch.Tensor) -> None:
-        """Compare what a call returned, at some tokens.
-
-        Raises:
-            MismatchError: it differs from the reference.
-        """
-        self.results[case] = result
-        task = None if case == FULL else self.plan.task(self.stages[case].planned)
-        self.verifier.require(case, task, call.args[0], result, positions)
+    def glance_at(self, case: str) -> Glance:
+        """What is looked at behind every sample of a case."""
+        return Glance(self.verifier, case, self._task(case), self.inputs[case])
 
     def verify_again(self) -> None:
         """Behind the last sample: write what was never shown before to where the first call of each case reads, poison
-        what it returned, call it and compare, at other tokens than before."""
-        for case in self.plan.cases:
-            if case not in self.errors:
-                with self._failing(case):
-                    call = self.calls(case)[0]
-                    self.made_up.renew(self._needs(case), call.args[0])
-                    self.poison(case)
-                    result = call()
-                    self.clock.synchronize()
-                    self.check(case, call, result, self.verifier.positions())
+        what it returns, call it and compare, at other tokens than before.
+
+        A case of which another has made the rows that it reads is no better than that one.
+        """
+        for case in [*self.stages, *([FULL] if self.whole_run else [])]:
+            if case in self.errors:
+                continue
+            with self._failing(case):
+                self._require_right_rows(case)
+                call = self.calls(case)[0]
+                for tensor in self._run(call):
+                    poison(tensor)
+                self.made_up.renew(TOKEN_IDS if case == FULL else self.stages[case].planned.needs, call.args[0])
+                result = self._run(call)
+                self.verifier.require(case, self._task(case), call.args[0], result, self.verifier.positions())
 
     def named_tensors(self) -> dict[str, torch.Tensor]:
         """What the built stages make of the first batch: token_ids, history, row_ids, stored_rows (fp8), embeddings,
@@ -123,7 +121,7 @@ class Bench:
         for stage in self.plan.stages:
             if stage.name not in self.stages:
                 break
-            flowing = self._run(self.stages[stage.name], flowing)
+            flowing = self._run(partial(self.stages[stage.name].run, flowing))
             if stage.needs != stage.makes:
                 tensors.update(zip(names.get(stage.makes, (stage.makes,)), flowing, strict=True))
         if self.whole_run:
@@ -149,31 +147,35 @@ class Bench:
 
     def _build(self, stage: PlannedStage, *, is_alone: bool) -> None:
         with self._failing(stage.name):
-            built = self.parts.stage(stage)
-            maker = next((other for other in self.plan.stages if other.makes == stage.needs), None)
-            if built.kind.rotates and maker and maker.name in self.errors:
-                raise self.errors[maker.name]  # no made-up rows would be as near to each other as real ones
+            self._require_right_rows(stage.name)
+            built = self.stages[stage.name] = self.parts.stage(stage)
             made = None if is_alone else self.made.get((stage.needs, self._side(stage.read_from)))
             inputs = self.made_up.input_of(stage) if made is None else made
             self.inputs[stage.name] = [inputs]
-            result = self._run(built, inputs)
-            self.stages[stage.name], self.results[stage.name] = built, result
-            self.verifier.require(stage.name, self.plan.task(stage), inputs, result, self._positions(built.kind))
+            result = self._run(partial(built.run, inputs))
+            positions = torch.arange(self.plan.tokens) if built.kind.compares_all else self.verifier.positions()
+            self.verifier.require(stage.name, self.plan.task(stage), inputs, result, positions)
             if stage in self.plan.stages:
                 self.made[stage.makes, self._side(stage.side)] = result
 
-    def _build_whole(self, needed: Sequence[str]) -> None:
-        parts = self.parts
-        for name in needed:
-            if name in self.errors:
+    def _require_right_rows(self, case: str) -> None:
+        """A case that depends on which rows are asked for ends with the stages that ask for them: no made-up rows would
+        be as near to each other as real ones."""
+        names = [stage.name for stage in self.plan.stages]
+        before = names if case == FULL else names[: names.index(case)] if case in ROTATING else []
+        for name in before:
+            if name in self.errors and (case == FULL or name in ROTATING):
                 raise self.errors[name]
-        self.whole_run = build_whole_run(parts, self.stages)
+
+    def _build_whole(self) -> None:
+        self._require_right_rows(FULL)
+        batches = self.parts.batches
+        self.whole_run = build_whole_run(self.parts, self.stages)
         upload = self.stages.get(self.plan.stages[0].name)
         if upload and upload.planned.place == LINK:
-            for batch in parts.batches:  # it works out how to copy from each when it first sees it
-                self._run(upload, batch)
-        self.results[FULL] = self.whole_run(parts.batches[0])  # no more: other rows must not be in a cache yet
-        self.clock.synchronize()
+            for batch in batches:  # it works out how to copy from each when it first sees it
+                self._run(partial(upload.run, batch))
+        self._run(partial(self.whole_run, batches[0]))  # no more: other rows must not be in a cache yet
         self.whole_peaks = peak_bytes(self.plan.device)
 
     def _verify_whole(self) -> None:
@@ -181,11 +183,9 @@ class Bench:
         first = self.parts.batches[0]
         shifted = Batch((first.ids + 1) % self.parts.compression.vocab_size, first.history)
         (batch,) = self.parts.pinned([shifted])
-        self.results[FULL] = self.whole_run(first)
-        self.clock.synchronize()
-        self.poison(FULL)
-        result = self.whole_run(batch)
-        self.clock.synchronize()
+        for tensor in self._run(partial(self.whole_run, first)):
+            poison(tensor)
+        result = self._run(partial(self.whole_run, batch))
         self.verifier.require(FULL, None, batch, result, self.verifier.positions())
 
     def _prepare(self, case: str) -> None:
@@ -202,23 +202,18 @@ class Bench:
         if stage.needs == TOKEN_IDS:
             return tuple(tensor.to(device) for tensor in batch)
         for earlier in self.plan.stages[: self.plan.stages.index(stage)]:
-            batch = self._run(self.stages[earlier.name], batch)
+            batch = self._run(partial(self.stages[earlier.name].run, batch))
         return tuple(tensor.clone() for tensor in batch)
 
-    def _run(self, stage: BuiltStage, tensors: Tensors) -> Tensors:
-        result = stage.run(tensors)
+    def _run(self, call: partial[Tensors]) -> Tensors:
+        result = call()
         self.clock.synchronize()  # the next call may overwrite what this one still reads
         return result
-
-    def _positions(self, kind: type[Stage]) -> torch.Tensor:
-        return torch.arange(self.plan.tokens) if kind.compares_all else self.verifier.positions()
 
     def _side(self, side: str) -> str:
         """Without a link, both sides are the host's memory."""
         return side if self.plan.has_link else HOST
 
-    def _needs(self, case: str) -> str:
-        return TOKEN_IDS if case == FULL else self.stages[case].planned.needs
-
-    def _makes(self, case: str) -> str:
-        return KV if case == FULL else self.stages[case].planned.makes
+    def _task(self, case: str) -> Task | None:
+        """A case's kind and load; None: all of the strategy."""
+        return None if case == FULL else self.plan.task(self.stages[case].planned)

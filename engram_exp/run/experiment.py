@@ -101,6 +101,7 @@ class Experiment:
                 self._save(bench)
             timings = self._measure(bench, clock)
             bench.verify_again()
+        timings = {case: timing for case, timing in timings.items() if case not in bench.errors}
         samples.extend(sample_rows(self.job.run_id, timings))
         return self._rows(bench, timings, needed.table_bytes)
 
@@ -133,14 +134,15 @@ class Experiment:
         return machine_limits(folder, identity, device, refresh=refresh, announce=self.terminal.say)
 
     def _measure(self, bench: Bench, clock: Clock) -> dict[str, Timing]:
-        config = self.job.config
-        cases = [
-            Case(case, bench.calls(case), bench.leaves_device_work(case))
-            for case in self.plan.cases
-            if case not in bench.errors
-        ]
+        config, cases = self.job.config, []
+        for name in self.plan.cases:
+            if name not in bench.errors:
+                glance = bench.glance_at(name)
+                cases.append(
+                    Case(name, bench.calls(name), bench.leaves_device_work(name), glance.before, glance.behind)
+                )
         with self.terminal.progress(config.iterations, config.budget_s) as progress:
-            return measure(
+            timings = measure(
                 cases,
                 clock,
                 iterations=config.iterations,
@@ -148,6 +150,8 @@ class Experiment:
                 seed=config.seed,
                 progress=progress,
             )
+        bench.errors |= {name: timing.error for name, timing in timings.items() if timing.error}
+        return timings
 
     def _rows(self, bench: Bench, timings: dict[str, Timing], table_bytes: int) -> list[dict[str, Any]]:
         run_wide = run_columns(self.plan, self.parts, table_bytes, self.distinct_rows)

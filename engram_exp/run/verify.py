@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 
 from engram_exp.errors import MismatchError
-from engram_exp.machine.placement import poison, poison_of
+from engram_exp.machine.placement import poison_of
 from engram_exp.run.parts import Parts
 from engram_exp.stage import Task, Tensors, by_token, excerpt
-from engram_exp.vocabulary import KV, TENSORS_OF
+from engram_exp.vocabulary import KV, TENSORS_OF, TOKEN_IDS
 
 EDGE = 32  # tokens at each end of a batch and of its parts ...
 SPREAD = 256  # ... and so many between them
-GLANCE = 6  # tokens that are looked at behind every sample
+GLANCE = 2  # tokens beside the first and the last that are looked at behind every sample
 
 
 def compared_tokens(tokens: int, lengths: Sequence[int], generator: torch.Generator) -> torch.Tensor:
@@ -51,8 +52,8 @@ class Verifier:
         """The tokens of one comparison, drawn anew each time between the edges."""
         return compared_tokens(self.parts.plan.tokens, self.lengths, self.generator)
 
-    def glance(self) -> torch.Tensor:
-        """A few tokens: the first, the last and some that are drawn."""
+    def few_positions(self) -> torch.Tensor:
+        """The first token, the last, and some between them."""
         tokens = self.parts.plan.tokens
         drawn = torch.randint(tokens, (GLANCE,), generator=self.generator)
         return torch.unique(torch.cat([torch.tensor([0, tokens - 1]), drawn]))
@@ -70,34 +71,93 @@ class Verifier:
         Raises:
             MismatchError: it is not what the reference makes of these inputs.
         """
+        got = self.read(case, task, result, positions)  # at once: what is written later comes too late
+        want, tolerance = self.wanted(task, self.excerpt(task, inputs, positions))
+        require_like(case, self.value(task), got, want, tolerance)
+
+    def read(self, case: str, task: Task | None, result: object, positions: torch.Tensor) -> Tensors:
+        """What a result holds at some tokens, on the CPU.
+
+        Raises:
+            MismatchError: it is no plain tensors, or not where it should be.
+        """
         plan = self.parts.plan
-        value = KV if task is None else task.load.stage.makes
         side = plan.device if task is None else plan.placement(task.load.stage).device
-        tensors = require_tensors(case, result, side)
-        got = excerpt(value, tensors, positions, plan.tokens)  # at once: what is written later comes too late
-        if task is None:
-            want, tolerance = self._whole(inputs, positions)
-        else:
-            want, tolerance = task.kind.wanted(self.parts, *task.kind.excerpt(task.load, inputs, positions))
-        require_like(case, value, got, want, tolerance)
+        return excerpt(self.value(task), require_tensors(case, result, side), positions, plan.tokens)
 
-    def _whole(self, batch: Tensors, positions: torch.Tensor) -> tuple[Tensors, float]:
-        first = self.whole[0]
-        tensors, worst = first.kind.excerpt(first.load, batch, positions), 0.0
-        for kind, _ in self.whole:
-            tensors, tolerance = kind.wanted(self.parts, *tensors)
-            worst = max(worst, tolerance)
-        return tensors, worst
+    def value(self, task: Task | None) -> str:
+        """What a case makes."""
+        return KV if task is None else task.load.stage.makes
 
-    def poison(self, value: str, result: object, positions: torch.Tensor | None = None) -> None:
-        """Overwrite a result, or what it holds of some tokens, so that whatever is not computed again shows."""
-        for tensor in result if isinstance(result, tuple) else (result,):
-            if isinstance(tensor, torch.Tensor):
-                flat = by_token(value, tensor, self.parts.plan.tokens)
-                if positions is None:
-                    poison(tensor)
-                elif flat is not None:
-                    flat[positions.to(tensor.device)] = poison_of(tensor.dtype)
+    def excerpt(self, task: Task | None, inputs: Tensors, positions: torch.Tensor) -> Tensors:
+        """What some tokens need of the inputs of a case, on the CPU."""
+        kind, load = task or self.whole[0]
+        return kind.excerpt(load, inputs, positions)
+
+    def wanted(self, task: Task | None, inputs: Tensors) -> tuple[Tensors, float]:
+        """What a case must make of such inputs, and the tolerance."""
+        tolerance = 0.0
+        for kind, _ in self.whole if task is None else [task]:
+            inputs, tolerance = kind.wanted(self.parts, *inputs)
+        return inputs, tolerance
+
+
+class Glance:
+    """A look at a few tokens behind every sample of a case, worked out beforehand so that a look costs next to nothing.
+
+    Args:
+        verifier: of the run.
+        case: to look at.
+        task: its kind and load; None: all of the strategy.
+        inputs: what its calls read in turn. Where it is always the same, other cases may write to it meanwhile: what is
+            looked at is put back before each sample.
+    """
+
+    def __init__(self, verifier: Verifier, case: str, task: Task | None, inputs: Sequence[Tensors]) -> None:
+        self.verifier, self.case, self.task = verifier, case, task
+        self.positions = positions = verifier.few_positions()
+        excerpts = [verifier.excerpt(task, tensors, positions) for tensors in inputs]
+        if len(inputs) == 1:
+            want, self.tolerance = verifier.wanted(task, excerpts[0])
+            parts = [want]
+        else:  # all in one matrix product
+            together = tuple(torch.cat(tensors) for tensors in zip(*excerpts, strict=True))
+            want, self.tolerance = verifier.wanted(task, together)
+            parts = list(zip(*(tensor.split(len(positions)) for tensor in want), strict=True))
+        self.want = {id(tensors): part for tensors, part in zip(inputs, parts, strict=True)}
+        needs = TOKEN_IDS if task is None else task.load.stage.needs
+        self.kept = _few(needs, inputs[0], positions, verifier.parts.plan.tokens) if len(inputs) == 1 else []
+        self.last: Tensors = ()
+
+    def before(self, call: partial[Tensors]) -> None:
+        """Put back what is read at these tokens, and poison what was returned there last."""
+        for tensor, values, positions in self.kept:
+            tensor[positions] = values
+        for tensor, _, positions in _few(self.verifier.value(self.task), self.last, self.positions, self._tokens):
+            tensor[positions] = poison_of(tensor.dtype)
+
+    def behind(self, call: partial[Tensors], result: object) -> None:
+        """Compare what a call on one of the inputs returned.
+
+        Raises:
+            MismatchError: it differs from the reference.
+        """
+        got = self.verifier.read(self.case, self.task, result, self.positions)
+        self.last = result if isinstance(result, tuple) else ()
+        require_like(self.case, self.verifier.value(self.task), got, self.want[id(call.args[0])], self.tolerance)
+
+    @property
+    def _tokens(self) -> int:
+        return self.verifier.parts.plan.tokens
+
+
+def _few(
+    value: str, tensors: Tensors, positions: torch.Tensor, tokens: int
+) -> list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+    """Views [T, ...] of the tensors of a value that have tokens, what stands at some of these, and where they are."""
+    views = [view for tensor in tensors if (view := by_token(value, tensor, tokens)) is not None]
+    places = [positions.to(view.device) for view in views]
+    return [(view, view[place], place) for view, place in zip(views, places, strict=True)]
 
 
 def require_tensors(what: str, result: object, device: torch.device) -> Tensors:
