@@ -14,6 +14,7 @@ from numba.np import arrayobj
 from engram_exp.machine.placement import Placement
 from engram_exp.steps.lookup.step import Lookup
 from engram_exp.steps.lookup.words import Words
+from engram_exp.steps.tables.device import DeviceTable
 from engram_exp.steps.tables.host import HostTable
 
 ROWS_AHEAD = 12  # random rows come from memory in about the time that copying so many takes
@@ -24,7 +25,7 @@ CACHE_LINE_BYTES = 64
 class GatherLookup(Lookup):
     """Copies rows on all CPU threads into a buffer that is allocated once, pinned if the placement says so."""
 
-    def __init__(self, table: HostTable, max_tokens: int, columns: int, placement: Placement) -> None:
+    def __init__(self, table: HostTable | DeviceTable, max_tokens: int, columns: int, placement: Placement) -> None:
         placement.require("cpu", "lookup")
         row_format = table.row_format
         self.rows = placement.empty(max_tokens * columns, row_format.width, dtype=row_format.storage_dtype)
