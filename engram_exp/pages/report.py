@@ -14,7 +14,7 @@ import pandas as pd
 from engram_exp.analysis.advice_in_words import in_words, shared
 from engram_exp.analysis.answers import answer, by_weight
 from engram_exp.analysis.subjects import ABOUT, STEP, WAYS, load_campaign, over_runs, subjects
-from engram_exp.pages.answers import detail
+from engram_exp.pages.detail import detail
 from engram_exp.results.integrity import DIGESTS
 from engram_exp.results.load import LeftOutWarning, UncheckedWarning
 from engram_exp.results.schema import ENVIRONMENT, OK, PUBLISHED
