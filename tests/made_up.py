@@ -12,6 +12,7 @@ def rows(strategy, times, spread=0.01, **columns):
         "status": "ok", "case": "full", "strategy": strategy, "model": "demo", "dtype": "bfloat16", "tokens": "text",
         "seq_len": 1, "table": "device" if strategy == "device" else "huge", "row_bytes": 128, "true_rows": 10**7,
         "table_scale": 1.0, "rows_per_s": 1.0, "chunk_tokens": None,
+        "layers": None,
     }  # fmt: skip
     return pd.DataFrame(
         [

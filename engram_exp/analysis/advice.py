@@ -4,11 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any
 
 import pandas as pd
-from omegaconf import OmegaConf
 
 from engram_exp.analysis.compare import ENOUGH_RUNS
 from engram_exp.analysis.curves import (
@@ -22,27 +19,12 @@ from engram_exp.analysis.curves import (
     sort_thresholds,
     time_at,
 )
-from engram_exp.analysis.subjects import ABOUT, listed, spelled
-from engram_exp.results.schema import OK
-from engram_exp.vocabulary import DEVICE, FULL
+from engram_exp.analysis.engines import DECODE, PREFILL, Setting, settings_for
+from engram_exp.analysis.selection import AdviceError, layers_of, lookups_like, one_subject
+from engram_exp.analysis.subjects import ABOUT, spelled
+from engram_exp.vocabulary import DEVICE
 
-MODELS = Path(__file__).resolve().parents[2] / "conf/model"
 YARDSTICK = "device"
-ENGINE_FLAGS = {
-    "vLLM": {
-        "uva": '--engram-config \'{"cpu_offload": true, "use_thp": true}\'',
-        "device": "--engram-config '{\"cpu_offload\": false}'",
-    },
-    "SGLang": {
-        "uva": '--engram-config \'{"placement": "cpu"}\'',
-        "device": '--engram-config \'{"placement": "gpu"}\'',
-    },
-}
-ENGINES_AS_OF = "autumn 2026"
-
-
-class AdviceError(ValueError):
-    """Data that give no advice, and why."""
 
 
 @dataclass(frozen=True)
@@ -52,12 +34,14 @@ class Option:
     Args:
         strategy: the fastest that it has flags for.
         ms_per_layer: its time.
-        flags: of the engine.
+        flags: of the engine's release.
+        differs: what the release does otherwise than was measured, and when.
     """
 
     strategy: str
     ms_per_layer: Time
     flags: str
+    differs: str
 
 
 @dataclass(frozen=True)
@@ -71,12 +55,13 @@ class Choice:
         nearest: measured tokens per step next to these, below and above, where the strategy is None.
         unmeasured: strategies that fit and of which nothing is known there, where it is not None.
         undecided: others that fit and are not clearly slower.
+        slower: others that fit and are, by their intervals.
         ms_per_layer: its time.
         added_ms_per_step: to tables in device memory, in all layers of the model; None where that was not measured. It
             has no interval where either was measured in fewer than 4 runs: intervals within runs do not bound what
             changes between them.
-        engines: what serving engines can do, by name: this strategy, or what is nearest to it; None where they have
-            flags for none of those that fit.
+        engines: what serving engines can do in this use, by name and version: this strategy, or what is nearest to it;
+            None where they have flags for none of those that fit.
     """
 
     use: str
@@ -85,6 +70,7 @@ class Choice:
     nearest: list[int]
     unmeasured: list[str]
     undecided: list[str]
+    slower: list[str]
     ms_per_layer: Time
     added_ms_per_step: Time | None
     engines: dict[str, Option | None]
@@ -96,6 +82,7 @@ class Advice:
 
     Args:
         model, dtype, ids: what they are about; `ids` is the kind of tokens.
+        about: the same and more, the machine among it: columns and their values as one types them.
         layers: of the model that have a table.
         table_gb: of all these layers, at full size.
         freed_gb: of device memory, if no choice keeps a table there; None where a choice is not measured.
@@ -109,6 +96,7 @@ class Advice:
     model: str
     dtype: str
     ids: str
+    about: dict[str, str]
     layers: int
     table_gb: float
     freed_gb: float | None
@@ -141,8 +129,8 @@ def advise(
         AdviceError: the data do not hold the model, or hold several dtypes or kinds of tokens, or no runs with an
             accelerator, or nothing fits.
     """
-    good = _select(frame, model, dtype, ids)
-    layers, notes = _layers(model)
+    good = one_subject(frame, model, dtype, ids)
+    layers, notes = layers_of(good)
     table_gb, needed_gb = _table_gb(good, layers)
     found = curves(good)
     fitting = sorted(name for name in found if needed_gb[name] <= device_memory_gb)
@@ -152,9 +140,7 @@ def advise(
             f"device_memory_gb={device_memory_gb:g}: nothing that was measured fits; the nearest is {nearest}, "
             f"with {needed_gb[nearest]:.1f} GB of tables on the device"
         )
-    choices = [
-        _choose(found, fitting, use, tokens, layers) for use, tokens in (("decode", decode), ("prefill", prefill))
-    ]
+    choices = [_choose(found, fitting, use, tokens, layers) for use, tokens in ((DECODE, decode), (PREFILL, prefill))]
     chosen = [choice.strategy for choice in choices if choice.strategy is not None]
     keeps_tables = any(needed_gb[name] for name in chosen)
     freed_gb = None if len(chosen) < len(choices) else 0.0 if keeps_tables else table_gb
@@ -162,12 +148,13 @@ def advise(
         model=model,
         dtype=good["dtype"].iloc[0],
         ids=good["tokens"].iloc[0],
+        about={column: spelled(good[column].iloc[0]) for column in ABOUT},
         layers=layers,
         table_gb=table_gb,
         freed_gb=freed_gb,
         choices=choices,
         regimes=regimes(found, fitting),
-        sort_rows=sort_thresholds(_lookups_like(frame, good)),
+        sort_rows=sort_thresholds(lookups_like(frame, good)),
         notes=notes + _notes(found, good),
     )
 
@@ -181,51 +168,21 @@ def _table_gb(good: pd.DataFrame, layers: int) -> tuple[float, dict[str, float]]
 
 def _notes(found: Mapping[str, Curve], good: pd.DataFrame) -> list[str]:
     notes = []
+    if len(found) == 1:
+        notes.append(f"nothing but {', '.join(found)} was measured: it is the best of one")
     if YARDSTICK not in found:
         notes.append("strategy=device was not measured: what an offload adds is unknown")
     if (good["table_scale"] < 1).any():
         notes.append("tables were shrunk (table_scale): rows may have been in caches that a whole table exceeds")
+    if unsteady := int(good["steady"].eq(False).sum()):
+        notes.append(f"{unsteady} of {len(good)} rows of full are not steady: times were still falling after warm-up")
     if any(time.runs < ENOUGH_RUNS for curve in found.values() for time in curve.values()):
         notes.append(
             f"sizes with fewer than {ENOUGH_RUNS} runs: their intervals lack what changes from run to run (repeats=5 "
             "measures it), and so does what they make clear"
         )
-    notes.append(f"flags of {' and '.join(ENGINE_FLAGS)}: as of {ENGINES_AS_OF}")
+    notes.append("the layer was timed alone: beside a model's step some of it may be hidden, and the order may change")
     return notes
-
-
-def _lookups_like(frame: pd.DataFrame, good: pd.DataFrame) -> pd.DataFrame:
-    """Measured lookups of the same subject."""
-    lookups = frame[(frame["status"] == OK) & (frame["case"] == "lookup")]
-    for column in ABOUT:
-        lookups = lookups[lookups[column] == good[column].iloc[0]]
-    return lookups
-
-
-def _select(frame: pd.DataFrame, model: str, dtype: str | None, ids: str | None) -> pd.DataFrame:
-    """The rows of `full` of one subject."""
-    good = frame[(frame["status"] == OK) & (frame["case"] == FULL)]
-    if good.empty:
-        raise AdviceError("the data hold no measured `full`")
-    for key, column, wanted in (("model", "model", model), ("dtype", "dtype", dtype), ("ids", "tokens", ids)):
-        values = sorted(good[column].unique())
-        if wanted is not None and wanted not in values:
-            raise AdviceError(f"{key}={wanted}: not measured; the data hold {listed(values)}")
-        if wanted is None and len(values) > 1:
-            raise AdviceError(f"{key}: the data hold {listed(values)}; choose one")
-        good = good[good[column] == (wanted or values[0])]
-    if set(good["device"]) == {"cpu"}:
-        raise AdviceError(
-            "device=cpu in all of these runs: where the CPU stands in for an accelerator, no time says what a server "
-            "with one should do; measure on a machine that has one (hardware=cuda)"
-        )
-    for column in ABOUT:
-        texts = good[column].map(spelled)
-        if texts.nunique() > 1:
-            raise AdviceError(
-                f"{column}: the data hold {listed(texts)}; keep the rows of one (--only {column}=VALUE does)"
-            )
-    return good
 
 
 def _added(time: Time, yardstick: Time, layers: int) -> Time | None:
@@ -240,29 +197,23 @@ def _added(time: Time, yardstick: Time, layers: int) -> Time | None:
     return Time(ms, (time.lo - yardstick.hi) * layers, (time.hi - yardstick.lo) * layers, known, runs)
 
 
-def _layers(model: str) -> tuple[int, list[str]]:
-    path = MODELS / f"{model}.yaml"
-    if path.exists():
-        plain: Any = OmegaConf.to_container(OmegaConf.load(path))
-        return len(plain["layers"]), []
-    return 1, [f"{model} has no file in conf/model: counted as one layer"]
-
-
 def _choose(found: Mapping[str, Curve], fitting: Sequence[str], use: str, tokens: int, layers: int) -> Choice:
     times = {name: time_at(found[name], tokens) for name in fitting}
     known = {name: time for name, time in times.items() if time.ms is not None}
     if not known:
-        return Choice(use, tokens, None, _nearest_sizes(found, fitting, tokens), [], [], UNKNOWN, None, {})
+        return Choice(use, tokens, None, _nearest_sizes(found, fitting, tokens), [], [], [], UNKNOWN, None, {})
     unmeasured = [name for name in fitting if name not in known]
     best = min(known, key=lambda name: known[name].ms or 0.0)
-    undecided = [name for name in known if name != best and known[name].is_open_against(known[best])]
+    others = [name for name in known if name != best]
+    undecided = [name for name in others if known[name].is_open_against(known[best])]
+    slower = [name for name in others if name not in undecided]
     time = known[best]
     if best == YARDSTICK:
         added: Time | None = replace(time, ms=0.0, lo=0.0, hi=0.0)
     else:
         added = _added(time, time_at(found.get(YARDSTICK, {}), tokens), layers)
-    engines = {engine: _nearest(known, flags) for engine, flags in ENGINE_FLAGS.items()}
-    return Choice(use, tokens, best, [], unmeasured, undecided, time, added, engines)
+    engines = {release: _nearest(known, settings) for release, settings in settings_for(use).items()}
+    return Choice(use, tokens, best, [], unmeasured, undecided, slower, time, added, engines)
 
 
 def _nearest_sizes(found: Mapping[str, Curve], fitting: Sequence[str], tokens: int) -> list[int]:
@@ -271,8 +222,8 @@ def _nearest_sizes(found: Mapping[str, Curve], fitting: Sequence[str], tokens: i
     return [*list(below)[-1:], *list(above)[:1]]
 
 
-def _nearest(known: Mapping[str, Time], flags: Mapping[str, str]) -> Option | None:
-    """The fastest of the strategies that an engine has flags for."""
-    able = [name for name in known if name in flags]
+def _nearest(known: Mapping[str, Time], settings: Mapping[str, Setting]) -> Option | None:
+    """The fastest of the strategies that a release has flags for."""
+    able = [name for name in known if name in settings]
     name = min(able, key=lambda name: known[name].ms or 0.0, default=None)
-    return None if name is None else Option(name, known[name], flags[name])
+    return None if name is None else Option(name, known[name], settings[name].flags, settings[name].differs)

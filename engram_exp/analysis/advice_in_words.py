@@ -2,63 +2,156 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import chain
+from typing import NamedTuple
 
 from engram_exp.analysis.advice import YARDSTICK, Advice, Choice, Option
+from engram_exp.analysis.answers import Answer
 from engram_exp.analysis.compare import ENOUGH_RUNS
-from engram_exp.analysis.curves import INTERPOLATED, MOST_APART, Regime, Time
+from engram_exp.analysis.curves import INTERPOLATED, MEASURED, MOST_APART, Regime, Time
+from engram_exp.analysis.engines import sorting
 
-VLLM_SORTS_FROM = 36_864  # rows, fixed in vLLM as measured on GB200
+
+class Point(NamedTuple):
+    """A line about a choice, and what one types for it, if anything."""
+
+    text: str
+    flags: str = ""
+
+
+class Use(NamedTuple):
+    """A choice in words: its heading, and what is known of it."""
+
+    heading: str
+    points: list[Point]
+
+
+@dataclass(frozen=True)
+class Words:
+    """Advice in words, for a terminal and for a page.
+
+    Args:
+        tables: how large they are, and where they need not be.
+        uses: decode and prefill.
+        regimes: strategies and the tokens per step at which each is best.
+        sort_rows: whether sorting row ids pays, and when engines do it.
+        notes: what limits the advice.
+        engines: what the releases that are named do otherwise than was measured.
+    """
+
+    tables: str
+    uses: list[Use]
+    regimes: list[tuple[str, str]]
+    sort_rows: list[str]
+    notes: list[str]
+    engines: list[str]
+
+
+def in_words(advice: Advice) -> Words:
+    """The advice in words."""
+    plural = "s" if advice.layers > 1 else ""
+    freed = "" if advice.freed_gb is None else f", of which {advice.freed_gb:.1f} GB need not be in device memory"
+    return Words(
+        tables=f"{advice.layers} layer{plural} with {advice.table_gb:.1f} GB of tables{freed}",
+        uses=[_use(choice, plural) for choice in advice.choices],
+        regimes=[(regime.strategy, _range(regime)) for regime in advice.regimes],
+        sort_rows=_sorting(*advice.sort_rows),
+        notes=advice.notes,
+        engines=_differences(advice),
+    )
 
 
 def lines_of(advice: Advice) -> list[str]:
-    """The advice in words."""
-    plural = "s" if advice.layers > 1 else ""
-    lines = [
-        f"{advice.model}, {advice.dtype}, {advice.ids} tokens: {advice.layers} layer{plural} with "
-        f"{advice.table_gb:.1f} GB of tables"
-        + ("" if advice.freed_gb is None else f", of which {advice.freed_gb:.1f} GB need not be in device memory")
-    ]
-    for choice in advice.choices:
-        lines += ["", *_choice_lines(choice, plural)]
-    lines += ["", "best over tokens per step:" + ("" if advice.regimes else " no size was measured for two strategies")]
-    for regime in advice.regimes:
-        lines.append(f"  {regime.strategy:<10} {_range(regime)}")
-    after, by = advice.sort_rows
-    if after is None and by is None:
-        lines.append("sorting row ids: not measured (experiment=sorting), or undecided at every size")
+    """The advice as lines for a terminal."""
+    return _lines([(f"{advice.model}, {advice.dtype}, {advice.ids} tokens", in_words(advice))], [])
+
+
+def lines_of_all(answers: Sequence[Answer]) -> list[str]:
+    """All answers as lines for a terminal."""
+    told = [(one.subject.label, in_words(one.advice)) for one in answers if one.advice]
+    return _lines(told, [f"{one.subject.label}: no advice: {one.why_none}" for one in answers if not one.advice])
+
+
+def shared(told: Sequence[Words]) -> tuple[list[str], list[str]]:
+    """Notes that hold for all of these, and what the engines named in any of them do otherwise."""
+    notes = [note for note in (told[0].notes if told else []) if all(note in words.notes for words in told)]
+    return notes, list(dict.fromkeys(chain(*(words.engines for words in told))))
+
+
+def _lines(told: Sequence[tuple[str, Words]], refused: list[str]) -> list[str]:
+    """Advice with its labels, what gives none, and once behind them the notes for all."""
+    notes, engines = shared([words for _, words in told])
+    groups = [_own_lines(label, words, notes) for label, words in told]
+    groups += [group for group in (refused, [f"note: {note}" for note in notes + engines]) if group]
+    return "\n\n".join("\n".join(group) for group in groups).split("\n")
+
+
+def _own_lines(label: str, words: Words, told_below: Sequence[str]) -> list[str]:
+    lines = [f"{label}: {words.tables}"]
+    for use in words.uses:
+        lines += ["", use.heading, *(f"  {text} {flags}".rstrip() for text, flags in use.points)]
+    lines += ["", "best over tokens per step:" + ("" if words.regimes else " no size was measured for two strategies")]
+    lines += [f"  {strategy:<10} {sizes}" for strategy, sizes in words.regimes]
+    first, *more = words.sort_rows
+    notes = [f"note: {note}" for note in words.notes if note not in told_below]
+    return [*lines, first, *(f"  {line}" for line in more), *notes]
+
+
+def span(time: Time) -> tuple[str, str]:
+    """A time and its interval, ms, four digits; without an interval, the second is empty."""
+    if time.ms is None:
+        return "", ""
+    if time.lo is None or time.hi is None:
+        return f"{time.ms:.4g}", ""
+    alone = " within its one process" if time.known == MEASURED else " within one process"
+    return f"{time.ms:.4g}", f"{time.lo:.4g} to {time.hi:.4g}{alone if time.runs == 1 else ''}"
+
+
+def certainty(choice: Choice) -> str:
+    """What the data decide of a choice."""
+    if choice.strategy is None:
+        return f"not measured; the nearest that was: {_nearest(choice)}"
+    if choice.undecided:
+        text = f"undecided against {', '.join(choice.undecided)}"
+    elif choice.slower:
+        few = f" of fewer than {ENOUGH_RUNS} runs" if choice.ms_per_layer.runs < ENOUGH_RUNS else ""
+        text = f"ahead of {', '.join(choice.slower)} by the intervals{few}"
     else:
-        costs = f"still costs time at {after:,} rows" if after else "clearly costs time nowhere"
-        saves = f"saves some from {by:,} rows on" if by else "clearly saves some nowhere"
-        lines.append(f"sorting row ids {costs}, and {saves}")
-        lines.append(f"  here lookup.sort_from_rows, in vLLM fixed at {VLLM_SORTS_FROM:,} (measured on GB200)")
-    return lines + [f"note: {note}" for note in advice.notes]
+        text = "nothing else that fits was measured there"
+    how = "" if choice.ms_per_layer.known == MEASURED else f"; {choice.ms_per_layer.known}"
+    missing = f"; not measured there: {', '.join(choice.unmeasured)}" if choice.unmeasured else ""
+    return text + how + missing
 
 
-def _choice_lines(choice: Choice, plural: str) -> list[str]:
+def _use(choice: Choice, plural: str) -> Use:
     head = f"{choice.use}, {choice.tokens:,} tokens per step: "
     if choice.strategy is None:
-        sizes = " and ".join(f"{size:,}" for size in choice.nearest)
         no_guess = f"nothing is extrapolated, nor interpolated over more than a factor of {MOST_APART}"
-        return [f"{head}not measured; the nearest that was: {sizes}; {no_guess}"]
+        return Use(f"{head}not measured", [Point(f"the nearest that was: {_nearest(choice)}; {no_guess}")])
     time = choice.ms_per_layer
-    lines = [head + choice.strategy, f"  {_span(time)} ms a layer, {time.known} ({_runs(time)})"]
-    lines += [f"  {line}" for line in _way_lines(time)]
+    points = [Point(f"{_span(time)} ms a layer, {time.known} ({_runs(time)})"), *map(Point, _ways(time))]
     if choice.undecided:
-        lines.append(f"  undecided against {', '.join(choice.undecided)}: their intervals overlap or are missing")
+        undecided = f"undecided against {', '.join(choice.undecided)}: their intervals overlap or are missing"
+        points.append(Point(undecided))
     if choice.unmeasured:
-        lines.append(f"  not measured here: {', '.join(choice.unmeasured)}")
+        points.append(Point(f"not measured here: {', '.join(choice.unmeasured)}"))
     if choice.strategy != YARDSTICK and choice.added_ms_per_step is not None:
         added = choice.added_ms_per_step
         how = "" if added.known == time.known else f", {added.known}"
         about, why = ("", "") if added.lo is not None else ("about ", f" ({_why_no_interval(added)})")
-        lines.append(
-            f"  adds {about}{_span(added)} ms a step to tables in device memory, its layer{plural} together{how}{why}"
-        )
-    return lines + [f"  {engine}: {_option(option, choice)}" for engine, option in choice.engines.items()]
+        together = f"to tables in device memory, its layer{plural} together{how}{why}"
+        points.append(Point(f"adds {about}{_span(added)} ms a step {together}"))
+    points += [_engine(release, option, choice) for release, option in choice.engines.items()]
+    return Use(head + choice.strategy, points)
 
 
-def _way_lines(time: Time) -> list[str]:
+def _nearest(choice: Choice) -> str:
+    return " and ".join(f"{size:,}" for size in choice.nearest)
+
+
+def _ways(time: Time) -> list[str]:
     lines = []
     for way in time.ways:
         at = f" at {way.tokens:,} tokens" if time.known == INTERPOLATED else ""
@@ -76,19 +169,33 @@ def _runs(time: Time) -> str:
     return f"{time.runs} run{'s' if time.runs > 1 else ''}"
 
 
-def _option(option: Option | None, choice: Choice) -> str:
+def _engine(release: str, option: Option | None, choice: Choice) -> Point:
     if option is None:
-        return "no option for this strategy, nor for another that fits and was measured here"
+        return Point(f"{release}: no option for this strategy, nor for another that fits and was measured here")
     if option.strategy == choice.strategy:
-        return option.flags
-    how = "".join(f", {line}" for line in _way_lines(option.ms_per_layer))
+        return Point(f"{release}:", option.flags)
+    how = "".join(f", {line}" for line in _ways(option.ms_per_layer))
     nearest = f"the nearest is {option.strategy}, {option.ms_per_layer.ms:.4g} ms a layer{how}"
-    return f"no option for this strategy; {nearest}: {option.flags}"
+    return Point(f"{release}: no option for this strategy; {nearest}:", option.flags)
+
+
+def _differences(advice: Advice) -> list[str]:
+    """What the named engines do otherwise, each once."""
+    options = [(release, option) for choice in advice.choices for release, option in choice.engines.items() if option]
+    return list(dict.fromkeys(f"{release} as {option.strategy}: {option.differs}" for release, option in options))
+
+
+def _sorting(after: int | None, by: int | None) -> list[str]:
+    if after is None and by is None:
+        return ["sorting row ids: not measured (experiment=sorting), or undecided at every size"]
+    costs = f"still costs time at {after:,} rows" if after else "clearly costs time nowhere"
+    saves = f"saves some from {by:,} rows on" if by else "clearly saves some nowhere"
+    return [f"sorting row ids {costs}, and {saves}", f"here lookup.sort_from_rows; {sorting()}"]
 
 
 def _span(time: Time) -> str:
-    interval = f" ({time.lo:.4g} to {time.hi:.4g})" if time.lo is not None and time.hi is not None else ""
-    return f"{time.ms:.4g}{interval}"
+    ms, interval = span(time)
+    return f"{ms} ({interval})" if interval else ms
 
 
 def _range(regime: Regime) -> str:

@@ -4,41 +4,47 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from dataclasses import asdict
 
-from engram_exp.analysis.advice import advise
-from engram_exp.analysis.advice_in_words import lines_of
+from engram_exp.analysis.advice_in_words import lines_of_all
+from engram_exp.analysis.answers import advise_all
 from engram_exp.analysis.subjects import load_campaign
 from engram_exp.commands.arguments import add_only, add_sizes
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """What `python -m engram_exp advise` takes."""
-    parser.add_argument("folder", help="of campaigns; --model, --dtype and --ids choose among them")
-    parser.add_argument("--model", default="demo", help="as the column calls it (default: demo)")
+    parser.add_argument("folder", help="of campaigns; each kind of runs in it is answered for")
+    parser.add_argument("--model", help="as the column calls it (default: all of them)")
     add_sizes(parser)
-    parser.add_argument("--dtype", help="where the data hold several")
-    parser.add_argument("--ids", help="the kind of tokens, where the data hold several: text, random or ids")
+    parser.add_argument("--dtype", help="as the column calls it (default: all of them)")
+    parser.add_argument("--ids", help="the kind of tokens: text, random or ids (default: all of them)")
     add_only(parser)
-    parser.add_argument("--json", action="store_true", help="for programs")
+    text = "for programs: an object where one kind of runs is answered for, a list of them where several are"
+    parser.add_argument("--json", action="store_true", help=text)
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Print the advice.
 
     Raises:
-        AdviceError, FileNotFoundError, ValueError: as `advise` and `load_campaign`.
+        AdviceError, FileNotFoundError, ValueError: as `advise_all` and `load_campaign`.
     """
-    advice = advise(
+    answers = advise_all(
         load_campaign(arguments.folder, arguments.only),
-        arguments.model,
         decode=arguments.decode,
         prefill=arguments.prefill,
         device_memory_gb=arguments.device_memory_gb,
+        model=arguments.model,
         dtype=arguments.dtype,
         ids=arguments.ids,
     )
-    if arguments.json:
-        print(json.dumps(asdict(advice), indent=1))
+    if not arguments.json:
+        print("\n".join(lines_of_all(answers)))
         return
-    print("\n".join(lines_of(advice)))
+    for one in answers:
+        if one.advice is None:
+            print(f"{one.subject.label}: no advice: {one.why_none}", file=sys.stderr)
+    found = [asdict(one.advice) for one in answers if one.advice]
+    print(json.dumps(found[0] if len(found) == 1 else found, indent=1))

@@ -9,7 +9,7 @@ import altair as alt
 import pandas as pd
 
 from engram_exp.analysis.compare import GOES_WITH, WORKLOAD
-from engram_exp.analysis.curves import curves
+from engram_exp.analysis.curves import MOST_APART, Curve, Time, curves
 from engram_exp.analysis.subjects import ABOUT, STEP, WAYS, Subject, fastest_ways, in_one_shape, over_runs
 from engram_exp.pages.looks import (
     CASE_ORDER,
@@ -32,7 +32,8 @@ SECTIONS = {  # heading, and how to read it
     OVER_TOKENS: (
         "Time over tokens per step",
         "full of the fastest way in which each strategy was run, at each size all of them in the shape (batch size, "
-        "length) in which the most were measured; bands: the widest 95 % intervals of the medians.",
+        "length) in which the most were measured; bands and bars: the widest 95 % intervals of the medians, of a "
+        f"single run within its one process. No line spans more than a factor of {MOST_APART} in size.",
     ),
     STAGES: (
         "Stages beside the whole",
@@ -119,14 +120,16 @@ def _over_tokens(rows: pd.DataFrame) -> alt.LayerChart:
                 "lo": time.lo or time.ms,
                 "hi": time.hi or time.ms,
                 "way": " ".join(override for way in time.ways for override in way.overrides),
+                "stretch": stretch,
             }
             for name, curve in curves(rows).items()
-            for tokens, time in curve.items()
+            for stretch, part in enumerate(_stretches(curve))
+            for tokens, time in part.items()
         ]
     )
     order = strategies_in(points["strategy"])
-    y = log_scale(alt.Y, "ms", "ms per layer", "~g")
-    base = alt.Chart(points).encode(x=log_scale(alt.X, "tokens", "tokens per step"), color=strategy_color(order))
+    x, y = log_scale(alt.X, "tokens", "tokens per step"), log_scale(alt.Y, "ms", "ms per layer", "~g")
+    base = alt.Chart(points).encode(x=x, color=strategy_color(order))
     tooltip = ["strategy:N", alt.Tooltip("tokens:Q", format=","), *numbers("ms", "lo", "hi")]
     if points["way"].any():
         tooltip.append("way:N")
@@ -135,7 +138,22 @@ def _over_tokens(rows: pd.DataFrame) -> alt.LayerChart:
     dots = base.mark_point(filled=True, size=60).encode(
         y=y, shape=by_strategy(alt.Shape, order, SHAPES), tooltip=tooltip
     )
-    return alt.layer(band, line, dots).properties(height=320)
+    if points["stretch"].any():
+        bars = base.mark_rule().encode(y=alt.Y("lo:Q", title="ms per layer"), y2="hi:Q")
+        layers = [band.encode(detail="stretch:N"), line.encode(detail="stretch:N"), bars, dots]
+    else:
+        layers = [band, line, dots]
+    return alt.layer(*layers).properties(height=320)
+
+
+def _stretches(curve: Curve) -> list[dict[int, Time]]:
+    """The curve, cut where neighbouring sizes are too far apart to say anything of what lies between."""
+    parts: list[dict[int, Time]] = []
+    for tokens in sorted(curve):
+        if not parts or tokens > max(parts[-1]) * MOST_APART:
+            parts.append({})
+        parts[-1][tokens] = curve[tokens]
+    return parts
 
 
 def _stage_figures(title: str, rows: pd.DataFrame) -> Iterator[Figure]:

@@ -13,7 +13,7 @@ import vl_convert
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from engram_exp.machine.files import write_text
-from engram_exp.pages.figures import SECTIONS, Figure
+from engram_exp.pages.figures import OVER_TOKENS, SECTIONS, Figure
 
 PAGE, SUMMARY, FIGURES = "index.html", "summary.md", "figures"
 SVG_WIDTH = 640  # pixels
@@ -53,8 +53,9 @@ def write_page(output: Path, facts: Mapping[str, Any], table: str, figures: Sequ
             stale.unlink()
     for name, figure in named:
         write_text(output / FIGURES / f"{name}.svg", draw(figure, SVG_WIDTH))
+    first = next((name for name in named if name.figure.section == OVER_TOKENS), None)
     sections = [
-        (heading, text, [name for name in named if name.figure.section == key])
+        (heading, text, [name for name in named if name.figure.section == key and name is not first])
         for key, (heading, text) in SECTIONS.items()
     ]
     templates = Environment(
@@ -65,6 +66,7 @@ def write_page(output: Path, facts: Mapping[str, Any], table: str, figures: Sequ
         lstrip_blocks=True,
     )
     parts = {**facts, "sections": [section for section in sections if section[-1]], "folder_of_figures": FIGURES}
+    parts |= {"first": first, "how_to_read_it": SECTIONS[OVER_TOKENS][1]}
     write_text(output / SUMMARY, templates.get_template(f"{SUMMARY}.jinja").render(parts))
     specifications = json.dumps({name: specification(figure) for name, figure in named})
     vega = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;", vl_version=VEGA_LITE)

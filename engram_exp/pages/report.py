@@ -11,14 +11,13 @@ from typing import Any
 
 import pandas as pd
 
-from engram_exp.analysis.advice import AdviceError, advise
-from engram_exp.analysis.advice_in_words import lines_of
-from engram_exp.analysis.subjects import ABOUT, STEP, WAYS, Subject, fastest_ways, load_campaign, over_runs, subjects
-from engram_exp.analysis.summary import markdown
+from engram_exp.analysis.advice_in_words import in_words, shared
+from engram_exp.analysis.answers import answer, by_weight
+from engram_exp.analysis.subjects import ABOUT, STEP, WAYS, load_campaign, over_runs, subjects
+from engram_exp.pages.detail import detail
 from engram_exp.results.integrity import DIGESTS
 from engram_exp.results.load import LeftOutWarning, UncheckedWarning
 from engram_exp.results.schema import ENVIRONMENT, OK, PUBLISHED
-from engram_exp.vocabulary import FULL
 
 ASKED = ("model", "dtype", "tokens", "strategy", "batch_size", "seq_len", "case", "status")
 DETAILS = tuple(name for name in (*STEP, *WAYS, *ABOUT) if name not in ASKED)
@@ -28,6 +27,7 @@ MORE_NUMBERS = {
     "gb_per_s": ("gb_per_s", "median"),
     "efficiency": ("efficiency", "median"),
     "limit_by": ("limit_by", "first"),
+    "not_steady": ("not_steady", "sum"),
 }
 MACHINE = ("device_name", "driver", "cpu_name", "host", "torch_version", "git_sha")
 MOST_SUBJECTS = 8  # with advice and figures of their own; more would be a page that nobody reads
@@ -78,13 +78,19 @@ def report(
     about = subjects(frame)
     if not about:
         raise ReportError(f"{folder}: nothing was measured; its rows are {_counts(frame['status'])}")
-    shown = sorted(about, key=lambda subject: len(subject.rows), reverse=True)[:MOST_SUBJECTS]
+    shown = by_weight(about)[:MOST_SUBJECTS]
+    answers = [answer(subject, decode, prefill, device_memory_gb) for subject in shown]
+    notes, engines = shared([in_words(one.advice) for one in answers if one.advice])
     table, throughout = _table(frame)
     facts = {
         "title": folder.resolve().name,
         "runs": frame["run_id"].nunique(),
         "statuses": _counts(frame["status"]),
-        "subjects": [(subject.label, *_answer(subject, decode, prefill, device_memory_gb)) for subject in shown],
+        "not_steady": int(frame["steady"].eq(False).sum()),
+        "asked": {"decode": decode, "prefill": prefill, "device_memory_gb": device_memory_gb},
+        "details": [detail(one, notes) for one in answers],
+        "notes": notes,
+        "engines": engines,
         "subjects_not_shown": len(about) - len(shown),
         "failures": _failures(frame),
         "left_out": [text for text in told if isinstance(text, LeftOutWarning)],
@@ -101,25 +107,9 @@ def report(
     return page
 
 
-def _answer(subject: Subject, decode: int, prefill: int, device_memory_gb: float) -> tuple[list[str], str]:
-    """What to choose, in words, and the medians of `full` as a table in Markdown."""
-    rows = subject.rows
-    try:
-        advice = advise(rows, rows["model"].iloc[0], decode=decode, prefill=prefill, device_memory_gb=device_memory_gb)
-        lines = lines_of(advice)
-    except AdviceError as error:
-        lines = [f"no advice: {error}"]
-    full = fastest_ways(rows[rows["case"] == FULL])
-    if full.empty:
-        return lines, ""
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        table = markdown(full, ["tokens_per_step"], columns="strategy")
-    return lines + [f"note: the table's {warning.message}" for warning in caught], table
-
-
 def _table(frame: pd.DataFrame) -> tuple[str, dict[str, Any]]:
     """All rows as JSON, repetitions together; and what is the same in all of them, which is left out there."""
+    frame = frame.assign(not_steady=frame["steady"].eq(False))
     table = over_runs(frame, [*ASKED, *DETAILS], **MORE_NUMBERS).rename(columns=NUMBERS)
     numbers = ["runs", *NUMBERS.values(), *MORE_NUMBERS]
     table = table[[*ASKED, *numbers, *DETAILS]]

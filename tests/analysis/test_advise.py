@@ -1,5 +1,11 @@
 """Advice: from what was measured, within a budget, and silent beyond."""
 
+import os
+import re
+import shutil
+import subprocess
+import sys
+
 import pandas as pd
 import pytest
 from common import ROOT
@@ -10,6 +16,7 @@ from engram_exp.__main__ import main
 from engram_exp.analysis.advice import AdviceError
 from engram_exp.analysis.advice_in_words import lines_of
 from engram_exp.analysis.curves import Time
+from engram_exp.analysis.engines import DECODE, RELEASES, USES, settings_for
 from engram_exp.analysis.subjects import Way
 
 H200 = ROOT / "outputs/reference/h200"
@@ -39,21 +46,95 @@ def test_a_difference_has_an_interval_only_where_runs_were_repeated():
     assert "fewer than 4 runs: their intervals lack what changes from run to run" in text
 
 
+def test_the_number_of_layers_is_read_from_the_data():
+    assert ask(three(layers=3.0)).layers == 3
+    assert ask(three(layers=3.0)).table_gb == pytest.approx(3 * 1.28)
+    assert ask(pd.concat([three(), three(layers=2.0)])).layers == 2, "older rows do not tell it"
+    assert ask(three()).layers == 2, "nor do any of demo's here"
+    other = advise(three(model="other"), "other", decode=64, prefill=4096, device_memory_gb=0)
+    assert (other.layers, other.notes[0]) == (1, "how many layers of other have a table is not told: counted as one")
+    with pytest.raises(AdviceError, match="layers: the data hold 2, 3; keep the rows of one"):
+        ask(pd.concat([three(layers=2.0), three(layers=3.0)]))
+
+
+def test_an_installed_package_advises_as_a_checkout_does(tmp_path):
+    shutil.copytree(ROOT / "engram_exp", tmp_path / "engram_exp", ignore=shutil.ignore_patterns("__pycache__"))
+
+    def said(where):
+        program = [sys.executable, "-m", "engram_exp", "advise", str(H200 / "v41")]
+        variables = {**os.environ, "PYTHONPATH": str(where)}
+        done = subprocess.run(program, cwd=where, env=variables, capture_output=True, text=True, check=True)
+        return done.stdout
+
+    assert said(tmp_path) == said(ROOT)
+    assert ": 2 layers with 202.8 GB of tables" in said(tmp_path)
+
+
+VLLM, SGLANG = "vLLM 0.33.0", "SGLang 0.5.23"
+
+
 def test_engines_get_what_they_can_do_and_its_price():
     decode, prefill = ask(three()).choices
-    assert (decode.engines["vLLM"].strategy, decode.engines["vLLM"].ms_per_layer) == ("uva", decode.ms_per_layer)
-    assert (prefill.engines["SGLang"].strategy, prefill.engines["SGLang"].ms_per_layer.ms) == ("uva", 64.0)
+    assert (decode.engines[VLLM].strategy, decode.engines[VLLM].ms_per_layer) == ("uva", decode.ms_per_layer)
+    assert (prefill.engines[VLLM].strategy, prefill.engines[VLLM].ms_per_layer.ms) == ("uva", 64.0)
     text = "\n".join(lines_of(ask(three())))
-    assert '\n  SGLang: --engram-config \'{"placement": "cpu"}\'' in text
-    nearest = 'no option for this strategy; the nearest is uva, 64 ms a layer: --engram-config \'{"placement": "cpu"}\''
-    assert f"\n  SGLang: {nearest}" in text
-    assert text.count("as of autumn 2026") == 1
+    assert "\n  vLLM 0.33.0: --engram-config '{\"cpu_offload\": true}'\n" in text
+    nearest = "no option for this strategy; the nearest is uva, 64 ms a layer:"
+    assert f"\n  vLLM 0.33.0: {nearest} --engram-config '{{\"cpu_offload\": true}}'\n" in text
+    assert text.count("note: vLLM 0.33.0 as uva: ") == 1
+
+
+def test_sglang_gathers_on_the_cpu_for_prompts_alone():
+    decode, prefill = ask(pd.concat([three()[lambda frame: frame["strategy"] != "uva"]])).choices
+    assert (decode.strategy, decode.engines[SGLANG]) == ("kv_on_gpu", None)
+    option = prefill.engines[SGLANG]
+    assert (option.strategy, option.ms_per_layer) == ("kv_on_gpu", prefill.ms_per_layer)
+    assert "SGLANG_OPT_DSV41_ENGRAM_HOST_STAGING=1" in option.flags
+    for condition in ("prompts alone", "shared layout", "without ATS", "tokens are all on the host"):
+        assert condition in option.differs
+
+
+def test_flags_are_those_of_a_release():
+    for (engine, version), release in RELEASES.items():
+        assert re.fullmatch(r"\d+\.\d+\.\d+", version)
+        for setting in release.settings:
+            assert ("--engram-config" in setting.flags) == (engine == "vLLM"), "SGLang has none"
+            assert "use_thp" not in setting.flags, "it excludes shared memory"
+            assert set(setting.uses) <= set(USES)
+    assert not any("kv_on_gpu" in settings_for(use)[VLLM] for use in USES), "vLLM does not gather on the CPU"
+    assert "kv_on_gpu" not in settings_for(DECODE)[SGLANG]
 
 
 def test_engines_without_any_option_say_so():
-    advice = ask(rows("kv_on_gpu", {64: 1.0, 65536: 1.0}))
-    assert advice.choices[0].engines == {"vLLM": None, "SGLang": None}
-    assert "vLLM: no option for this strategy, nor for another that fits" in "\n".join(lines_of(advice))
+    advice = ask(rows("kv_on_cpu", {64: 1.0, 65536: 1.0}))
+    assert advice.choices[0].engines == {VLLM: None, SGLANG: None}
+    assert "vLLM 0.33.0: no option for this strategy, nor for another that fits" in "\n".join(lines_of(advice))
+
+
+def test_who_sorts_is_told_beside_the_threshold():
+    text = "\n".join(lines_of(ask(pd.concat([three(), lookups({100: 0.2, 1000: 0.5})]))))
+    assert (
+        "vLLM 0.33.0 from 36,864 on, on the GB200 family alone; SGLang 0.5.23 always on CUDA GPUs without ATS" in text
+    )
+
+
+def test_an_interval_of_one_run_is_that_of_one_process():
+    line = "  0.2 (0.198 to 0.202{}) ms a layer, measured ({})"
+    assert line.format(" within its one process", "1 run") in lines_of(ask(three(run_id="a")))
+    repeated = pd.concat([three(run_id=str(number)) for number in range(4)])
+    assert line.format("", "4 runs") in lines_of(ask(repeated))
+
+
+def test_rows_that_are_not_steady_are_counted():
+    steady = [note for note in ask(three(steady=True)).notes if "steady" in note]
+    frame = pd.concat([three(steady=True), rows("uva", {256: 1.0}, steady=False)])
+    assert steady == []
+    assert "1 of 13 rows of full are not steady: times were still falling after warm-up" in ask(frame).notes
+
+
+def test_a_strategy_that_stands_alone_is_the_best_of_one():
+    assert "nothing but uva was measured: it is the best of one" in ask(rows("uva", {64: 1.0, 65536: 2.0})).notes
+    assert not any("best of one" in note for note in ask(three()).notes)
 
 
 def test_the_threshold_has_an_uncertainty():
@@ -91,8 +172,8 @@ def test_between_near_sizes_is_interpolated_and_elsewhere_is_not_measured():
 def test_a_wide_gap_is_not_measured_and_names_its_ends():
     advice = ask(three(), decode=8)
     assert (advice.choices[0].strategy, advice.choices[0].nearest) == (None, [1, 64])
-    says = "not measured; the nearest that was: 1 and 64; nothing is extrapolated, nor interpolated over more than"
-    assert f"decode, 8 tokens per step: {says} a factor of 4" in lines_of(advice)
+    says = "the nearest that was: 1 and 64; nothing is extrapolated, nor interpolated over more than a factor of 4"
+    assert f"decode, 8 tokens per step: not measured\n  {says}" in "\n".join(lines_of(advice))
     assert ask(three(), prefill=10**6).choices[1].nearest == [65536]
 
 

@@ -97,6 +97,7 @@ def test_summary_prints_markdown(command):
         (["compare", "tests/golden", STRATEGIES], "refused: tests/golden: no results below it"),
         (["advise", "tests/golden"], "refused: tests/golden: no results below it"),
         (["advise", STRATEGIES, "--model", "other"], "refused: model=other: not measured; the data hold demo"),
+        (["advise", f"{ROOT}/outputs/reference/original_2_cores"], "refused: device=cpu in all of these runs"),
         (["summary", STRATEGIES, "nonsense"], "refused: no column nonsense"),
         (["summary", STRATEGIES, "--case", "nap"], "refused: no measured case nap"),
         (["summary", STRATEGIES, "case"], "refused: case: wanted in two places (lines: case; --columns: case"),
@@ -143,6 +144,24 @@ def test_advise_prints_json(command):
     code, out, _ = command("advise", folder, "--model=deepseek_v41_flash", "--json")
     advice = advise(load_results(folder), "deepseek_v41_flash", decode=64, prefill=8192, device_memory_gb=0)
     assert (code, json.loads(out)) == (0, asdict(advice) | {"sort_rows": list(advice.sort_rows)})
+
+
+def test_advise_answers_for_all_that_a_folder_holds(command):
+    folder = f"{ROOT}/outputs/reference/h200"
+    code, out, _ = command("advise", folder)
+    heads = [line for line in out.splitlines() if " of tables" in line]
+    assert (code, [head.split(",")[0] for head in heads]) == (0, ["deepseek_v41_flash", "demo", "demo", "demo"])
+    code, out, _ = command("advise", folder, "--json")
+    assert [one["model"] for one in json.loads(out)] == ["deepseek_v41_flash", "demo", "demo", "demo"]
+    assert len({json.dumps(one["about"]) for one in json.loads(out)}) == 4, "about tells them apart"
+    code, out, _ = command("advise", folder, "--ids", "random", "--only", "row_bytes=512", "--json")
+    assert (code, json.loads(out)["about"]["row_bytes"]) == (0, "512"), "one is an object"
+
+
+def test_advise_says_beside_json_what_it_does_not_answer(command):
+    code, out, err = command("advise", f"{ROOT}/outputs/reference/h200_tuning", "--json")
+    assert (code, len(json.loads(out))) == (0, 2)
+    assert err.count("no advice: the data hold no measured `full`") == 4
 
 
 @pytest.mark.parametrize("choices", [["strategy=uva"], ["strategy=uva", "row_bytes=128", "history=True"]])

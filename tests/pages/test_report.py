@@ -2,16 +2,20 @@
 
 import re
 import shutil
+from itertools import pairwise
 
 import pandas as pd
 import pytest
 from common import ROOT
+from hypothesis import given
+from hypothesis import strategies as st
 from playwright.sync_api import sync_playwright
 
 from engram_exp import load_results, report
 from engram_exp.__main__ import main
+from engram_exp.analysis.curves import MOST_APART, Time
 from engram_exp.analysis.subjects import WAYS, load_campaign, subjects
-from engram_exp.pages.figures import EFFECTS, LIMITS, MEMORY, OVER_TOKENS, SECTIONS, STAGES, figures
+from engram_exp.pages.figures import EFFECTS, LIMITS, MEMORY, OVER_TOKENS, SECTIONS, STAGES, _stretches, figures
 from engram_exp.pages.report import MOST_SUBJECTS, ReportError
 from engram_exp.results.write import write_run
 
@@ -74,6 +78,45 @@ def test_every_figure_is_drawn_on_a_phone_and_on_a_desk(open_page, page, drawn, 
         assert marks.count() > 0, chart.get_attribute("id")
         assert chart.locator("svg.marks").bounding_box()["width"] <= width
     assert view.evaluate("document.documentElement.scrollWidth") <= width, "nothing sticks out"
+
+
+def test_it_opens_with_answers_and_a_figure(open_page, page):
+    view = open_page(page)
+    first = view.locator("#answers tbody tr")
+    assert first.nth(0).inner_text() == "deepseek_v41_flash, fp8, packed, text tokens, rows of 264 bytes"
+    cells = first.nth(1).locator("td").all_inner_texts()
+    assert cells[:2] == ["decode, 64", "uva"]
+    assert cells[2].split("\n") == ["0.1894", "0.1882 to 0.1905 within its one process"]
+    assert cells[3:6] == ["about 0.0638", "202.8", "1"]
+    assert cells[6] == "ahead of kv_on_gpu by the intervals of fewer than 4 runs"
+    top = [view.locator(name).first.bounding_box()["y"] for name in ("#answers", ".chart", "h2:text('In detail')")]
+    assert top == sorted(top)
+    assert view.locator(".chart").first.get_attribute("id").startswith(OVER_TOKENS)
+    assert view.locator("pre").count() == view.locator("details pre").count(), "commands and environments alone"
+    assert "46 rows are not steady" in view.inner_text("body")
+
+
+def test_answers_are_readable_on_a_phone(open_page, page):
+    view = open_page(page, 390)
+    assert not view.locator("#answers thead").is_visible()
+    label = "getComputedStyle(document.querySelector('#answers td.best'), '::before').content"
+    assert view.evaluate(label) == '"strategy"', "cells carry what the head says elsewhere"
+
+
+def test_a_subject_without_advice_says_why(open_page, tmp_path):
+    view = open_page(report(ROOT / "outputs/reference/original_2_cores", tmp_path))
+    assert "device=cpu in all of these runs" in view.inner_text("#answers")
+    assert "no advice | | | | | | device=cpu in all" in (tmp_path / "summary.md").read_text()
+
+
+@given(st.sets(st.integers(1, 10**6), min_size=1))
+def test_no_line_spans_what_is_not_known(sizes):
+    curve = {size: Time(1.0, None, None, "measured") for size in sizes}
+    parts = _stretches(curve)
+    assert [size for part in parts for size in part] == sorted(sizes)
+    for part in parts:
+        assert all(right <= left * MOST_APART for left, right in pairwise(part))
+    assert all(min(right) > max(left) * MOST_APART for left, right in pairwise(parts))
 
 
 def test_the_table_filters(open_page, page):
@@ -187,8 +230,8 @@ def test_a_campaign_about_many_things_shows_the_largest(tmp_path):
             text.replace(",text,", f",kind{number},").replace(text.split("\n")[1].split(",")[1], f"run{number}")
         )
     page = report(tmp_path / "campaign", tmp_path / "report").read_text()
-    assert f"of the {MOST_SUBJECTS} kinds of runs with the most rows; 2 others" in page
-    assert page.count("<h3>demo, bfloat16, kind") == MOST_SUBJECTS
+    assert f"These are {MOST_SUBJECTS} kinds of runs, the weightiest; 2 others" in page
+    assert len(re.findall("<h3>demo, bfloat16, kind[^:]*</h3>\n<p>", page)) == MOST_SUBJECTS
     assert f"kind{MOST_SUBJECTS + 1}" in page, "the table has all"
 
 
@@ -220,6 +263,10 @@ def test_the_summary_names_figures_that_exist(page):
     text = (page.parent / "summary.md").read_text()
     names = re.findall(r"!\[.*\]\((.*)\)", text)
     assert {f"figures/{path.name}" for path in (page.parent / "figures").iterdir()} == set(names)
+    assert text.index(
+        "| decode, 64 | uva | 0.1894 (0.1882 to 0.1905 within its one process) | about 0.0638 | 202.8 | 1 |"
+    )
+    assert text.index("| how sure |") < text.index("![") < text.index("## "), "answers, a figure, details"
     assert re.search(r"^decode, 64 tokens per step: \w+$", text, flags=re.MULTILINE)
     assert "python run.py" in text
     assert "&lt;" not in text
@@ -287,7 +334,7 @@ def test_a_table_that_mixes_code_says_so(tmp_path):
         (tmp_path / f"{number}").mkdir()
         write_run(tmp_path / f"{number}", {}, [{**row, "batch_size": 64, "seq_len": 1, "git_sha": f"sha{number}"}])
     page = report(tmp_path, tmp_path / "out")
-    assert "note: the table's cells mix several git_sha: medians" in (page.parent / "summary.md").read_text()
+    assert "note: medians of full: cells mix several git_sha: medians" in (page.parent / "summary.md").read_text()
 
 
 def test_a_report_of_some_rows(tmp_path):

@@ -1,0 +1,103 @@
+"""What serving engines can be told to do of what is measured here, release by release.
+
+Read in the released packages. What one release has says nothing about the next: another release is another entry.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+DECODE, PREFILL = USES = ("decode", "prefill")
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One way in which a release can be run.
+
+    Args:
+        strategy: that it stands for.
+        flags: what one types for it, or sets in the environment.
+        differs: from what is measured here under that strategy, and the conditions under which the release does it.
+        uses: decode, prefill or both.
+    """
+
+    strategy: str
+    flags: str
+    differs: str
+    uses: tuple[str, ...] = USES
+
+
+@dataclass(frozen=True)
+class Release:
+    """One version of an engine.
+
+    Args:
+        settings: the ways in which it can be run.
+        sorts: when it sorts row ids before it reads rows through the link.
+    """
+
+    settings: tuple[Setting, ...]
+    sorts: str
+
+
+VLLM_SORTS = "from 36,864 on, on the GB200 family alone"
+SGLANG_SORTS = "always on CUDA GPUs without ATS, never on those with it"
+RELEASES = {
+    ("vLLM", "0.33.0"): Release(
+        settings=(
+            Setting(
+                "uva",
+                "--engram-config '{\"cpu_offload\": true}'",
+                f"its default; sorts row ids {VLLM_SORTS}; reads with half of the multiprocessors on a stream beside "
+                "the decoder, and widens in the same kernel; values and scales lie apart (here dtype.layout=split); "
+                "use_thp stays false, since it excludes shared memory",
+            ),
+            Setting(
+                "device",
+                "--engram-config '{\"cpu_offload\": false}'",
+                "spreads the heads over tensor-parallel GPUs; one GPU was measured here",
+            ),
+        ),
+        sorts=VLLM_SORTS,
+    ),
+    ("SGLang", "0.5.23"): Release(
+        settings=(
+            Setting(
+                "uva",
+                "SGLANG_ENABLE_DSV41_ENGRAM_HOST_TABLE=1",
+                f"DeepSeek-V4.1 alone; sorts row ids {SGLANG_SORTS}; one program a row, inline; values and scales lie "
+                "apart (here dtype.layout=split)",
+            ),
+            Setting(
+                "kv_on_gpu",
+                "SGLANG_ENABLE_DSV41_ENGRAM_HOST_TABLE=1 SGLANG_DSV41_ENGRAM_HOST_TABLE_LAYOUT=shared "
+                "SGLANG_OPT_DSV41_ENGRAM_HOST_STAGING=1",
+                "DeepSeek-V4.1 alone, and prompts alone (decoding reads through the link nevertheless); needs the "
+                "shared layout, a GPU without ATS, and extend batches whose tokens are all on the host; 16 threads "
+                "gather into fresh pinned memory (here into a kept buffer, in chunks), and the copies run beside the "
+                "forward pass before",
+                uses=(PREFILL,),
+            ),
+            Setting(
+                "device",
+                "SGLANG_ENABLE_DSV41_ENGRAM_HOST_TABLE=0",
+                "its default, DeepSeek-V4.1 alone; spreads the rows over tensor-parallel GPUs and adds up what they "
+                "read (SGLANG_OPT_DSV41_ENGRAM_PEER_SHARDS=1: each reads from their owner); one GPU was measured here",
+            ),
+        ),
+        sorts=SGLANG_SORTS,
+    ),
+}
+
+
+def settings_for(use: str) -> dict[str, dict[str, Setting]]:
+    """What each release can do in one use: release as `vLLM 0.33.0`, then strategy."""
+    return {
+        f"{engine} {version}": {one.strategy: one for one in release.settings if use in one.uses}
+        for (engine, version), release in RELEASES.items()
+    }
+
+
+def sorting() -> str:
+    """When each release sorts row ids, in words."""
+    return "; ".join(f"{engine} {version} {release.sorts}" for (engine, version), release in RELEASES.items())
