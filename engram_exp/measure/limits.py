@@ -1,56 +1,47 @@
-"""What a machine can do at best, and the time that each step therefore takes at least.
+"""The time that an amount of work takes at least: on this machine, and on any.
 
-A limit is a bound, not a model: each resource is taken at the best rate that was measured for it alone, and the whole
-of a strategy at its busiest resource, as if all others could work at the same time.
+A limit is a bound, not a model: each resource is taken at the best rate that was measured for it alone, and a stage, or
+the whole of a strategy, at its busiest resource, as if all others could work at the same time.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from itertools import pairwise
-from typing import NamedTuple
+from collections import Counter
 
-from engram_exp.layer.geometry import EngramGeometry
-from engram_exp.strategy.plan import PlannedStage
-from engram_exp.vocabulary import HOST, LINK
+from engram_exp.measure.rates import Limit, Load, Peaks, Work, resources
+from engram_exp.vocabulary import DEVICE, HOST
 
-Peaks = Mapping[str, Mapping[str, float]]
+# An efficiency above this is not noise. A limit is the fastest of several samples, and the same product, measured twice
+# on a machine that others use too, differs by 6 %.
+CLEARLY_BEATEN = 1.1
 
-
-class Limit(NamedTuple):
-    """The shortest time that a resource allows.
-
-    ms: the time.
-    by: the rate that decides: link, host or device memory, host rows, host or device GEMM.
-    """
-
-    ms: float
-    by: str
+# More than any machine of today or tomorrow does in a second: caches and all sockets or chips of a host or a device
+# included. Bytes, rows and floating-point operations.
+POSSIBLE_PER_S = {
+    "link": 5e12,  # NVLink-C2C of a GB200 or GB300: 0.45e12 each way
+    "link rows": 5e12,
+    "host memory": 1e14,  # the second-level caches of two 192-core processors: 0.07e14
+    "host rows": 1e13,  # two loads a cycle of 384 cores: 0.3e13
+    "host GEMM": 1e16,  # AMX on two 128-core processors, bfloat16: 0.13e16
+    "device memory": 1e14,  # the second-level cache of a B200: about 0.2e14
+    "device GEMM": 1e17,  # fp4 of a B300, dense: 0.15e17
+}
 
 
-@dataclass(frozen=True)
-class Workload:
-    """What a run asks of its stages.
+def possible_ms(work: Work) -> float:
+    """A time that no machine can be below, from `POSSIBLE_PER_S`: what is faster did not do the work. 0 where nothing
+    is known of the resources.
 
     Args:
-        geometry: of the layer.
-        tokens: T.
-        sequences: B.
-        dtype: the compute dtype.
-        table: host or device.
-        unique_rows: distinct rows among those asked for, as a share: the rest may come from a cache.
-        staged: in chunks, whose row ids and rows caches may hold until the next stage, or the link, has read them.
+        work: amounts by resource.
     """
+    times_s = (amount / POSSIBLE_PER_S[name] for name, amount in work.items() if name in POSSIBLE_PER_S)
+    return max(times_s, default=0.0) * 1e3
 
-    geometry: EngramGeometry
-    tokens: int
-    sequences: int
-    dtype: str
-    table: str
-    unique_rows: float
-    staged: bool = False
+
+def is_beaten(median_ms: float, limit: Limit | None) -> bool:
+    """Whether a time is so far below its limit that one of the two must be wrong."""
+    return limit is not None and limit.ms > CLEARLY_BEATEN * median_ms
 
 
 class Limits:
@@ -62,96 +53,27 @@ class Limits:
 
     def __init__(self, peaks: Peaks) -> None:
         self.peaks = peaks
+        self.has_device = any(name.startswith(DEVICE) for name in peaks)
 
-    def of_stage(self, stage: PlannedStage, work: Workload) -> Limit | None:
-        """The limit of one stage; None where nothing that bounds it could be measured."""
-        geometry, name = work.geometry, stage.name
-        moved = geometry.bytes_moved(name, work.tokens, work.sequences)
-        bounds = []
-        if stage.place == LINK:
-            if "link_to_device_ms" in self.peaks:
-                bounds.append(Limit(_time_at(self.peaks["link_to_device_ms"], moved), LINK))
-            return bounds[0] if bounds else None
-        place = self._measured(stage.place)
-        if work.staged and name in ("hashing", "lookup"):
-            moved -= geometry.row_ids_bytes(work.tokens)
-        if name == "lookup":
-            asked, stored = work.tokens * geometry.columns, geometry.stored_bytes(work.tokens)
-            moved -= round((1 - work.unique_rows) * stored) + (stored if work.staged else 0)
-            if place == HOST:
-                rows_per_s = _rate_at(self.peaks["host_rows_per_s"], geometry.row_bytes)
-                bounds.append(Limit(work.unique_rows * asked / rows_per_s * 1e3, "host rows"))
-            elif work.table == HOST:
-                moved = stored
-                if "link_to_device_ms" in self.peaks:
-                    bounds.append(Limit(work.unique_rows * stored / self.link_bytes_per_s * 1e3, LINK))
-        memory_gb_per_s = max(self.peaks[f"{place}_gb_per_s"].values())
-        bounds.append(Limit(moved / memory_gb_per_s / 1e6, f"{place} memory"))
-        tflop_per_s = self.peaks[f"{place}_tflop_per_s"].get(work.dtype)
-        flops = geometry.flops(name, work.tokens)
-        if flops and tflop_per_s:
-            bounds.append(Limit(flops / tflop_per_s / 1e9, f"{place} GEMM"))
-        return max(bounds)
+    def of(self, work: Work, load: Load) -> Limit | None:
+        """The shortest time of a stage, or of a strategy, whose work is that of its stages added up.
 
-    def of(self, work, load):  # type: ignore[no-untyped-def]
-        return None
+        Without an accelerator the host does the device's work, too.
 
-    def _measured(self, place: str) -> str:
-        """The place whose rates count: without an accelerator the host stands in for the device."""
-        return place if f"{place}_gb_per_s" in self.peaks else HOST
+        Args:
+            work: amounts by resource: `link` (bytes copied), `link rows` (bytes of rows that a kernel reads through
+                it), `host memory` and `device memory` (bytes), `host rows` (rows that the CPU reads), `host GEMM` and
+                `device GEMM` (FLOPs).
+            load: what rates depend on besides.
 
-    def of_all(self, stages: Iterable[PlannedStage], work: Workload) -> Limit:
-        """The limit of a strategy: its busiest resource, named by what takes most of its time."""
-        busy: dict[str, list[Limit]] = {}
-        for stage in stages:
-            limit = self.of_stage(stage, work)
-            if limit:
-                busy.setdefault(LINK if limit.by == LINK else self._measured(stage.place), []).append(limit)
-        busiest = max(busy.values(), key=lambda limits: sum(limit.ms for limit in limits))
-        return Limit(sum(limit.ms for limit in busiest), max(busiest).by)
+        Returns:
+            None where none of the resources was measured.
+        """
+        amounts: Counter[str] = Counter()
+        for name, amount in work.items():
+            amounts[name if self.has_device else name.replace(DEVICE, HOST)] += amount  # type: ignore[assignment]
+        return max((limit for each in resources() for limit in each.bounds(amounts, load, self.peaks)), default=None)
 
     def summary(self, dtype: str) -> str:
-        """The rates that decide most limits, for a human reader."""
-        rates = []
-        for place in ("host", "device"):
-            if f"{place}_gb_per_s" in self.peaks:
-                rates.append(f"{place} memory {max(self.peaks[f'{place}_gb_per_s'].values()):.0f} GB/s")
-                rates.append(f"{place} {dtype} {self.peaks[f'{place}_tflop_per_s'].get(dtype, 0):.3g} TFLOP/s")
-        if "link_to_device_ms" in self.peaks:
-            rates.append(f"link {self.link_bytes_per_s / 1e9:.1f} GB/s")
-        return ", ".join(rates)
-
-    @property
-    def link_bytes_per_s(self) -> float:
-        """The best rate of a transfer to the device."""
-        return max(int(size) / ms * 1e3 for size, ms in self.peaks["link_to_device_ms"].items())
-
-
-def _time_at(curve: Mapping[str, float], size_bytes: int) -> float:
-    """A measured time at a size. A transfer has a latency and a rate: straight lines between the measured sizes, the
-    shortest time below them, in proportion above."""
-    points = _points(curve)
-    (first, shortest), (last, longest) = points[0], points[-1]
-    if size_bytes <= first:
-        return shortest
-    for (left, at_left), (right, at_right) in pairwise(points):
-        if size_bytes <= right:
-            return at_left + (at_right - at_left) * (size_bytes - left) / (right - left)
-    return longest * size_bytes / last
-
-
-def _rate_at(curve: Mapping[str, float], row_bytes: int) -> float:
-    """A measured rate of rows at a row size: a power law between the measured sizes, the rate of the smallest below
-    them, and as many bytes a second as at the largest above."""
-    points = _points(curve)
-    (first, highest), (last, lowest) = points[0], points[-1]
-    if row_bytes <= first:
-        return highest
-    for (left, at_left), (right, at_right) in pairwise(points):
-        if row_bytes <= right:
-            return at_left * (at_right / at_left) ** (math.log(row_bytes / left) / math.log(right / left))
-    return lowest * last / row_bytes
-
-
-def _points(curve: Mapping[str, float]) -> list[tuple[int, float]]:
-    return sorted((int(key), value) for key, value in curve.items())
+        """The rates that decide most limits, for a human reader: device, host and link, in this order."""
+        return ", ".join(sorted(text for each in resources() for text in each.in_words(self.peaks, dtype)))

@@ -1,163 +1,152 @@
-"""Limits: measured once, and a bound for every case."""
+"""Limits: a bound for every amount of work, from rates that were measured or from what is possible at all."""
 
-import json
+from types import SimpleNamespace
 
 import pytest
-import torch
-from common import demo_geometry
+from hypothesis import given
+from hypothesis import strategies as st
 
-from engram_exp.measure import peaks
-from engram_exp.measure.limits import Limits, Workload, _rate_at, _time_at
-from engram_exp.strategy.plan import PlannedStage, plan_stages
+from engram_exp.measure import rates
+from engram_exp.measure.limits import POSSIBLE_PER_S, Limit, Limits, is_beaten, possible_ms
 
+MIB = 2**20
 PEAKS = {
-    "host_gb_per_s": {"copy": 70.0, "read": 100.0},
-    "host_rows_per_s": {"64": 8e8, "256": 2e8},
+    "host_gb_per_s": {f"{MIB}": 400.0, f"{64 * MIB}": 100.0},
+    "host_rows_per_s": {f"{MIB}": {"64": 3e9, "256": 1e9}, f"{2048 * MIB}": {"64": 8e8, "256": 2e8}},
     "host_tflop_per_s": {"bfloat16": 5.0},
-    "device_gb_per_s": {"copy": 4000.0},
+    "device_gb_per_s": {f"{MIB}": 9000.0, f"{64 * MIB}": 4000.0},
     "device_tflop_per_s": {"bfloat16": 700.0},
     "link_to_device_ms": {"1024": 0.01, "1048576": 0.03, "1073741824": 20.0},
 }
-TOKENS = 64 * 4096
+HOST_PEAKS = {name: rates for name, rates in PEAKS.items() if name.startswith("host")}
+LINK_BYTES_PER_S = 1073741824 / 20e-3
+LOAD = SimpleNamespace(dtype="bfloat16", row_bytes=128, spread_bytes=2**31)
 
 
-def work(unique_rows=0.8, table="host", **changes):
-    return Workload(demo_geometry(), TOKENS, 64, "bfloat16", table, unique_rows, **changes)
+def limit(work, peaks=PEAKS, **changes):
+    return Limits(peaks).of(work, SimpleNamespace(**{**vars(LOAD), **changes}))
 
 
-def limit(name, place, **changes):
-    return Limits(PEAKS).of_stage(PlannedStage(name, place), work(**changes))
+@pytest.mark.parametrize(
+    ("work", "ms", "by"),
+    [
+        ({"host GEMM": 1e12}, 200, "host GEMM"),
+        ({"device GEMM": 7e12}, 10, "device GEMM"),
+        ({"host memory": 1e9}, 10, "host memory"),
+        ({"device memory": 4e9}, 1, "device memory"),
+        ({"host rows": 4e6}, 10, "host rows"),
+        ({"link": 1073741824}, 20, "link"),
+        ({"link": 1}, 0.01, "link"),
+        ({"link rows": LINK_BYTES_PER_S}, 1000, "link"),
+    ],
+)
+def test_each_resource_has_its_rate(work, ms, by):
+    assert limit(work) == (pytest.approx(ms), by)
 
 
-def test_each_step_has_the_resource_that_it_must_wait_for():
-    gemm_flops = 2 * TOKENS * 1024 * 5120
-    rows = TOKENS * 16
-    assert limit("projection", "host") == (pytest.approx(gemm_flops / 5e12 * 1e3), "host GEMM")
-    assert limit("projection", "device") == (pytest.approx(gemm_flops / 700e12 * 1e3), "device GEMM")
-    assert limit("up_embed", "link") == (pytest.approx(10.0, rel=0.1), "link")
-    assert limit("lookup", "device", table="host") == (
-        pytest.approx(0.8 * rows * 128 / 53.687e9 * 1e3, rel=1e-3),
-        "link",
-    )
-    moved = rows * (4 + 0.8 * 128 + 128)
-    assert limit("lookup", "host") == (pytest.approx(moved / 100e9 * 1e3), "host memory")
-    assert limit("lookup", "device", table="device") == (pytest.approx(moved / 4000e9 * 1e3), "device memory")
-    assert limit("lookup", "host", staged=True) == (pytest.approx(0.8 * rows / 4e8 * 1e3), "host rows")
+def test_work_is_bound_by_its_busiest_resource():
+    assert limit({"host memory": 1e9, "host rows": 5e6, "link": 1024}) == (pytest.approx(12.5), "host rows")
+    assert limit({"host memory": 2e9, "host rows": 5e6, "link": 1024}) == (pytest.approx(20), "host memory")
 
 
-def test_a_strategy_is_bound_by_its_busiest_resource():
-    def of_all(hashing, lookup, projection, **changes):
-        places = {"table": "host", "hashing": hashing, "lookup": lookup, "projection": projection}
-        return Limits(PEAKS).of_all(plan_stages(places), work(**changes))
-
-    assert of_all("host", "host", "device", staged=True).by == "link"
-    assert of_all("host", "host", "host").by == "host GEMM"
-    assert of_all("host", "host", "host").ms > limit("projection", "host").ms + limit("lookup", "host").ms
-    assert of_all("device", "device", "device").by == "link"
-    assert of_all("device", "device", "device", unique_rows=0.1).by == "device GEMM"
-
-
-def test_without_a_device_the_host_stands_in():
-    host = Limits({name: rates for name, rates in PEAKS.items() if name.startswith("host")})
-    lookup, projection = PlannedStage("lookup", "host"), PlannedStage("projection", "device")
-    assert host.of_stage(projection, work()).by == "host GEMM"
-    both = [host.of_stage(stage, work()).ms for stage in (lookup, projection)]
-    assert host.of_all([lookup, projection], work()).ms == pytest.approx(sum(both))
-
-
-def test_curves_are_followed_between_their_points_and_beyond():
-    times, rates = {"100": 1.0, "10000": 10.0}, {"64": 8.0, "256": 2.0}
-    assert [_time_at(times, x) for x in (1, 100, 5050, 10000, 20000)] == pytest.approx([1, 1, 5.5, 10, 20])
-    assert [_rate_at(rates, x) for x in (1, 64, 128, 256, 512)] == pytest.approx([8, 8, 4, 2, 1])
+def test_copies_and_rows_share_the_link():
+    assert limit({"link": 1073741824, "link rows": LINK_BYTES_PER_S / 100}) == (pytest.approx(30), "link")
 
 
 def test_what_was_not_measured_bounds_nothing():
-    without_link = Limits({name: rates for name, rates in PEAKS.items() if not name.startswith("link")})
-    assert without_link.of_stage(PlannedStage("up_embed", "link"), work()) is None
-    assert without_link.of_stage(PlannedStage("lookup", "device"), work()).by == "device memory"
-    assert without_link.of_all([PlannedStage("up_ids", "link"), PlannedStage("hashing", "device")], work()).ms > 0
+    without_link = {name: rates for name, rates in PEAKS.items() if not name.startswith("link")}
+    assert limit({"link": 1e9, "link rows": 1e9}, without_link) is None
+    assert limit({"link": 1e9, "device memory": 4e9}, without_link).by == "device memory"
+    assert limit({"device GEMM": 1e15, "device memory": 4e9}, dtype="float16").by == "device memory"
+    assert limit({"tape": 1e9}) is None
+    assert limit({}) is None
+    assert limit({"host memory": 1e9}, {}) is None
 
 
-def test_what_a_chunk_leaves_in_a_cache_is_not_charged():
-    ids_bytes = (TOKENS + 64 * 2) * 8
-    assert limit("hashing", "host").ms == pytest.approx((ids_bytes + TOKENS * 16 * 4) / 100e6)
-    assert limit("hashing", "host", staged=True).ms == pytest.approx(ids_bytes / 100e6)
-    staged = limit("lookup", "device", table="device", staged=True)
-    assert staged.ms == pytest.approx(TOKENS * 16 * 0.8 * 128 / 4000e6)
+def test_what_is_not_asked_for_is_no_bound():
+    assert limit({"host GEMM": 0, "host memory": 0, "host rows": 0, "link": 0}) is None
 
 
-def test_a_dtype_that_was_not_measured_leaves_the_memory_bound():
-    found = Limits(PEAKS).of_stage(
-        PlannedStage("projection", "device"), Workload(demo_geometry(), TOKENS, 64, "float16", "host", 1.0)
+def test_without_a_device_the_host_stands_in_and_does_both():
+    assert limit({"device GEMM": 1e12}, HOST_PEAKS) == (pytest.approx(200), "host GEMM")
+    assert limit({"host memory": 1e9, "device memory": 2e9}, HOST_PEAKS) == (pytest.approx(30), "host memory")
+
+
+def test_bytes_that_a_cache_may_hold_are_bound_by_its_rate():
+    """1.6 MB may lie in less than 1 MiB, and 100 MB in less than the 64 MiB that have been measured."""
+    for moved, gb_per_s in {1.6e6: 400, 100e6: 400, 2 * 64 * MIB: 100, 1e10: 100}.items():
+        assert limit({"host memory": moved}).ms == pytest.approx(moved / gb_per_s / 1e6)
+
+
+def test_rows_that_a_cache_may_hold_are_bound_by_its_rate():
+    for spread, rows_per_s in {1000: 3e9, MIB: 3e9, 2047 * MIB: 3e9, 2048 * MIB: 8e8, 2**40: 8e8}.items():
+        found = limit({"host rows": 1e6}, spread_bytes=spread, row_bytes=64)
+        assert found.ms == pytest.approx(1e9 / rows_per_s)
+
+
+@given(
+    st.dictionaries(st.sampled_from(sorted(POSSIBLE_PER_S)), st.floats(0, 1e15), min_size=1),
+    st.sampled_from(sorted(POSSIBLE_PER_S)),
+    st.floats(0, 1e15),
+)
+def test_more_work_never_takes_less_of_the_same_rate(work, name, more):
+    """Of a resource whose rate depends on the size, too: bytes are no faster for being more."""
+    grown = {**work, name: work.get(name, 0) + more}
+    before, after = limit(work), limit(grown)
+    assert (before.ms if before else 0) <= (after.ms if after else 0) * (1 + 1e-9)
+    assert possible_ms(work) <= possible_ms(grown)
+
+
+@given(st.dictionaries(st.sampled_from(sorted(POSSIBLE_PER_S)), st.floats(0, 1e15)))
+def test_no_machine_beats_what_is_possible(work):
+    found = limit(work)
+    assert possible_ms(work) <= (found.ms if found else 0)
+
+
+def test_what_is_possible_is_taken_from_the_busiest_known_resource():
+    assert possible_ms({"host memory": 1e14, "device GEMM": 1e17 / 2, "tape": 1e30}) == pytest.approx(1000)
+    assert possible_ms({"tape": 1e30}) == possible_ms({}) == 0
+
+
+def test_every_resource_that_is_measured_has_a_possible_rate():
+    assert all(limit({name: 1.0}) for name in POSSIBLE_PER_S)
+
+
+@pytest.mark.parametrize(("median_ms", "beaten"), [(10.0, False), (9.2, False), (9.0, True), (1e-6, True), (11, False)])
+def test_a_limit_is_beaten_by_more_than_noise(median_ms, beaten):
+    assert is_beaten(median_ms, Limit(10.0, "link")) is beaten
+
+
+def test_nothing_beats_an_unknown_limit():
+    assert not is_beaten(1e-9, None)
+
+
+def test_a_new_resource_is_one_new_file(tmp_path, monkeypatch):
+    (tmp_path / "tape.py").write_text(
+        "from engram_exp.measure.rates import Limit\n"
+        "def measure(rig): return {'tape_gb_per_s': {'1': 0.3}}\n"
+        "def bounds(work, load, peaks): yield Limit(work.get('tape', 0) / 0.3e6, 'tape')\n"
+        "def in_words(peaks, dtype): yield 'tape 0.3 GB/s'\n"
     )
-    assert found.by == "device memory"
-
-
-@pytest.fixture
-def quick(monkeypatch):
-    for name, value in {"MEMORY_BYTES": 2**22, "ROWS": 512, "STREAM_BYTES": 2**16, "SECONDS": 1e-3}.items():
-        monkeypatch.setattr(peaks, name, value)
-    monkeypatch.setattr(peaks, "GEMM_SIZES", ((64, 32, 16),))
-    monkeypatch.setattr(peaks, "TRANSFER_BYTES", [2**10, 2**12])
-
-
-def test_this_machine_is_measured(quick):
-    found = peaks.measure_peaks(torch.device("cpu"))
-    assert set(found) == {"host_gb_per_s", "host_rows_per_s", "host_tflop_per_s"}
-    assert all(rate > 0 for rates in found.values() for rate in rates.values())
-
-
-@pytest.mark.accelerator
-def test_a_gpu_and_its_link_are_measured(quick):
-    found = peaks.measure_peaks(torch.device("cuda"))
-    assert set(found) == {*PEAKS, "link_to_host_ms", "link_rows_per_s_as_asked", "link_rows_per_s_sorted"}
-    assert all(rate > 0 for rates in found.values() for rate in rates.values())
-
-
-def test_rows_are_read_through_the_link_as_the_strategy_reads_them(configure):
-    lookup = configure("strategy=uva").lookup
-    assert {key: lookup[key] for key in peaks.LINK_LAUNCH} == peaks.LINK_LAUNCH
-
-
-def test_limits_are_measured_once_and_again_when_asked(quick, tmp_path, monkeypatch):
-    calls, said = [], []
-    monkeypatch.setattr(peaks, "measure_peaks", lambda device: calls.append(device) or PEAKS)
-
-    def get(identity, refresh=False):
-        return peaks.machine_limits(tmp_path, identity, torch.device("cpu"), refresh=refresh, announce=said.append)
-
-    assert get({"threads": 2}).peaks == get({"threads": 2}).peaks == PEAKS
-    assert len(calls) == len(said) == 1
-    get({"threads": 4})
-    get({"threads": 2}, refresh=True)
-    assert len(calls) == 3
-    files = list(tmp_path.glob("cpu-*.json"))
-    assert len(files) == 2
-    assert json.loads(files[0].read_text())["machine"]["threads"] in (2, 4)
-    for file in files:
-        file.write_text(file.read_text()[:50])
-    assert get({"threads": 2}).peaks == PEAKS
-    assert len(calls) == 4
-
-
-def test_a_run_has_limits_and_efficiencies(quick, run_inline, tmp_path, capsys):
-    rows = run_inline("limits=cached", f"limits_dir={tmp_path / 'limits'}", "strategy=kv_on_cpu", "seq_len=40")
-    good = [row for row in rows if row["status"] == "ok"]
-    assert {row["limit_by"].partition(" ")[0] for row in good} == {"host"}
-    for row in good:
-        assert row["efficiency"] == pytest.approx(row["limit_ms"] / row["wall_ms_median"])
-    assert "measuring what this machine can do, once" in capsys.readouterr().out
-
-
-def test_an_efficiency_above_one_is_flagged(run_inline, monkeypatch, capsys):
-    slow = {name: dict.fromkeys(rates, 1e-9) for name, rates in PEAKS.items() if name.startswith("host")}
-    monkeypatch.setattr("engram_exp.run.experiment.machine_limits", lambda *_, **__: Limits(slow))
-    run_inline("limits=cached", "cases=[hashing]")
-    assert "hashing beats its limit: the limit or the time is wrong" in capsys.readouterr().out
+    monkeypatch.setattr(rates, "__path__", [*rates.__path__, str(tmp_path)])
+    rates.resources.cache_clear()
+    try:
+        assert limit({"tape": 3e8, "host memory": 1e9}) == (pytest.approx(1000), "tape")
+        assert "tape 0.3 GB/s" in Limits(PEAKS).summary("bfloat16")
+    finally:
+        rates.resources.cache_clear()
 
 
 def test_the_rates_in_words():
     assert Limits(PEAKS).summary("bfloat16") == (
-        "host memory 100 GB/s, host bfloat16 5 TFLOP/s, device memory 4000 GB/s, device bfloat16 700 TFLOP/s, "
+        "device bfloat16 700 TFLOP/s, device memory 4000 GB/s, host bfloat16 5 TFLOP/s, host memory 100 GB/s, "
         "link 53.7 GB/s"
     )
+    assert Limits(HOST_PEAKS).summary("float32") == "host memory 100 GB/s"
+
+
+def test_an_efficiency_above_one_is_flagged(run_inline, monkeypatch, capsys):
+    slow = {"host_gb_per_s": {"1": 1e-9}, "host_rows_per_s": {"1": {"64": 1e-9}}}
+    monkeypatch.setattr("engram_exp.run.experiment.machine_limits", lambda *_, **__: Limits(slow))
+    run_inline("limits=cached", "cases=[hashing]")
+    assert "hashing beats its limit: the limit or the time is wrong" in capsys.readouterr().out

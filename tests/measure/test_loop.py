@@ -3,8 +3,6 @@
 import itertools
 
 import pytest
-from hypothesis import example, given, settings
-from hypothesis import strategies as st
 
 from engram_exp.measure import loop
 from engram_exp.measure.clock import Sample
@@ -21,7 +19,7 @@ class SetClock:
 
     def time(self, call, *, uses_device):
         self.inside = True
-        call()
+        self.result = call()
         self.inside = False
         return Sample(self.times_ms.pop(0) if len(self.times_ms) > 1 else self.times_ms[0], None, None)
 
@@ -109,48 +107,29 @@ def test_a_case_that_fails_leaves_the_others(fails_at):
     assert (timings["goes on"].error, len(timings["goes on"].samples)) == (None, 4)
 
 
-def probed(iterations, seed, **options):
-    """Behind which of its samples a case is probed."""
-    clock, timings, places = SetClock(1.0), {}, []
+def test_every_sample_is_prepared_and_looked_at_outside_of_what_is_timed():
+    clock, seen, calls = SetClock(1.0), [], [lambda: "one", lambda: "two"]
 
-    def probe():
+    def before(call):
         assert not clock.inside
-        places.append(len(timings["a"].samples))
+        seen.append(call)
 
-    cases = [Case("a", [int], False, probe), Case("b", [int], False)]
-    measured(cases, clock, iterations=iterations, seed=seed, progress=lambda _, now: timings.update(now), **options)
-    return places
+    def behind(call, result):
+        assert not clock.inside
+        seen.append((call, result))
 
-
-@settings(max_examples=100, deadline=None)
-@given(st.integers(1, 40), st.integers(0, 2**32))
-@example(1, 0)
-@example(2, 0)
-def test_a_case_is_probed_behind_its_first_and_last_sample_and_once_between(iterations, seed):
-    places = probed(iterations, seed)
-    assert places == probed(iterations, seed), "the seed decides"
-    assert places[0] == 1
-    assert places[-1] == iterations
-    assert len(places) <= 3
-    assert places == sorted(set(places))
+    measured([Case("a", calls, False, before, behind), Case("b", [int], False)], clock, iterations=5)
+    assert seen == [each for call in [*calls, *calls, calls[0]] for each in (call, (call, call()))]
 
 
-def test_where_a_case_is_probed_depends_on_the_seed():
-    assert len({probed(50, seed)[1] for seed in range(8)}) > 2
-
-
-def test_a_case_that_the_budget_ends_is_probed_behind_its_last_sample():
-    assert probed(1000, 0, budget_s=0.01)[-1] == 10
-
-
-def test_what_a_probe_raises_ends_its_case_alone():
-    def fails():
+def test_a_result_that_is_refused_ends_its_case_alone_and_gives_no_sample():
+    def refuse(call, result):
         raise ValueError("wrong result")
 
-    cases = [Case("wrong", [int], False, fails), Case("right", [int], False, int)]
+    cases = [Case("wrong", [int], False, behind=refuse), Case("right", [int], False)]
     timings = measured(cases, SetClock(1.0), iterations=5)
     assert str(timings["wrong"].error) == "wrong result"
-    assert len(timings["wrong"].samples) == 1
+    assert timings["wrong"].samples == []
     assert (timings["right"].error, len(timings["right"].samples)) == (None, 5)
 
 
