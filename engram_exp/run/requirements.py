@@ -6,12 +6,11 @@ import psutil
 import torch
 
 from engram_exp.errors import ConfigError, SkippedError
+from engram_exp.machine.data_sheets import DataSheet, data_sheet_of, is_of
 from engram_exp.machine.environment import cpu_name
 from engram_exp.machine.placement import triton_is_interpreted
 from engram_exp.run.parts import Builder
 from engram_exp.vocabulary import DEVICE, HOST
-
-VARIANTS = ("pcie", "nvl", "max-q", "server")
 
 
 def require_machine(builder: Builder) -> None:
@@ -32,17 +31,21 @@ def require_data_sheet(gpu: str, memory_gb: float, name: str, memory_bytes: int)
     """Refuse the data sheet of another part, or of a variant with other memory, link or power.
 
     Args:
-        gpu, memory_gb: of the sheet; vendors round memory down.
+        gpu, memory_gb: of the sheet.
         name, memory_bytes: of the device.
 
     Raises:
         ConfigError: naming the device.
     """
-    is_variant = any(word in name.lower() and word not in gpu.lower() for word in VARIANTS)
-    has_other_memory = not 0.95 < memory_bytes / (memory_gb * 1e9) < 1.15
-    if f" {gpu}" not in f" {name}" or is_variant or has_other_memory:
+    if not is_of(gpu, memory_gb, name, memory_bytes):
         remedy = f"the device is {name} with {memory_bytes / 1e9:.0f} GB; use its own option or hardware=auto"
         raise ConfigError("hardware.data_sheet.gpu", gpu, remedy)
+
+
+def data_sheet(builder: Builder) -> DataSheet | None:
+    """What the vendor promises of the device: as configured, else looked up by the device's name."""
+    configured: DataSheet | None = builder.config.hardware.data_sheet
+    return configured or data_sheet_of(device_name(builder), total_device_bytes(builder.device))
 
 
 def total_device_bytes(device: torch.device) -> int:

@@ -14,6 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 from engram_exp.config.checks import check
 from engram_exp.config.derived import threads_of
 from engram_exp.errors import ConfigError
+from engram_exp.machine.data_sheets import DATA_SHEETS
 from engram_exp.run.parts import Builder
 from engram_exp.strategy.plan import needed_stages
 from engram_exp.vocabulary import UPLOADS
@@ -23,7 +24,8 @@ GROUPS = {
     folder.name: sorted(file.stem for file in folder.glob("*.yaml")) for folder in CONF.iterdir() if folder.is_dir()
 }
 STEPS = [["hashing", "lookup", "projection"], ["hashing", "lookup", "widening", "projection"]]
-OPTIONS = [(group, option) for group, options in GROUPS.items() if group != "hydra" for option in options]
+FILES = [(group, option) for group, options in GROUPS.items() if group != "hydra" for option in options]
+OPTIONS = FILES + [("hardware", option) for option in DATA_SHEETS]
 
 
 @pytest.mark.parametrize(("group", "option"), OPTIONS)
@@ -52,7 +54,7 @@ def test_every_option_composes_and_builds(configure, tmp_path, group, option):
 
 
 def test_every_option_is_explained():
-    for group, option in OPTIONS:
+    for group, option in FILES:
         text = (CONF / group / f"{option}.yaml").read_text().replace("# @package _global_\n", "")
         assert text.startswith("# "), f"conf/{group}/{option}.yaml does not begin with what it is"
 
