@@ -9,7 +9,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from engram_exp.config.derived import AUTO, cases_of, geometry_of
+from engram_exp.config.derived import AUTO, cases_of, geometry_of, usable_cpus
 from engram_exp.errors import ConfigError
 from engram_exp.strategy.plan import row_order
 from engram_exp.vocabulary import HOST, STEPS
@@ -23,8 +23,12 @@ MOST_THREADS = 4096
 LIMITS = ("cached", "refresh", "none")
 
 
-def check(config: DictConfig) -> None:
+def check(config: DictConfig, *, here: bool = True) -> None:
     """Refuse whatever can be refused before a process is started.
+
+    Args:
+        config: composed by Hydra.
+        here: whether it will run on this machine.
 
     Raises:
         ConfigError: naming the key, its value and what would work.
@@ -54,6 +58,8 @@ def check(config: DictConfig) -> None:
     if Path(config.campaign).is_absolute() or ".." in Path(config.campaign).parts:
         raise ConfigError("campaign", config.campaign, "must name a folder below output_dir")
     _check_hardware(config.hardware)
+    if here:
+        check_cpus(config.hardware)
     changed = [key for key in ("threads", "pin_threads", "affinity") if config.hardware[key]]
     if config.worker == "inline" and changed:
         raise ConfigError("worker", "inline", f"cannot change hardware.{changed[0]} of this process; use process")
@@ -87,7 +93,24 @@ def _check_hardware(hardware: Mapping[str, Any]) -> None:
     threads, affinity = hardware["threads"], hardware["affinity"]
     if threads is not None and not 1 <= threads <= MOST_THREADS:
         raise ConfigError("hardware.threads", threads, f"must be 1 to {MOST_THREADS}, or null for all")
-    if affinity is not None:
-        allowed = os.sched_getaffinity(0)
-        if not affinity or not allowed.issuperset(affinity):
-            raise ConfigError("hardware.affinity", list(affinity), f"must be some of the CPUs {sorted(allowed)}")
+    if affinity is not None and not affinity:
+        raise ConfigError("hardware.affinity", "[]", "must be some CPUs, or null for all")
+
+
+def check_cpus(hardware: Mapping[str, Any]) -> None:
+    """Refuse CPUs that this machine does not give, and more threads than CPUs: threads that wait for each other's turn
+    measure the turns.
+
+    Raises:
+        ConfigError: naming the key, its value and what would work.
+    """
+    threads, affinity = hardware["threads"], hardware["affinity"]
+    allowed = os.sched_getaffinity(0)
+    if affinity and not allowed.issuperset(affinity):
+        raise ConfigError("hardware.affinity", list(affinity), f"must be some of the CPUs {sorted(allowed)}")
+    usable = usable_cpus(affinity)
+    if threads and threads > usable:
+        remedy = (
+            f"more threads than CPUs that a run may use here; {usable} would work, or null for as many as there are"
+        )
+        raise ConfigError("hardware.threads", threads, remedy)

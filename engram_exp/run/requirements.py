@@ -5,6 +5,7 @@ from __future__ import annotations
 import psutil
 import torch
 
+from engram_exp.config.checks import check_cpus
 from engram_exp.errors import ConfigError, SkippedError
 from engram_exp.machine.data_sheets import DataSheet, data_sheet_of, is_of
 from engram_exp.machine.environment import cpu_name
@@ -18,8 +19,9 @@ def require_machine(builder: Builder) -> None:
 
     Raises:
         SkippedError: the strategy needs an accelerator that is not there, or memory that a kernel can read.
-        ConfigError: the configured data sheet is not that of the device.
+        ConfigError: CPUs that are not there, more threads than CPUs, or the data sheet of another device.
     """
+    check_cpus(builder.config.hardware)
     _require_accelerator(builder)
     _require_readable_table(builder)
     sheet = builder.config.hardware.data_sheet

@@ -2,17 +2,21 @@
 
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from common import ROOT, TINY
+from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from engram_exp.campaign.preflight import Preflight
 from engram_exp.config.checks import check
 from engram_exp.config.derived import threads_of
+from engram_exp.config.schema import register_schema
 from engram_exp.errors import ConfigError
 from engram_exp.machine.data_sheets import DATA_SHEETS
 from engram_exp.run.parts import Builder
@@ -245,6 +249,51 @@ def test_a_device_that_is_not_there_is_refused(configure, device):
 def test_threads_follow_the_affinity(configure):
     assert threads_of(configure("hardware.threads=3", "hardware.affinity=[0]")) == 3
     assert threads_of(configure("hardware.affinity=[0]")) == 1
+
+
+@pytest.mark.parametrize(
+    ("overrides", "quota", "says"),
+    [
+        (
+            ["hardware.threads=5"],
+            None,
+            "hardware.threads=5: more threads than CPUs that a run may use here; 4 would work",
+        ),
+        (["hardware.threads=3"], 2, "hardware.threads=3: more threads than CPUs that a run may use here; 2 would work"),
+        (
+            ["hardware.threads=2", "hardware.affinity=[3]"],
+            None,
+            "hardware.threads=2: more threads than CPUs that a run",
+        ),
+        (["hardware.affinity=[3,4]"], None, "hardware.affinity=[3, 4]: must be some of the CPUs [0, 1, 2, 3]"),
+    ],
+)
+def test_more_threads_than_cpus_are_refused(configure, monkeypatch, overrides, quota, says):
+    monkeypatch.setattr("os.sched_getaffinity", lambda process: {0, 1, 2, 3})
+    monkeypatch.setattr("engram_exp.machine.cgroup.cpus", lambda: quota)
+    check(configure("hardware.threads=2"))
+    check(configure(*overrides), here=False)
+    with pytest.raises(ConfigError) as refusal:
+        check(configure(*overrides))
+    assert str(refusal.value).startswith(says)
+
+
+def test_threads_are_refused_where_the_run_finds_too_few_cpus(run_inline):
+    rows = run_inline("hardware.threads=4000", "cases=[hashing]")
+    assert [row["status"] for row in rows] == ["refused"]
+    assert rows[0]["error"].startswith("hardware.threads=4000: more threads than CPUs")
+
+
+@pytest.mark.parametrize(("launcher", "is_refused"), [("basic", True), ("local_queue", False)])
+def test_a_sweep_that_is_sent_elsewhere_is_not_held_to_the_cpus_of_this_machine(tmp_path, launcher, is_refused):
+    register_schema()
+    overrides = [*TINY, f"output_dir={tmp_path}", f"hydra/launcher={launcher}", "hardware.threads=4000"]
+    with initialize_config_dir(version_base="1.3", config_dir=str(ROOT / "conf")):
+        config = compose("config", overrides, return_hydra_config=True)
+        OmegaConf.update(config, "hydra.job.config_name", "config", force_add=True)
+        OmegaConf.update(config, "hydra.overrides", {"task": overrides, "hydra": []}, force_add=True)
+        with pytest.raises(SystemExit) if is_refused else nullcontext():
+            Preflight().on_multirun_start(config)
 
 
 def test_tiny_is_tiny(configure):
