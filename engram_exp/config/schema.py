@@ -9,9 +9,11 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any, Optional
 
+from hydra._internal.sources_registry import SourcesRegistry
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING
 
+from engram_exp.config.files import FileConfigSource
 from engram_exp.machine.data_sheets import DATA_SHEETS, DataSheet
 
 # OmegaConf reads the annotations at run time and, on Python 3.10, knows optional types only as Optional[...].
@@ -116,9 +118,13 @@ class RunConfig:
     upload: Any = MISSING
 
 
+COMPONENTS = ("tokens", "hashing", "table", "lookup", "projection", "upload")  # groups whose options name a class
+
+
 def register_schema() -> None:
     """Make known to Hydra what stands in no file: the schema, under the name that `conf/config.yaml` begins with, and
     an option of `hardware` for every part with a data sheet, which refuses any other."""
+    SourcesRegistry.instance().types[FileConfigSource.scheme()] = FileConfigSource
     store = ConfigStore.instance()
     store.store(name="schema", node=RunConfig)
     for option, sheet in DATA_SHEETS.items():

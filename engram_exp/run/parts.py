@@ -17,6 +17,7 @@ from omegaconf import DictConfig
 
 from engram_exp.config.derived import batches_of, chunk_tokens_of, geometry_of, stages_of, value_bytes_of
 from engram_exp.config.options import CPU, check_options, resolve_device
+from engram_exp.config.schema import COMPONENTS
 from engram_exp.errors import ConfigError
 from engram_exp.layer.cache import cached_array
 from engram_exp.layer.compression import TokenCompression, load_compression
@@ -32,8 +33,6 @@ from engram_exp.stage import Stage, as_stage_function
 from engram_exp.steps.widening import build_widening
 from engram_exp.strategy.plan import PlannedStage
 from engram_exp.vocabulary import DEVICE, HOST, LINK, UPLOADS
-
-COMPONENT_GROUPS = ("tokens", "hashing", "table", "lookup", "projection", "upload")
 
 
 @dataclass(frozen=True)
@@ -52,7 +51,7 @@ class Builder:
         Raises:
             ConfigError: naming the key.
         """
-        for group in COMPONENT_GROUPS:
+        for group in COMPONENTS:
             check_options(group, self.config[group])
         table: Any = get_class(self.config.table._target_)
         if table.place != self.config.strategy.table:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from common import ROOT, TINY
 from hydra import compose, initialize_config_dir
+from hydra.errors import CompactHydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -119,6 +120,8 @@ def test_wrong_types_are_refused_by_key(configure, override):
         (["worker=thread"], "worker"),
         (["campaign=../elsewhere"], "campaign"),
         (["campaign=/elsewhere"], "campaign"),
+        (["campaign="], "campaign"),
+        (["campaign=."], "campaign"),
         (["layer=2"], "layer"),
         (["cases=[]"], "cases"),
         (["cases=[hashing,sleep]"], "cases"),
@@ -294,6 +297,42 @@ def test_a_sweep_that_is_sent_elsewhere_is_not_held_to_the_cpus_of_this_machine(
         OmegaConf.update(config, "hydra.overrides", {"task": overrides, "hydra": []}, force_add=True)
         with pytest.raises(SystemExit) if is_refused else nullcontext():
             Preflight().on_multirun_start(config)
+
+
+@pytest.mark.parametrize("text", ["order: sorted\n", "_target_: null\n", "_target_: ???\n", "_target_: [a, b]\n", ""])
+def test_a_component_without_a_class_is_refused(configure, tmp_path, text):
+    (tmp_path / "lookup").mkdir()
+    (tmp_path / "lookup/mine.yaml").write_text(text)
+    with pytest.raises(
+        ConfigError, match=r"^lookup\._target_=null: must be the component's class, as in conf/lookup/: "
+    ):
+        check(configure(f"hydra.searchpath=[file://{tmp_path}]", "lookup=mine"))
+
+
+def test_what_has_no_value_is_refused(configure, tmp_path):
+    (tmp_path / "strategy").mkdir()
+    (tmp_path / "strategy/mine.yaml").write_text("# @package _global_\nstrategy: {hashing: host}\n")
+    with pytest.raises(ConfigError, match=r"^strategy\.lookup=\?\?\?: has no value; set it, or choose an option"):
+        check(configure(f"hydra.searchpath=[file://{tmp_path}]", "strategy=mine"))
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b"a: b: c\n", r"mine\.yaml is no YAML that can be read; mend it: mapping values are .*, line 1, column 5$"),
+        (b"a: 1\na: 2\n", r"mine\.yaml is no YAML that can be read; mend it: .* found duplicate key a .*, line 2, col"),
+        (b"a: \xff\n", r"mine\.yaml is no YAML that can be read; mend it: 'utf-8' codec can't decode byte 0xff"),
+        (b"5\n", r"mine\.yaml is no YAML that can be read; mend it: "),
+        (b"- 1\n- 2\n", r"mine\.yaml must hold keys and values, as the files in conf/ do$"),
+    ],
+)
+def test_a_file_that_cannot_be_read_is_refused_in_one_line(configure, tmp_path, content, says):
+    (tmp_path / "lookup").mkdir()
+    (tmp_path / "lookup/mine.yaml").write_bytes(content)
+    with pytest.raises(CompactHydraException, match=says) as refusal:  # Hydra shows its message and no traceback
+        configure(f"hydra.searchpath=[file://{tmp_path}]", "lookup=mine")
+    assert str(refusal.value).startswith(f"{tmp_path}/lookup/mine.yaml ")
+    assert "\n" not in str(refusal.value)
 
 
 def test_tiny_is_tiny(configure):
