@@ -83,6 +83,7 @@ def _check_components(config: DictConfig) -> None:
         if not (OmegaConf.is_dict(config[group]) and isinstance(config[group].get("_target_"), str)):
             remedy = f"must be the component's class, as in conf/{group}/: `_target_: module.Class`"
             raise ConfigError(f"{group}._target_", "null", remedy)
+        OmegaConf.to_container(config[group], throw_on_missing=True)
 
 
 def _check_ranges(config: DictConfig) -> None:

@@ -163,14 +163,15 @@ def test_what_cannot_run_is_refused_before_anything_starts(configure, overrides,
         (["+hashing.depth=3"], "hashing.depth=3: NumbaHasher has no such option"),
         (
             ["tokens=random", "tokens.share=most"],
-            "tokens.share=most: Value 'most' of type 'str' could not be converted",
+            "tokens.share=most: must be float, not of type str",
         ),
         (
             ["tokens=random", "+tokens.vocab_size=100"],
             "tokens.vocab_size=100: follows from the rest of the configuration; leave",
         ),
-        (["tokens.history=perhaps"], "tokens.history=perhaps: "),
-        (["tokens.max_mb=[1]"], "tokens.max_mb=[1]: "),
+        (["tokens.history=perhaps"], "tokens.history=perhaps: must be bool, not of type str"),
+        (["tokens.max_mb=[1]"], "tokens.max_mb=[1]: must be float, not of type list"),
+        (["tokens=ids", "tokens.path=5"], "tokens.path=5: must be str or null, not of type int"),
     ],
 )
 def test_options_of_components_are_held_to_their_constructors(configure, overrides, says):
