@@ -1,7 +1,6 @@
-"""The typed configuration, and the checks that need nothing but the configuration.
+"""The schema that Hydra holds `conf/` and the command line to: the types of all keys. The YAML files hold the values.
 
-The dataclasses are the schema that Hydra holds `conf/` and the command line to; the YAML files hold the values. Nothing
-here imports PyTorch, so that `--help`, tab completion and refusals are quick.
+Nothing here imports PyTorch, so that `--help`, tab completion and refusals are quick.
 """
 
 from __future__ import annotations
