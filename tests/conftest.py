@@ -24,11 +24,21 @@ Compose = Callable[..., DictConfig]
 RunInline = Callable[..., list[dict]]
 
 
+NO_ACCELERATOR = "needs a CUDA device"
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if not gpus():
         for item in items:
             if item.get_closest_marker("accelerator"):
-                item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+                item.add_marker(pytest.mark.skip(reason=NO_ACCELERATOR))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say how many tests no machine without an accelerator can answer for."""
+    skipped = [report for report in terminalreporter.getreports("skipped") if NO_ACCELERATOR in str(report.longrepr)]
+    if skipped:
+        terminalreporter.write_line(f"{len(skipped)} tests need an accelerator, which is not here: they did not run")
 
 
 @pytest.fixture(scope="session", autouse=True)

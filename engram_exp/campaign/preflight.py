@@ -40,13 +40,16 @@ class Preflight(Callback):
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Check every configuration of the sweep."""
         sweep_dir = Path(config.hydra.sweep.dir)
-        Preflight.began = self._refuse_unless_sound(lambda: _configurations_of(config), sweep_dir)
+        here = config.hydra.launcher._target_.endswith(".BasicLauncher")  # others may take runs to another machine
+        Preflight.began = self._refuse_unless_sound(lambda: _configurations_of(config), sweep_dir, here=here)
         Preflight.sweep_dir = sweep_dir
 
-    def _refuse_unless_sound(self, configurations: Callable[[], list[DictConfig]], output_dir: Path) -> float:
+    def _refuse_unless_sound(
+        self, configurations: Callable[[], list[DictConfig]], output_dir: Path, *, here: bool = True
+    ) -> float:
         try:
             for config in configurations():
-                check(config)
+                check(config, here=here)
                 if config.retry == "failed" and not any(output_dir.rglob(RESULTS)):
                     raise ConfigError("retry", "failed", f"{output_dir} holds no runs; name an earlier campaign")
             return _check_writable(output_dir)

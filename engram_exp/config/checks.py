@@ -7,56 +7,70 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig
+from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf.errors import MissingMandatoryValue
 
-from engram_exp.config.derived import AUTO, cases_of, geometry_of
+from engram_exp.config.derived import AUTO, cases_of, geometry_of, usable_cpus
+from engram_exp.config.schema import COMPONENTS
 from engram_exp.errors import ConfigError
 from engram_exp.steps.lookup.order import row_order
 from engram_exp.vocabulary import HOST, PLACED
 
-WORKERS = ("process", "inline")
-LAYOUTS = ("packed", "split")
-CAPTURES = ("none", "graph")
-RETRIES = ("none", "failed")
+CHOICES = {
+    "retry": ("none", "failed"),
+    "worker": ("process", "inline"),
+    "limits": ("cached", "refresh", "none"),
+    "capture": ("none", "graph"),
+    "dtype.layout": ("packed", "split"),
+}
+AT_LEAST_1 = ("batch_size", "seq_len", "iterations", "repeats", "schedule.ring_depth")
+ABOVE_0 = ("budget_s", "timeout_s")
 SEEDS = 2**32
 MOST_THREADS = 4096
-LIMITS = ("cached", "refresh", "none")
 
 
-def check(config: DictConfig) -> None:
+def check(config: DictConfig, *, here: bool = True) -> None:
     """Refuse whatever can be refused before a process is started.
+
+    Args:
+        config: composed by Hydra.
+        here: whether it will run on this machine.
 
     Raises:
         ConfigError: naming the key, its value and what would work.
     """
-    for key in ("batch_size", "seq_len", "iterations", "repeats"):
-        if config[key] < 1:
-            raise ConfigError(key, config[key], "must be at least 1")
-    if config.batches != AUTO and (type(config.batches) is not int or config.batches < 1):
-        raise ConfigError("batches", config.batches, f"must be a whole number of at least 1, or {AUTO}")
-    if not 0 <= config.seed < SEEDS:
-        raise ConfigError("seed", config.seed, f"must be at least 0 and below {SEEDS}")
-    for key in ("budget_s", "timeout_s"):
-        if not config[key] > 0:
-            raise ConfigError(key, config[key], "must be above 0")
-    if config.retry not in RETRIES:
-        raise ConfigError("retry", config.retry, f"must be one of {', '.join(RETRIES)}")
-    if config.worker not in WORKERS:
-        raise ConfigError("worker", config.worker, f"must be one of {', '.join(WORKERS)}")
-    if not 0 < config.dtype.tolerance < 1:
-        raise ConfigError("dtype.tolerance", config.dtype.tolerance, "must be above 0 and below 1")
-    if config.limits not in LIMITS:
-        raise ConfigError("limits", config.limits, f"must be one of {', '.join(LIMITS)}")
-    if config.dtype.layout not in LAYOUTS:
-        raise ConfigError("dtype.layout", config.dtype.layout, f"must be one of {', '.join(LAYOUTS)}")
-    if config.dtype.layout == "split" and config.dtype.values_per_scale is None:
-        raise ConfigError("dtype.layout", "split", "there are no scales to split off; use it with dtype=fp8")
-    if Path(config.campaign).is_absolute() or ".." in Path(config.campaign).parts:
-        raise ConfigError("campaign", config.campaign, "must name a folder below output_dir")
-    _check_hardware(config.hardware)
-    changed = [key for key in ("threads", "pin_threads", "affinity") if config.hardware[key]]
-    if config.worker == "inline" and changed:
-        raise ConfigError("worker", "inline", f"cannot change hardware.{changed[0]} of this process; use process")
+    try:
+        _check(config)
+    except MissingMandatoryValue as error:
+        remedy = "has no value; set it, or choose an option of its group that does"
+        raise ConfigError(str(error.full_key), MISSING, remedy) from error
+    if here:
+        check_cpus(config.hardware)
+
+
+def check_cpus(hardware: Mapping[str, Any]) -> None:
+    """Refuse CPUs that this machine does not give, and more threads than CPUs: where threads wait for each other's turn
+    on a CPU, it is the turns that are measured.
+
+    Raises:
+        ConfigError: naming the key, its value and what would work.
+    """
+    threads, affinity = hardware["threads"], hardware["affinity"]
+    allowed = os.sched_getaffinity(0)
+    if affinity and not allowed.issuperset(affinity):
+        raise ConfigError("hardware.affinity", list(affinity), f"must be some of the CPUs {sorted(allowed)}")
+    usable = usable_cpus(affinity)
+    if threads and threads > usable:
+        remedy = (
+            f"more threads than CPUs that a run may use here; {usable} would work, or null for as many as there are"
+        )
+        raise ConfigError("hardware.threads", threads, remedy)
+
+
+def _check(config: DictConfig) -> None:
+    _check_components(config)
+    _check_ranges(config)
+    _check_hardware(config)
     geometry_of(config)
     cases_of(config)
     _check_schedule(config)
@@ -64,30 +78,63 @@ def check(config: DictConfig) -> None:
         row_order(config.lookup.order, 0, 0, HOST)
 
 
+def _check_components(config: DictConfig) -> None:
+    for group in COMPONENTS:
+        if not (OmegaConf.is_dict(config[group]) and isinstance(config[group].get("_target_"), str)):
+            remedy = f"must be the component's class, as in conf/{group}/: `_target_: module.Class`"
+            raise ConfigError(f"{group}._target_", "null", remedy)
+        OmegaConf.to_container(config[group], throw_on_missing=True)
+
+
+def _check_ranges(config: DictConfig) -> None:
+    values = {key: OmegaConf.select(config, key) for key in (*AT_LEAST_1, *ABOVE_0, *CHOICES)}
+    for key in AT_LEAST_1:
+        if values[key] < 1:
+            raise ConfigError(key, values[key], "must be at least 1")
+    for key in ABOVE_0:
+        if not values[key] > 0:
+            raise ConfigError(key, values[key], "must be above 0")
+    for key, choices in CHOICES.items():
+        if values[key] not in choices:
+            raise ConfigError(key, values[key], f"must be one of {', '.join(choices)}")
+    if config.batches != AUTO and not _is_count(config.batches):
+        raise ConfigError("batches", config.batches, f"must be a whole number of at least 1, or {AUTO}")
+    if not 0 <= config.seed < SEEDS:
+        raise ConfigError("seed", config.seed, f"must be at least 0 and below {SEEDS}")
+    if not 0 < config.dtype.tolerance < 1:
+        raise ConfigError("dtype.tolerance", config.dtype.tolerance, "must be above 0 and below 1")
+    if config.dtype.layout == "split" and config.dtype.values_per_scale is None:
+        raise ConfigError("dtype.layout", "split", "there are no scales to split off; use it with dtype=fp8")
+    campaign = Path(config.campaign)
+    if campaign.is_absolute() or ".." in campaign.parts or not campaign.parts:
+        raise ConfigError("campaign", config.campaign, "must name a folder below output_dir")
+
+
+def _check_hardware(config: DictConfig) -> None:
+    hardware = config.hardware
+    if hardware.threads is not None and not 1 <= hardware.threads <= MOST_THREADS:
+        raise ConfigError("hardware.threads", hardware.threads, f"must be 1 to {MOST_THREADS}, or null for all")
+    if hardware.affinity is not None and not hardware.affinity:
+        raise ConfigError("hardware.affinity", "[]", "must be some of the machine's CPUs, or null for all")
+    changed = [key for key in ("threads", "pin_threads", "affinity") if hardware[key]]
+    if config.worker == "inline" and changed:
+        raise ConfigError("worker", "inline", f"cannot change hardware.{changed[0]} of this process; use process")
+
+
 def _check_schedule(config: DictConfig) -> None:
     chunk_tokens, ring_depth = config.schedule.chunk_tokens, config.schedule.ring_depth
     on_host = [step for step in PLACED if config.strategy[step] == HOST]
-    if config.capture not in CAPTURES:
-        raise ConfigError("capture", config.capture, f"must be one of {', '.join(CAPTURES)}")
     if config.capture == "graph" and on_host:
         raise ConfigError("capture", "graph", f"{on_host[0]} runs on the host here; strategy=uva or device would work")
-    if ring_depth < 1:
-        raise ConfigError("schedule.ring_depth", ring_depth, "must be at least 1")
     if chunk_tokens is None and ring_depth > 1:
         raise ConfigError("schedule.ring_depth", ring_depth, "whole batches need one buffer; use schedule=pipelined")
     if chunk_tokens is not None:
-        if chunk_tokens != AUTO and (type(chunk_tokens) is not int or chunk_tokens < 1):
+        if chunk_tokens != AUTO and not _is_count(chunk_tokens):
             remedy = f"must be a whole number of at least 1, {AUTO}, or null for whole batches"
             raise ConfigError("schedule.chunk_tokens", chunk_tokens, remedy)
         if "lookup" not in on_host:
             raise ConfigError("schedule", "pipelined", "needs a lookup on the host to overlap; use schedule=serial")
 
 
-def _check_hardware(hardware: Mapping[str, Any]) -> None:
-    threads, affinity = hardware["threads"], hardware["affinity"]
-    if threads is not None and not 1 <= threads <= MOST_THREADS:
-        raise ConfigError("hardware.threads", threads, f"must be 1 to {MOST_THREADS}, or null for all")
-    if affinity is not None:
-        allowed = os.sched_getaffinity(0)
-        if not affinity or not allowed.issuperset(affinity):
-            raise ConfigError("hardware.affinity", list(affinity), f"must be some of the CPUs {sorted(allowed)}")
+def _is_count(value: object) -> bool:
+    return type(value) is int and value >= 1  # not True, which is an int, too

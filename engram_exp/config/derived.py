@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Collection
 
 from omegaconf import DictConfig
 
@@ -81,9 +82,15 @@ def cases_of(config: DictConfig) -> tuple[str, ...]:
 
 
 def threads_of(config: DictConfig) -> int:
-    """CPU threads of a run: as configured, else as many as it may use."""
-    usable = len(config.hardware.affinity or os.sched_getaffinity(0))
-    return config.hardware.threads or min(usable, cgroup.cpus() or usable)
+    """CPU threads of a run: as configured, else one for each CPU that it may use."""
+    return config.hardware.threads or usable_cpus(config.hardware.affinity)
+
+
+def usable_cpus(affinity: Collection[int] | None) -> int:
+    """CPUs that a run may use here: those of its affinity, else of this process's, but no more than a control group
+    allows."""
+    usable = len(affinity or os.sched_getaffinity(0))
+    return min(usable, cgroup.cpus() or usable)
 
 
 def value_bytes_of(dtype: str) -> int:

@@ -1,16 +1,19 @@
-"""The typed configuration, and the checks that need nothing but the configuration.
+"""The schema that Hydra holds `conf/` and the command line to: the types of all keys. The YAML files hold the values.
 
-The dataclasses are the schema that Hydra holds `conf/` and the command line to; the YAML files hold the values. Nothing
-here imports PyTorch, so that `--help`, tab completion and refusals are quick.
+Nothing here imports PyTorch, so that `--help`, tab completion and refusals are quick.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Optional
 
+from hydra._internal.sources_registry import SourcesRegistry
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING
+
+from engram_exp.config.files import FileConfigSource
+from engram_exp.machine.data_sheets import DATA_SHEETS, DataSheet
 
 # OmegaConf reads the annotations at run time and, on Python 3.10, knows optional types only as Optional[...].
 # ruff: noqa: UP045
@@ -66,25 +69,15 @@ class ScheduleConfig:
 
 
 @dataclass
-class DataSheetConfig:
-    """What the vendor promises: shown beside what is measured. Dense TFLOP/s by dtype; the link in one direction."""
-
-    gpu: str = MISSING
-    memory_gb: float = MISSING
-    memory_gb_per_s: float = MISSING
-    link_gb_per_s: float = MISSING
-    tflop_per_s: dict[str, float] = MISSING
-
-
-@dataclass
 class HardwareConfig:
-    """Which device, and how the CPU's threads are laid out."""
+    """Which device, and how the CPU's threads are laid out. With a data sheet, only the part that it is of will do;
+    without one, any will, and its sheet is looked up."""
 
     device: str = MISSING
     threads: Optional[int] = None
     pin_threads: bool = MISSING
     affinity: Optional[list[int]] = None
-    data_sheet: Optional[DataSheetConfig] = None
+    data_sheet: Optional[DataSheet] = None
 
 
 @dataclass
@@ -124,6 +117,14 @@ class RunConfig:
     upload: Any = MISSING
 
 
+COMPONENTS = ("tokens", "hashing", "table", "lookup", "projection", "upload")  # groups whose options name a class
+
+
 def register_schema() -> None:
-    """Make the schema known to Hydra, under the name that `conf/config.yaml` begins with."""
-    ConfigStore.instance().store(name="schema", node=RunConfig)
+    """Make known to Hydra what stands in no file: the schema, under the name that `conf/config.yaml` begins with, and
+    an option of `hardware` for every part with a data sheet, which refuses any other."""
+    SourcesRegistry.instance().types[FileConfigSource.scheme()] = FileConfigSource
+    store = ConfigStore.instance()
+    store.store(name="schema", node=RunConfig)
+    for option, sheet in DATA_SHEETS.items():
+        store.store(group="hardware", name=option, node={"defaults": ["cuda"], "data_sheet": asdict(sheet)})

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from omegaconf import DictConfig
-
 from engram_exp.config.derived import batches_of
+from engram_exp.machine.data_sheets import DataSheet
 from engram_exp.measure.limits import Limit, Limits
 from engram_exp.run.job import Job
 from engram_exp.run.plan import Plan, bytes_moved, flops
+from engram_exp.run.requirements import data_sheet
 from engram_exp.strategy.footprint import Footprint
 from engram_exp.vocabulary import FULL, LINK
 
@@ -80,12 +80,12 @@ def _lines(
         lines.append((str(plan.device), f"{on_device:.2f} GB needed, {free_device / 1e9:.2f} GB free"))
     if limits:
         lines.append(("measured", limits.summary(config.dtype.name)))
-    if config.hardware.data_sheet:
-        lines.append(("data sheet", _data_sheet(config.hardware.data_sheet, config.dtype.name)))
+    if sheet := data_sheet(plan):
+        lines.append(("data sheet", _data_sheet(sheet, config.dtype.name)))
     return lines
 
 
-def _data_sheet(sheet: DictConfig, dtype: str) -> str:
+def _data_sheet(sheet: DataSheet, dtype: str) -> str:
     rate = sheet.tflop_per_s.get(dtype)
     return (
         f"{sheet.gpu}: device memory {sheet.memory_gb_per_s:g} GB/s ({sheet.memory_gb:g} GB), "

@@ -8,17 +8,17 @@ import psutil
 import torch
 from hydra.utils import get_class
 
+from engram_exp.config.checks import check_cpus
 from engram_exp.config.options import check_options
+from engram_exp.config.schema import COMPONENTS
 from engram_exp.errors import ConfigError, SkippedError
+from engram_exp.machine.data_sheets import DataSheet, data_sheet_of, is_of
 from engram_exp.machine.placement import triton_is_interpreted
 from engram_exp.run.plan import KINDS, Plan, device_name
 from engram_exp.stage import kind_of
 from engram_exp.steps.projection.step import Projection
 from engram_exp.steps.widening import build_widening
 from engram_exp.vocabulary import DEVICE, FULL, HOST, WIDENING
-
-COMPONENT_GROUPS = ("tokens", "hashing", "table", "lookup", "projection", "upload")
-VARIANTS = ("pcie", "nvl", "max-q", "server")
 
 
 def check_plan(plan: Plan) -> None:
@@ -28,6 +28,7 @@ def check_plan(plan: Plan) -> None:
         SkippedError: the strategy needs an accelerator that is not there, or memory that a kernel can read.
         ConfigError: naming the key.
     """
+    check_cpus(plan.config.hardware)
     _require_accelerator(plan)
     _require_readable_table(plan)
     sheet = plan.config.hardware.data_sheet
@@ -43,17 +44,21 @@ def require_data_sheet(gpu: str, memory_gb: float, name: str, memory_bytes: int)
     """Refuse the data sheet of another part, or of a variant with other memory, link or power.
 
     Args:
-        gpu, memory_gb: of the sheet; vendors round memory down.
+        gpu, memory_gb: of the sheet.
         name, memory_bytes: of the device.
 
     Raises:
         ConfigError: naming the device.
     """
-    is_variant = any(word in name.lower() and word not in gpu.lower() for word in VARIANTS)
-    has_other_memory = not 0.95 < memory_bytes / (memory_gb * 1e9) < 1.15
-    if f" {gpu}" not in f" {name}" or is_variant or has_other_memory:
+    if not is_of(gpu, memory_gb, name, memory_bytes):
         remedy = f"the device is {name} with {memory_bytes / 1e9:.0f} GB; use its own option or hardware=auto"
         raise ConfigError("hardware.data_sheet.gpu", gpu, remedy)
+
+
+def data_sheet(plan: Plan) -> DataSheet | None:
+    """What the vendor promises of the device: as configured, else looked up by the device's name."""
+    configured: DataSheet | None = plan.config.hardware.data_sheet
+    return configured or data_sheet_of(device_name(plan.device), total_device_bytes(plan.device))
 
 
 def total_device_bytes(device: torch.device) -> int:
@@ -67,7 +72,7 @@ def check_components(plan: Plan) -> None:
     Raises:
         ConfigError: naming the key.
     """
-    for group in COMPONENT_GROUPS:
+    for group in COMPONENTS:
         check_options(group, plan.config[group])
     table: Any = get_class(plan.config.table._target_)
     wanted = plan.config.strategy.table

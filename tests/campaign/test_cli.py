@@ -12,10 +12,10 @@ import time
 import numpy as np
 import psutil
 import pytest
-import torch
 from common import ROOT, runs
 
 from engram_exp import load_results
+from engram_exp.machine.environment import gpus
 
 
 def test_one_run_leaves_its_files_and_plain_lines(call, tmp_path):
@@ -58,7 +58,7 @@ def test_a_sweep_survives_a_failing_run(call, tmp_path):
 
 
 def test_a_run_that_is_refused_by_the_machine_exits_with_2(call, tmp_path):
-    if torch.cuda.is_available():
+    if gpus():
         pytest.skip("needs a machine without CUDA")
     done = call("hardware=cuda")
     assert done.returncode == 2
