@@ -8,8 +8,10 @@ import pytest
 from common import ROOT
 
 FLOORS = (  # bottom up; a room is a folder of the package, or a file beside the folders
-    "stage vocabulary errors",
+    "vocabulary",
+    "errors",
     "layer machine",
+    "stage",
     "steps strategy results",
     "measure config analysis",
     "run pages",
