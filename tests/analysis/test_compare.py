@@ -1,6 +1,7 @@
 """Comparisons: paired by what is the same, decided by runs, and silent where there is nothing to say."""
 
 import itertools
+import math
 import random
 
 import pandas as pd
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 
 from engram_exp import load_results
 from engram_exp.analysis.compare import ComparisonError, compare, compare_values
-from engram_exp.analysis.ratios import _mann_whitney_counts, _rank_below, ratio_of
+from engram_exp.analysis.ratios import _rank_below, ratio_of
 from engram_exp.results.schema import COLUMNS
 
 
@@ -21,13 +22,32 @@ def runs(times, **columns):
     return pd.DataFrame([{**base, "run_id": str(n), "wall_ms_median": t, **columns} for n, t in enumerate(times)])
 
 
+def mann_whitney_counts(n, m):
+    """In how many of the arrangements of n and m runs U takes each value 0 ... n m: the coefficients of the Gaussian
+    binomial (n + m choose n)."""
+    counts = [1] + [0] * (n * m)
+    for i in range(1, n + 1):
+        for value in range(n * m, m + i - 1, -1):
+            counts[value] -= counts[value - m - i]
+        for value in range(i, n * m + 1):
+            counts[value] += counts[value - i]
+    return counts
+
+
 @pytest.mark.parametrize(("n", "m"), [(1, 1), (2, 3), (3, 3), (4, 2), (5, 5)])
 def test_the_rank_statistic_is_counted_exactly(n, m):
     counts = [0] * (n * m + 1)
     for chosen in itertools.combinations(range(n + m), n):
         rest = [rank for rank in range(n + m) if rank not in chosen]
         counts[sum(x > y for x in chosen for y in rest)] += 1
-    assert _mann_whitney_counts(n, m) == counts
+    assert mann_whitney_counts(n, m) == counts
+
+
+@pytest.mark.parametrize(("n", "m"), [*itertools.product(range(1, 9), repeat=2), (8, 30), (30, 5), (30, 30)])
+def test_the_rank_is_that_of_the_counts(n, m):
+    below = list(itertools.accumulate(mann_whitney_counts(n, m)))
+    for tail in (0.025, 0.05, 0.005):
+        assert _rank_below(n, m, tail) == sum(count <= tail * math.comb(n + m, n) for count in below)
 
 
 def test_how_many_runs_an_interval_needs():
