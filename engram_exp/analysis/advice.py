@@ -22,7 +22,7 @@ from engram_exp.analysis.curves import (
     sort_thresholds,
     time_at,
 )
-from engram_exp.analysis.subjects import ABOUT, listed, spelled
+from engram_exp.analysis.subjects import ABOUT, about_of, listed, spelled
 from engram_exp.results.schema import OK
 from engram_exp.vocabulary import DEVICE, FULL
 
@@ -219,8 +219,9 @@ def _select(frame: pd.DataFrame, model: str, dtype: str | None, ids: str | None)
             "device=cpu in all of these runs: where the CPU stands in for an accelerator, no time says what a server "
             "with one should do; measure on a machine that has one (hardware=cuda)"
         )
+    about = about_of(good)
     for column in ABOUT:
-        texts = good[column].map(spelled)
+        texts = about[column].map(spelled)
         if texts.nunique() > 1:
             raise AdviceError(
                 f"{column}: the data hold {listed(texts)}; keep the rows of one (--only {column}=VALUE does)"

@@ -263,7 +263,7 @@ def _pair_label(row: dict[Any, Any]) -> str:
     step = f"{row.pop('batch_size'):,} x {row.pop('seq_len'):,}"
     plain = [str(row.pop(name)) for name in ("case", "strategy") if name in row]
     rest = [ABOUT[name].format(value) if name in ABOUT else f"{name}={value}" for name, value in row.items()]
-    return ", ".join([*plain, step, *rest])
+    return ", ".join([*plain, step, *filter(None, rest)])
 
 
 def _medians(rows: pd.DataFrame, by: list[str]) -> pd.DataFrame:

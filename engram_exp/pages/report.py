@@ -15,13 +15,14 @@ from engram_exp.analysis.advice import AdviceError, advise
 from engram_exp.analysis.advice_in_words import lines_of
 from engram_exp.analysis.subjects import ABOUT, STEP, WAYS, Subject, fastest_ways, load_campaign, over_runs, subjects
 from engram_exp.analysis.summary import markdown
+from engram_exp.results import schema
 from engram_exp.results.integrity import DIGESTS
 from engram_exp.results.load import LeftOutWarning, UncheckedWarning
-from engram_exp.results.schema import ENVIRONMENT, OK, PUBLISHED
+from engram_exp.results.schema import ENVIRONMENT, NUMBER_COLUMNS, OK, PUBLISHED, of_role
 from engram_exp.vocabulary import FULL
 
 ASKED = ("model", "dtype", "tokens", "strategy", "batch_size", "seq_len", "case", "status")
-DETAILS = tuple(name for name in (*STEP, *WAYS, *ABOUT) if name not in ASKED)
+DETAILS = tuple(name for name in dict.fromkeys((*STEP, *WAYS, *ABOUT)) if name not in ASKED)
 NUMBERS = {"ms": "wall_ms_median", "lo": "wall_ms_lo", "hi": "wall_ms_hi"}  # as the rows name them
 MORE_NUMBERS = {
     "device_ms_median": ("device_ms_median", "median"),
@@ -29,7 +30,8 @@ MORE_NUMBERS = {
     "efficiency": ("efficiency", "median"),
     "limit_by": ("limit_by", "first"),
 }
-MACHINE = ("device_name", "driver", "cpu_name", "host", "torch_version", "git_sha")
+MEASURED = [name for name in (*NUMBERS.values(), *MORE_NUMBERS) if name in NUMBER_COLUMNS]
+MACHINE = (*of_role(schema.MACHINE), "git_sha")
 MOST_SUBJECTS = 8  # with advice and figures of their own; more would be a page that nobody reads
 DIGITS = 4  # of the numbers in the table
 
@@ -120,7 +122,8 @@ def _answer(subject: Subject, decode: int, prefill: int, device_memory_gb: float
 
 def _table(frame: pd.DataFrame) -> tuple[str, dict[str, Any]]:
     """All rows as JSON, repetitions together; and what is the same in all of them, which is left out there."""
-    table = over_runs(frame, [*ASKED, *DETAILS], **MORE_NUMBERS).rename(columns=NUMBERS)
+    times = frame[MEASURED].where(frame["status"] == OK)  # a suspect one is not shown
+    table = over_runs(frame.assign(**times), [*ASKED, *DETAILS], **MORE_NUMBERS).rename(columns=NUMBERS)
     numbers = ["runs", *NUMBERS.values(), *MORE_NUMBERS]
     table = table[[*ASKED, *numbers, *DETAILS]]
     same = {name: table[name].iloc[0] for name in table if table[name].nunique(dropna=False) == 1}

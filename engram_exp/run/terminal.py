@@ -14,7 +14,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
-from engram_exp.results.schema import OK
+from engram_exp.results import schema
+from engram_exp.results.schema import OK, OPTIONS, of_role
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
     from engram_exp.measure.loop import Timing
     from engram_exp.run.card import Card
 
+CONFIGURED = of_role(
+    schema.STRATEGY, schema.SUBJECT, schema.STEP, schema.ASKED, schema.OPTIONS, schema.WAY, schema.LABEL, schema.FACT
+)
 REFRESH_S = 0.25
 LIMIT_NOISE = 0.005  # that the same transfer, measured twice, differs by
 PLAIN_WIDTH = 200  # plain lines are not wrapped at the width of a terminal that is not there
@@ -67,12 +71,11 @@ class Terminal:
 
     def summary(self, frame: pd.DataFrame) -> None:
         """Show the runs of a sweep: what differs between them, and the median of every case."""
-        from engram_exp.results.schema import CONFIG_COLUMNS, SCHEDULE_COLUMNS
-
         if frame.empty:
             self.console.print("no run left results")
             return
-        varying = [name for name in (*CONFIG_COLUMNS, *SCHEDULE_COLUMNS) if frame[name].replace("", None).nunique() > 1]
+        known = {name: frame[name] if name == OPTIONS else frame[name].replace("", None) for name in CONFIGURED}
+        varying = [name for name in CONFIGURED if known[name].nunique() > 1]  # an empty one does not apply, but options
         cases = list(dict.fromkeys(frame["case"]))
         body = []
         for _, run in frame.groupby("run_id", sort=False):
