@@ -20,7 +20,7 @@ FACTOR = 2.0  # beyond it the same component, asked for the same on the same mac
 ONE_PROCESS = "of one process"  # what the interval of a single run is
 
 ASKED = of_role(schema.SUBJECT, schema.STEP, schema.ASKED, schema.OPTIONS, schema.MACHINE, schema.CODE)
-LOOKUP = ("lookup", "table", "row_order", "rows_per_program", "warps", "programs")
+LOOKUP = ("table", *(name for name, key in schema.KEYS.items() if key.partition(".")[0] == "lookup"))
 PREEMPTED, UNSTEADY, SLOWER = "preempted", "not steady", f"more than {FACTOR:g} times as long as in another run"
 
 

@@ -53,7 +53,7 @@ def overridden(plain: Mapping[str, Any], choices: Mapping[str, str | None], over
         Key (`model.hc_mult`) -> value, and `~key` -> None for what an option gives and the configuration has not.
     """
     folders = (CONF, *_searched(overrides))
-    given = _load(CONF / "config.yaml")
+    given = {**_load(CONF / "config.yaml")}
     defaults = {
         group: option for entry in given["defaults"] if isinstance(entry, dict) for group, option in entry.items()
     }
@@ -119,7 +119,7 @@ def _given(folders: Folders, group: str, option: str | None) -> dict[str, Any]:
     file = next((path for folder in folders if (path := folder / group / f"{option}.yaml").is_file()), None)
     if file is None:
         return {}
-    node = _load(file)
+    node = {**_load(file)}
     found: dict[str, Any] = {}
     for entry in node.pop("defaults", []):
         if isinstance(entry, str) and entry not in ("_self_", option):
@@ -127,6 +127,7 @@ def _given(folders: Folders, group: str, option: str | None) -> dict[str, Any]:
     return found | (node.get(group, {}) if GLOBAL.search(file.read_text(encoding="utf-8")) else node)
 
 
+@cache
 def _load(file: Path) -> dict[str, Any]:
     plain: Any = OmegaConf.to_container(OmegaConf.load(file))
     return dict(plain)

@@ -9,6 +9,7 @@ import pytest
 from common import ROOT
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pandas.testing import assert_frame_equal
 
 from engram_exp import load_results
 from engram_exp.analysis.compare import ComparisonError, compare, compare_values
@@ -215,6 +216,55 @@ def test_what_a_machine_sets_by_default_differs_on_another():
     assert row["marked"] == "host, threads, batches"
     with pytest.raises(ComparisonError, match="the sides differ in threads, batches"):
         compare(a, b.assign(host="p"))
+
+
+@pytest.mark.parametrize(
+    "options", ["model.hc_mult=1", "tokens.share=0.1", "hardware.pin_threads=true", "lookup.foo=3"]
+)
+def test_runs_that_differ_in_options_are_never_compared_but_by_them(options):
+    a, b = runs([1.0] * 4), runs([2.0] * 4, options=options)
+    with pytest.raises(ComparisonError, match="the sides differ in options; --by options compares two of one folder"):
+        compare(a, b)
+    found = compare(pd.concat([a, b]), b)
+    assert (len(found), found["ratio"].item(), found["options"].item()) == (1, 1, options)
+    assert found.attrs["unpaired"] == "1 of A, 0 of B; they differ in options"
+    assert compare_values(pd.concat([a, b]), "options", "", options)["ratio"].tolist() == [2]
+
+
+def test_options_go_along_with_the_choice_that_has_them():
+    gather = runs([4.0], lookup="gather")
+    mine = pd.concat([runs([ms], lookup="mine", options=f"lookup.foo={ms:g}") for ms in (1.0, 2.0)])
+    found = compare_values(pd.concat([gather, mine]), "lookup", "gather", "mine")
+    assert dict(zip(found["options"], found["ratio"], strict=True)) == {
+        "- / lookup.foo=1": 0.25,
+        "- / lookup.foo=2": 0.5,
+    }
+    asked = pd.concat([gather, runs([1.0], lookup="mine", options="lookup.foo=1 model.hc_mult=1")])
+    with pytest.raises(ComparisonError, match="the sides differ in options"):
+        compare_values(asked, "lookup", "gather", "mine")
+    rows = pd.concat([runs([1.0], row_bytes=128), runs([2.0], row_bytes=512, options="model.row_values=256")])
+    assert compare_values(rows, "row_bytes", "128", "512")["ratio"].tolist() == [2]
+    with pytest.raises(ComparisonError, match="the sides differ in options"):
+        compare_values(rows.replace({"model.row_values=256": "model.hc_mult=1"}), "row_bytes", "128", "512")
+
+
+def test_a_suspect_time_decides_nothing():
+    a, b = runs([1.0] * 4), runs([2.0] * 4)
+    fast = runs([1e-6] * 4, status="suspect")
+    assert_frame_equal(compare(pd.concat([a, fast]), pd.concat([b, fast])), compare(a, b))
+    with pytest.raises(ComparisonError, match="side A holds no measured case"):
+        compare(fast, b)
+
+
+def test_folders_are_compared_and_errors_say_which_side(tmp_path):
+    lease = ROOT / "outputs/reference/h200/same/first_lease"
+    found = compare(str(lease), lease)
+    assert_frame_equal(found, compare(load_results(lease), lease))
+    assert found["ratio"].tolist() == [1] * len(found)
+    with pytest.raises(FileNotFoundError, match=r"^side A: .*missing: no such file or folder"):
+        compare(tmp_path / "missing", lease)
+    with pytest.raises(ValueError, match=r"^side B: .*: no results below it"):
+        compare(lease, tmp_path)
 
 
 def test_two_values_of_a_column_are_compared_with_what_goes_with_them():
