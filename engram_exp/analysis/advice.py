@@ -19,9 +19,10 @@ from engram_exp.analysis.curves import (
     sort_thresholds,
     time_at,
 )
+from engram_exp.analysis.disturbed import disturbance
 from engram_exp.analysis.engines import DECODE, PREFILL, Setting, settings_for
 from engram_exp.analysis.selection import AdviceError, layers_of, lookups_like, one_subject
-from engram_exp.analysis.subjects import ABOUT, spelled
+from engram_exp.analysis.subjects import about_of, spelled
 from engram_exp.vocabulary import DEVICE
 
 YARDSTICK = "device"
@@ -148,7 +149,7 @@ def advise(
         model=model,
         dtype=good["dtype"].iloc[0],
         ids=good["tokens"].iloc[0],
-        about={column: spelled(good[column].iloc[0]) for column in ABOUT},
+        about={str(column): spelled(value) for column, value in about_of(good).iloc[0].items()},
         layers=layers,
         table_gb=table_gb,
         freed_gb=freed_gb,
@@ -174,8 +175,8 @@ def _notes(found: Mapping[str, Curve], good: pd.DataFrame) -> list[str]:
         notes.append("strategy=device was not measured: what an offload adds is unknown")
     if (good["table_scale"] < 1).any():
         notes.append("tables were shrunk (table_scale): rows may have been in caches that a whole table exceeds")
-    if unsteady := int(good["steady"].eq(False).sum()):
-        notes.append(f"{unsteady} of {len(good)} rows of full are not steady: times were still falling after warm-up")
+    if disturbed := disturbance(good):
+        notes.append(disturbed)
     if any(time.runs < ENOUGH_RUNS for curve in found.values() for time in curve.values()):
         notes.append(
             f"sizes with fewer than {ENOUGH_RUNS} runs: their intervals lack what changes from run to run (repeats=5 "

@@ -3,33 +3,34 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
+from engram_exp.analysis.disturbed import disturbance
 from engram_exp.analysis.ratios import ratio_of
-from engram_exp.analysis.subjects import WAYS, listed, spelled, with_nulls
-from engram_exp.results.schema import OK
+from engram_exp.analysis.subjects import asks, listed, load_campaign, spelled, with_nulls, without
+from engram_exp.results import schema
+from engram_exp.results.schema import OPTIONS, of_role
+from engram_exp.vocabulary import OK
 
 THRESHOLD = 0.02
 ENOUGH_RUNS = 4  # on each side, for an interval of 95 %; 3 and 5, or 2 and 8, are enough, too
 SAME, FASTER, SLOWER, UNDECIDED = "same", "faster", "slower", "undecided"
 
-# What is asked of a run: two that differ here are never comparable.
-WORKLOAD = (
-    "model", "layer", "dtype", "layout", "row_bytes", "table_scale", "tokens", "history", "seed", "batches",
-    "batch_size", "seq_len", "threads",
-)  # fmt: skip
-# How it is done: a difference here is what a comparison is about, or goes with it.
-CHOICES = ("strategy", *WAYS)
-GOES_WITH = {"dtype": ("layout", "row_bytes"), "model": ("layer", "layout", "row_bytes")}
-MACHINE = ("host", "cpu_name", "device_name", "driver", "torch_version")
-MIXED = (*MACHINE, "git_sha")  # in runs that count as repetitions of one: each may have changed the time
+WORKLOAD = of_role(schema.SUBJECT, schema.STEP, schema.ASKED, OPTIONS)  # two that differ here are never comparable
+CHOICES = of_role(schema.STRATEGY, schema.WAY)  # what a comparison is about, or what goes with it
+MACHINE = of_role(schema.MACHINE)
+MIXED = of_role(schema.MACHINE, schema.CODE)  # in runs that count as repetitions of one: each may have changed the time
+GOES_WITH = {"dtype": ("layout", "row_bytes"), "model": ("layer", "layout", "row_bytes"), OPTIONS: ("row_bytes",)}
+OPTIONS_OF = {"row_bytes": ("model.row_values", "dtype.values_per_scale")}  # what sets a column that is no choice
 SET_BY_MACHINE = ("threads", "batches")  # by default: its cores, and what exceeds its caches
 ALONE = "without a partner"
 AGAINST = " / "  # between a choice of A and one of B
-
+OTHERS = "other options"  # than those that go with what is compared
 
 Values = tuple[Any, ...]
 
@@ -39,13 +40,17 @@ class ComparisonError(ValueError):
 
 
 def compare(
-    a: pd.DataFrame, b: pd.DataFrame, *, threshold: float = THRESHOLD, other_machine: bool = False
+    a: pd.DataFrame | str | Path,
+    b: pd.DataFrame | str | Path,
+    *,
+    threshold: float = THRESHOLD,
+    other_machine: bool = False,
 ) -> pd.DataFrame:
     """Compare every case of every configuration that both sides have.
 
     Args:
-        a, b: rows as `load_results` returns them; those that are not `ok` are left out. A run is one replication: what
-            was measured once on either side is `undecided`.
+        a, b: a folder of runs, or rows as `load_results` returns them; those that are not `ok` are left out. A run is
+            one replication: what was measured once on either side is `undecided`.
         threshold: a difference below this share is of no interest: a ratio between 1 / (1 + threshold) and
             1 + threshold.
         other_machine: compare although machines or libraries differ; `marked` then says in what. What a machine sets by
@@ -55,24 +60,45 @@ def compare(
         One row for each case and each pair of ways in which it was measured: the workload, the choices (`A / B` where
         they differ; - where one does not apply), `case`, `runs_a`, `runs_b`, `wall_ms_a`, `wall_ms_b` (medians of the
         runs' medians), `ratio` (B to A), `ratio_lo`, `ratio_hi`, `verdict` on B, `marked`, and what the runs of one
-        side `mixed`: machines, libraries or code. Its `attrs["unpaired"]` says in words what had no partner; it is
-        empty where all had one.
+        side `mixed`: machines, libraries or code. Its `attrs["unpaired"]` says in words what had no partner,
+        `attrs["disturbed"]` which times of either side were; they are empty where there is nothing to say.
 
     Raises:
         ComparisonError: nothing in common, or different machines.
+        FileNotFoundError, ValueError: of a folder, naming its side: it does not exist, or holds no results.
     """
-    a, b = a[a["status"] == OK], b[b["status"] == OK]
+    return _compare(_rows_of(a, "A"), _rows_of(b, "B"), threshold, other_machine, lambda option: False)
+
+
+def _rows_of(side: pd.DataFrame | str | Path, name: str) -> pd.DataFrame:
+    if isinstance(side, pd.DataFrame):
+        return side
+    try:
+        return load_campaign(side)
+    except (FileNotFoundError, ValueError) as error:
+        raise type(error)(f"side {name}: {error}") from error
+
+
+def _compare(
+    a: pd.DataFrame, b: pd.DataFrame, threshold: float, other_machine: bool, goes_along: Callable[[str], bool]
+) -> pd.DataFrame:
+    """As `compare`; options that go along with what is compared are choices, the others are part of the workload."""
+    a, b = (side[side["status"] == OK] for side in (a, b))
     if a.empty or b.empty:
         raise ComparisonError(f"side {'A' if a.empty else 'B'} holds no measured case")
     free = SET_BY_MACHINE if other_machine else ()
     marked = [name for name in (*MACHINE, *free) if set(_plain(a[name])) != set(_plain(b[name]))]
     if marked and not other_machine:
         raise ComparisonError(f"the sides differ in {', '.join(marked)}; --other-machine compares them nevertheless")
+    notes = [f"{name}: {text}" for name, side in (("A", a), ("B", b)) if (text := disturbance(side))]
+    a, b = (side.assign(**{OTHERS: without(side[OPTIONS], goes_along)}) for side in (a, b))
     fixed = "strategy" not in _different(a, b, ["strategy"])
-    keys = [*(name for name in WORKLOAD if name not in free), *(["strategy"] if fixed else []), "case"]
-    ways = [name for name in (*CHOICES, *free) if name not in keys]
-    found = _compared(a, b, keys, ways, threshold)
+    asked = [name for name in WORKLOAD if name not in (*free, OPTIONS)]
+    keys = [*asked, OTHERS, *(["strategy"] if fixed else []), "case"]
+    ways = [name for name in (*CHOICES, OPTIONS, *free) if name not in keys]
+    found = _compared(a, b, keys, ways, threshold).drop(columns=OTHERS)
     found["marked"] = ", ".join(marked)
+    found.attrs["disturbed"] = "; ".join(notes)
     return found
 
 
@@ -81,8 +107,10 @@ def _compared(a: pd.DataFrame, b: pd.DataFrame, keys: list[str], ways: list[str]
     of_a, of_b = (_ways_by_workload(side, keys, ways) for side in (a, b))
     pairs = [(key, *pair) for key in of_a if key in of_b for pair in _pairs(of_a[key], of_b[key])]
     if not pairs:
-        apart = ", ".join(_different(a, b, keys)) or "how values of several columns are combined"
-        raise ComparisonError(f"no configuration in common: the sides differ in {apart}")
+        names = _different(a, b, keys)
+        apart = ", ".join(names).replace(OTHERS, OPTIONS) or "how values of several columns are combined"
+        hint = f"; --by {OPTIONS} compares two of one folder" if OTHERS in names else ""
+        raise ComparisonError(f"no configuration in common: the sides differ in {apart}{hint}")
     rows = [
         {
             **dict(zip(keys, key, strict=True)),
@@ -138,21 +166,30 @@ def _unpaired(a: pd.DataFrame, b: pd.DataFrame, ways: Sequence[str]) -> str:
     throughout = _different(a, b, ways)
     apart = [
         name
-        for name in a.columns.drop([ALONE, *throughout])
+        for name in a.columns.drop([ALONE, OTHERS, *throughout])
         if set(alone[0][name]) - set(b[name]) or set(alone[1][name]) - set(a[name])
     ]
     where = ", ".join(apart) or "how values of several columns are combined"
     return f"{len(alone[0])} of A, {len(alone[1])} of B; they differ in {where}"
 
 
-def compare_values(frame: pd.DataFrame, column: str, a: str, b: str, **options: Any) -> pd.DataFrame:
-    """Compare two values of a column within one campaign; otherwise as `compare`.
+def compare_values(
+    frame: pd.DataFrame,
+    column: str,
+    a: str,
+    b: str,
+    *,
+    threshold: float = THRESHOLD,
+    other_machine: bool = False,
+) -> pd.DataFrame:
+    """Compare two values of a column within one campaign; otherwise as `compare`. Options that go with the column may
+    differ along with it: those of the model with `model`, those of how it is done with a strategy or a component.
 
     Raises:
         ComparisonError: no such column or value.
     """
     if column not in frame:
-        raise ComparisonError(f"no column {column}; choose from {', '.join(CHOICES)}")
+        raise ComparisonError(f"no column {column}; choose from {', '.join((*CHOICES, OPTIONS))}")
     texts = with_nulls(frame)[column].map(spelled)
     for value in (a, b):
         if value not in set(texts):
@@ -161,7 +198,14 @@ def compare_values(frame: pd.DataFrame, column: str, a: str, b: str, **options: 
     if column in WORKLOAD:
         ignored = dict.fromkeys([column, *GOES_WITH.get(column, ())], "")
         sides = [side.assign(**ignored) for side in sides]
-    return compare(*sides, **options)
+    return _compare(sides[0], sides[1], threshold, other_machine, partial(_goes_along, column))
+
+
+def _goes_along(column: str, option: str) -> bool:
+    key = option.lstrip("~").partition("=")[0]
+    if column in CHOICES:
+        return not asks(option)
+    return key.partition(".")[0] == column or key in OPTIONS_OF.get(column, ())
 
 
 def _different(a: pd.DataFrame, b: pd.DataFrame, columns: Sequence[str]) -> list[str]:

@@ -10,8 +10,7 @@ from itertools import groupby, pairwise
 import pandas as pd
 
 from engram_exp.analysis.subjects import Way, fastest_ways, over_runs, ways_told, with_tokens
-from engram_exp.results.schema import OK
-from engram_exp.vocabulary import AS_ASKED, DEVICE, FULL, SORTED
+from engram_exp.vocabulary import AS_ASKED, DEVICE, FULL, OK, SORTED
 
 MEASURED, INTERPOLATED, NOT_MEASURED = "measured", "interpolated", "not measured"
 # Between neighbouring sizes, at most, to say anything of what lies between: the spacing of experiment=crossover. Over

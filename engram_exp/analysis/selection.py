@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import pandas as pd
 
-from engram_exp.analysis.subjects import ABOUT, listed, spelled
-from engram_exp.results.schema import OK
-from engram_exp.vocabulary import FULL
+from engram_exp.analysis.subjects import ABOUT, about_of, listed, spelled
+from engram_exp.vocabulary import FULL, OK
 
 ASKED = {"model": "model", "dtype": "dtype", "ids": "tokens"}  # what one asks for, and its column
 LAYERS = "layers"
@@ -49,8 +48,9 @@ def one_subject(frame: pd.DataFrame, model: str, dtype: str | None, ids: str | N
             "device=cpu in all of these runs: where the CPU stands in for an accelerator, no time says what a server "
             "with one should do; measure on a machine that has one (hardware=cuda)"
         )
+    about = about_of(good)
     for column in ABOUT:
-        texts = good[column].map(spelled)
+        texts = about[column].map(spelled)
         if texts.nunique() > 1:
             raise AdviceError(
                 f"{column}: the data hold {listed(texts)}; keep the rows of one (--only {column}=VALUE does)"
@@ -61,9 +61,8 @@ def one_subject(frame: pd.DataFrame, model: str, dtype: str | None, ids: str | N
 def lookups_like(frame: pd.DataFrame, good: pd.DataFrame) -> pd.DataFrame:
     """Measured lookups of the same subject."""
     lookups = frame[(frame["status"] == OK) & (frame["case"] == "lookup")]
-    for column in ABOUT:
-        lookups = lookups[lookups[column] == good[column].iloc[0]]
-    return lookups
+    subject = about_of(good).iloc[0]
+    return lookups[(about_of(lookups)[[*ABOUT]] == subject[[*ABOUT]]).all(axis=1)]
 
 
 def layers_of(good: pd.DataFrame) -> tuple[int, list[str]]:

@@ -2,47 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pandas as pd
 
+from engram_exp.results import schema
 from engram_exp.results.load import load_results
-from engram_exp.results.schema import OK
-from engram_exp.vocabulary import FULL
+from engram_exp.results.schema import KEYS, of_role
+from engram_exp.vocabulary import FULL, OK
 
-# How a strategy is run: of several ways, its fastest stands for it.
-WAYS = (
-    "hashing", "table", "lookup", "projection", "upload", "components", "schedule", "chunk_tokens", "ring_depth",
-    "capture", "row_order", "rows_per_program", "warps", "programs",
-)  # fmt: skip
+WAYS = of_role(schema.WAY, schema.OPTIONS)  # of several, the fastest stands for a strategy
 # Their value is a choice, too, where it is empty and the other column has one: null. Elsewhere they do not apply.
 NULL_WHERE = {"programs": "rows_per_program", "chunk_tokens": "schedule"}
-TYPED = {  # the key of a column, where it is not its name
-    "chunk_tokens": "schedule.chunk_tokens", "ring_depth": "schedule.ring_depth", "row_order": "lookup.order",
-    "rows_per_program": "lookup.rows_per_program", "warps": "lookup.warps", "programs": "lookup.programs",
-}  # fmt: skip
-STEP = ("batch_size", "seq_len", "history", "batches")  # the shape of a step
-ABOUT = {
-    "model": "{}",
-    "dtype": "{}",
-    "layout": "{}",
+STEP = of_role(schema.STEP)
+PHRASES = {
     "tokens": "{} tokens",
     "layer": "layer {:g}",
     "row_bytes": "rows of {:g} bytes",
     "table_scale": "table_scale={:g}",
-    "device_name": "{}",
-    "cpu_name": "{}",
     "threads": "{:g} threads",
+}
+# What no figure and no advice mixes, and its words; of the options, those that belong to one of these (`about_of`).
+ABOUT = {
+    name: PHRASES.get(name, "{}")
+    for name in (*of_role(schema.SUBJECT, schema.OPTIONS), "device_name", "cpu_name", "threads")
 }
 ALWAYS_TOLD = ("model", "dtype", "tokens")
 MOST_LISTED = 20  # values in a message
 
 
 class Subject(NamedTuple):
-    """Rows of one model, dtype, kind of tokens and machine.
+    """Rows of one model, dtype, kind of tokens, options of these, and machine.
 
     label: tells it apart from the other subjects of its campaign.
     rows: measured ones, with `tokens_per_step`.
@@ -120,13 +113,30 @@ def with_nulls(rows: pd.DataFrame) -> pd.DataFrame:
     return rows
 
 
+def asks(option: str) -> bool:
+    """Whether one of the options (`model.hc_mult=1`) changes what is asked of a run, not how it does it."""
+    return option.lstrip("~").partition(".")[0] in of_role(schema.SUBJECT)
+
+
+def without(options: pd.Series[str], is_left_out: Callable[[str], bool]) -> pd.Series[str]:
+    """The texts of a column `options` without some of them."""
+    texts = {text: " ".join(one for one in text.split() if not is_left_out(one)) for text in options.unique()}
+    return options.map(texts)
+
+
+def about_of(frame: pd.DataFrame) -> pd.DataFrame:
+    """The columns `ABOUT` of rows: of `options` only what changes what is asked, since the rest makes another way."""
+    return frame[[*ABOUT]].assign(options=without(frame["options"], lambda option: not asks(option)))
+
+
 def subjects(frame: pd.DataFrame) -> list[Subject]:
     """Split measured rows by what they are about, in the order of the campaign."""
     good = with_tokens(frame[frame["status"] == OK])
-    told = [name for name in ABOUT if name in ALWAYS_TOLD or good[name].nunique(dropna=False) > 1]
+    about = about_of(good)
+    told = [name for name in ABOUT if name in ALWAYS_TOLD or about[name].nunique(dropna=False) > 1]
     return [
         Subject(_label(dict(zip(ABOUT, key, strict=True)), told), rows)
-        for key, rows in good.groupby(list(ABOUT), sort=False, dropna=False)
+        for key, rows in good.groupby([about[name] for name in ABOUT], sort=False, dropna=False)
     ]
 
 
@@ -179,10 +189,15 @@ def ways_told(full: pd.DataFrame) -> dict[tuple[str, int], Way]:
         strategy, tokens = best["strategy"], best["tokens_per_step"]
         measured = rows[(rows["strategy"] == strategy) & (rows["tokens_per_step"] == tokens)]
         varying = [name for name in WAYS if measured[name].nunique(dropna=False) > 1]
-        overrides = [f"{TYPED.get(name, name)}={text}" for name in varying if (text := spelled(best[name]))]
+        overrides = [text for name in varying if (value := spelled(best[name])) for text in _typed(name, value)]
         if overrides:
             found[strategy, tokens] = Way(tokens, overrides, measured.groupby(varying, dropna=False).ngroups)
     return found
+
+
+def _typed(name: str, value: str) -> list[str]:
+    """What one types to get the value of a column."""
+    return value.split() if name in of_role(schema.OPTIONS) else [f"{KEYS[name]}={value}"]
 
 
 def over_runs(rows: pd.DataFrame, by: Sequence[str], **more: tuple[str, Any]) -> pd.DataFrame:

@@ -7,20 +7,21 @@ from collections.abc import Sequence
 
 import pandas as pd
 
-from engram_exp.analysis.compare import CHOICES, MACHINE, WORKLOAD
+from engram_exp.analysis.compare import CHOICES, MIXED, WORKLOAD
 from engram_exp.analysis.subjects import ABOUT, spelled
-from engram_exp.results.schema import CASE_COLUMNS, NUMBER_COLUMNS, OK
-from engram_exp.vocabulary import CASES
+from engram_exp.results.schema import MEASURED, NUMBER_COLUMNS, OPTIONS, of_role
+from engram_exp.vocabulary import CASES, OK
 
 # Whatever could make it a different measurement: what was asked, how it was done, on what machine, by which code.
-TOLD_APART = tuple(dict.fromkeys((*WORKLOAD, *ABOUT, *CHOICES, *MACHINE, "git_sha", "git_dirty")))
+TOLD_APART = tuple(dict.fromkeys((*WORKLOAD, *ABOUT, *CHOICES, *MIXED)))
 
 
 def markdown(frame: pd.DataFrame, index: Sequence[str], columns: str = "case", value: str = "wall_ms_median") -> str:
     """A table of one value of the runs in a campaign, four digits, by the given columns.
 
     Several runs in one cell are averaged by their median; if they differ in workload, way, machine, code or number of
-    samples, a warning says in what.
+    samples, a warning says in what. Those that differ in `options` never share one: the table gets that column, and a
+    warning says so.
 
     Args:
         frame: as `load_results` returns it; rows that are not `ok` are left out.
@@ -34,8 +35,12 @@ def markdown(frame: pd.DataFrame, index: Sequence[str], columns: str = "case", v
     good = frame[frame["status"] == OK]
     _check(good, index, columns, value)
     good = good[good[value].notna()]
-    cells = good.groupby([*index, columns], dropna=False)
     mixed = _mixed(good, [*index, columns])
+    if OPTIONS in mixed:
+        warnings.warn(f"runs differ in {OPTIONS}: a line for each", stacklevel=2)
+        index = [*index, OPTIONS]
+        mixed = _mixed(good, [*index, columns])
+    cells = good.groupby([*index, columns], dropna=False)
     if mixed:
         warnings.warn(f"cells mix several {', '.join(mixed)}: medians over all of them", stacklevel=2)
     table = cells[value].median().unstack(columns)
@@ -68,7 +73,7 @@ def _check(good: pd.DataFrame, index: Sequence[str], columns: str, value: str) -
         table = f"lines: {', '.join(index)}; --columns: {columns}; --value: {value}"
         raise ValueError(f"{', '.join(twice)}: wanted in two places ({table}); each column can stand in one")
     if not pd.api.types.is_numeric_dtype(good[value]) or pd.api.types.is_bool_dtype(good[value]):
-        numbers = [name for name in CASE_COLUMNS if name in NUMBER_COLUMNS and name in good]
+        numbers = [name for name in of_role(MEASURED) if name in NUMBER_COLUMNS and name in good]
         raise ValueError(f"--value {value}: is no number; choose from {', '.join(numbers)}")
     if good[value].isna().all():
         raise ValueError(f"--value {value}: is empty in all of these rows")

@@ -20,10 +20,11 @@ from engram_exp.campaign.preflight import EXIT_REFUSED, Preflight
 from engram_exp.campaign.process import describe_exit, kill, turn, wait
 from engram_exp.config.derived import cases_of
 from engram_exp.machine.environment import PROJECT, record, stamp
-from engram_exp.results.schema import CRASH, REFUSED, RESULTS, SAMPLES, SUCCESSES, TIMEOUT
+from engram_exp.results.schema import RESULTS, SAMPLES, SUCCESSES
 from engram_exp.results.write import write_run, write_sweep
 from engram_exp.run.job import Job, earlier_runs, fingerprint, fingerprint_in, statuses_of
 from engram_exp.run.terminal import Terminal
+from engram_exp.vocabulary import CRASH, REFUSED, TIMEOUT
 
 STARTUP_S = 10  # of a worker: libraries, driver, table, verification
 EXIT_OK, EXIT_FAILED, EXIT_INTERRUPTED = 0, 1, 130

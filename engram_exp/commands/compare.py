@@ -20,8 +20,10 @@ from engram_exp.analysis.compare import (
     compare,
     compare_values,
 )
+from engram_exp.analysis.disturbed import ONE_PROCESS
 from engram_exp.analysis.subjects import load_campaign, spelled
 from engram_exp.commands.arguments import add_only, at_least
+from engram_exp.results.schema import OPTIONS
 
 
 def _telling_apart(found: pd.DataFrame) -> list[str]:
@@ -29,10 +31,11 @@ def _telling_apart(found: pd.DataFrame) -> list[str]:
     told: list[str] = []
     groups = 1
     for name in dict.fromkeys(["strategy", "batch_size", "seq_len", *WORKLOAD, *CHOICES]):
-        if name in found and (more := len(found[[*told, name]].drop_duplicates())) > groups:
+        if (more := len(found[[*told, name]].drop_duplicates())) > groups:
             told, groups = [*told, name], more
-    differs = {name: found[name].astype(str).str.contains(AGAINST, regex=False) for name in CHOICES}
-    return told + [name for name in differs if name not in told and differs[name].nunique() > 1]
+    differs = {name: found[name].astype(str).str.contains(AGAINST, regex=False) for name in (*CHOICES, OPTIONS)}
+    shown = [name for name in differs if differs[name].nunique() > 1 or (name == OPTIONS and differs[name].any())]
+    return told + [name for name in shown if name not in told]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -94,4 +97,8 @@ def _notes(found: pd.DataFrame) -> list[str]:
             f"no interval: too few runs; {ENOUGH_RUNS} on each side (or 3 and 5, 2 and 8) are enough: "
             "measure with repeats=5"
         )
+    if (found[["runs_a", "runs_b"]] == 1).any(axis=None):
+        notes.append(f"a side of 1 run: its time is {ONE_PROCESS}, and what changes from one to the next is unknown")
+    if found.attrs["disturbed"]:
+        notes.append(found.attrs["disturbed"])
     return notes

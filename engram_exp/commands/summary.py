@@ -7,7 +7,7 @@ import argparse
 from engram_exp.analysis.subjects import load_campaign
 from engram_exp.analysis.summary import markdown
 from engram_exp.commands.arguments import add_only
-from engram_exp.results.schema import OK
+from engram_exp.vocabulary import OK
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

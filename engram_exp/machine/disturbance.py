@@ -10,6 +10,11 @@ from typing import Any
 
 import psutil
 
+# Involuntary switches for each second of timing and each thread. A quiet thread has a handful, of the kernel's own
+# work; one that shares its core with another process is switched away every few milliseconds, 100 times and more.
+PREEMPTED_PER_S = 10
+# A switch spoils the sample it falls into, and a median stands while few are: fewer than this share says nothing.
+SPOILED_SAMPLES = 0.1
 LEAST_S = 0.1  # that a load is watched for: the kernel counts in hundredths of a second
 
 
@@ -17,6 +22,17 @@ def preemptions() -> int:
     """How often another process took a CPU from a thread of this one, since this one began (getrusage(2)). Asking takes
     about a microsecond."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
+
+
+def is_disturbed(switches: Any, samples: Any, seconds: Any, threads: Any) -> Any:
+    """Whether others took the CPUs often enough to be seen in a median: numbers, or columns of them.
+
+    Args:
+        switches: involuntary ones of all threads during the samples.
+        samples, seconds: of the case, in all.
+        threads: of the run.
+    """
+    return (switches > PREEMPTED_PER_S * threads * seconds) & (switches > SPOILED_SAMPLES * samples)
 
 
 class LoadMeter:

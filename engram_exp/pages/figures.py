@@ -24,8 +24,7 @@ from engram_exp.pages.looks import (
     strategy_color,
 )  # fmt: skip
 from engram_exp.results.integrity import ROUNDING
-from engram_exp.results.schema import OK
-from engram_exp.vocabulary import FULL
+from engram_exp.vocabulary import FULL, OK
 
 OVER_TOKENS, STAGES, LIMITS, MEMORY, EFFECTS = "tokens", "stages", "limits", "memory", "effects"
 SECTIONS = {  # heading, and how to read it
@@ -281,7 +280,7 @@ def _pair_label(row: dict[Any, Any]) -> str:
     step = f"{row.pop('batch_size'):,} x {row.pop('seq_len'):,}"
     plain = [str(row.pop(name)) for name in ("case", "strategy") if name in row]
     rest = [ABOUT[name].format(value) if name in ABOUT else f"{name}={value}" for name, value in row.items()]
-    return ", ".join([*plain, step, *rest])
+    return ", ".join([*plain, step, *filter(None, rest)])
 
 
 def _medians(rows: pd.DataFrame, by: list[str]) -> pd.DataFrame:

@@ -15,12 +15,14 @@ from engram_exp.analysis.advice_in_words import in_words, shared
 from engram_exp.analysis.answers import answer, by_weight
 from engram_exp.analysis.subjects import ABOUT, STEP, WAYS, load_campaign, over_runs, subjects
 from engram_exp.pages.detail import detail
+from engram_exp.results import schema
 from engram_exp.results.integrity import DIGESTS
 from engram_exp.results.load import LeftOutWarning, UncheckedWarning
-from engram_exp.results.schema import ENVIRONMENT, OK, PUBLISHED
+from engram_exp.results.schema import ENVIRONMENT, NUMBER_COLUMNS, PUBLISHED, of_role
+from engram_exp.vocabulary import OK
 
 ASKED = ("model", "dtype", "tokens", "strategy", "batch_size", "seq_len", "case", "status")
-DETAILS = tuple(name for name in (*STEP, *WAYS, *ABOUT) if name not in ASKED)
+DETAILS = tuple(name for name in dict.fromkeys((*STEP, *WAYS, *ABOUT)) if name not in ASKED)
 NUMBERS = {"ms": "wall_ms_median", "lo": "wall_ms_lo", "hi": "wall_ms_hi"}  # as the rows name them
 MORE_NUMBERS = {
     "device_ms_median": ("device_ms_median", "median"),
@@ -29,7 +31,8 @@ MORE_NUMBERS = {
     "limit_by": ("limit_by", "first"),
     "not_steady": ("not_steady", "sum"),
 }
-MACHINE = ("device_name", "driver", "cpu_name", "host", "torch_version", "git_sha")
+MEASURED = [name for name in (*NUMBERS.values(), *MORE_NUMBERS) if name in NUMBER_COLUMNS]
+MACHINE = (*of_role(schema.MACHINE), "git_sha")
 MOST_SUBJECTS = 8  # with advice and figures of their own; more would be a page that nobody reads
 DIGITS = 4  # of the numbers in the table
 
@@ -109,7 +112,8 @@ def report(
 
 def _table(frame: pd.DataFrame) -> tuple[str, dict[str, Any]]:
     """All rows as JSON, repetitions together; and what is the same in all of them, which is left out there."""
-    frame = frame.assign(not_steady=frame["steady"].eq(False))
+    times = frame[MEASURED].where(frame["status"] == OK)  # a suspect one is not shown
+    frame = frame.assign(not_steady=frame["steady"].eq(False), **times)
     table = over_runs(frame, [*ASKED, *DETAILS], **MORE_NUMBERS).rename(columns=NUMBERS)
     numbers = ["runs", *NUMBERS.values(), *MORE_NUMBERS]
     table = table[[*ASKED, *numbers, *DETAILS]]

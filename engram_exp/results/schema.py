@@ -1,46 +1,222 @@
-"""The schema of what a run leaves behind."""
+"""The schema of what a run leaves behind: one table of columns, in the order of the file. Every list of columns that
+stands elsewhere is a query on it. `python -m engram_exp.results.schema > docs/columns.md` prints it."""
 
 from __future__ import annotations
 
-SCHEMA_VERSION = 2
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from engram_exp.vocabulary import (
+    OK,
+    SKIPPED,
+)
+
+SCHEMA_VERSION = 3
 RESULTS, SAMPLES, SWEEP, ENVIRONMENT = "results.csv", "samples.csv", "sweep.csv", "environment.json"
 
 PUBLISHED = "reference"
 
-OK, SKIPPED, REFUSED = "ok", "skipped", "refused"
-MISMATCH, OOM_HOST, OOM_DEVICE, TIMEOUT, CRASH = "mismatch", "oom_host", "oom_device", "timeout", "crash"
 SUCCESSES = (OK, SKIPPED)
 
-IDENTITY_COLUMNS = ("schema_version", "run_id", "status", "error")
-CONFIG_COLUMNS = (
-    "strategy", "model", "layer", "dtype", "batch_size", "seq_len", "tokens", "hashing", "lookup", "projection",
-    "hardware", "device", "experiment", "components", "table", "upload", "shape", "history", "threads", "seed",
-    "batches", "table_scale", "true_rows", "used_rows",
+TEXT, CHOICE, NUMBER, TRUTH = "text", "choice", "number", "truth"
+
+RECORD, STRATEGY, SUBJECT, STEP, ASKED, OPTIONS = "record", "strategy", "subject", "step", "asked", "options"
+WAY, LABEL, FACT, MEASURED, MACHINE, CODE = "way", "label", "fact", "measured", "machine", "code"
+ROLES = {
+    RECORD: "which row it is, and what became of it",
+    STRATEGY: "what is compared before all else",
+    SUBJECT: "asked of the run; rows that differ here never stand in one figure",
+    STEP: "asked of the run: the shape of a step",
+    ASKED: "asked of the run beside these",
+    OPTIONS: "asked of the run, or how it does it, where no other column tells",
+    WAY: "how it is done; of several ways, its fastest stands for a strategy",
+    LABEL: "told, but groupings go by what it stands for",
+    FACT: "what follows from the model",
+    MEASURED: "what came out, and how",
+    MACHINE: "where; runs that differ here are compared only if that is asked for",
+    CODE: "of which code",
+}
+
+
+class Column(NamedTuple):
+    """One column of a file.
+
+    name: of the column.
+    kind: text; choice (text: the option chosen in the group of its name); number; truth (True or False). Any may be
+        empty: unknown, or without meaning for the row.
+    role: what analyses take it for, a key of `ROLES`.
+    since: the first version of the schema that has it.
+    unit: of its numbers.
+    meaning: for `docs/columns.md`.
+    key: of the configuration that it tells the value of, or what became of it, where that is not its name.
+    """
+
+    name: str
+    kind: str
+    role: str
+    since: int
+    unit: str
+    meaning: str
+    key: str = ""
+
+
+TABLE = (
+    Column("schema_version", NUMBER, RECORD, 1, "", "version of this table"),
+    Column("run_id", TEXT, RECORD, 1, "", "unique among all runs"),
+    Column("status", TEXT, RECORD, 1, "", "`ok`; `skipped`, `refused`, `mismatch`, `oom_host`, `oom_device`, `timeout` "
+           "or `crash`: no time, and the reason; `suspect`: a time that beats what is possible, and never decides"),
+    Column("error", TEXT, RECORD, 1, "", "the reason"),
+    Column("strategy", CHOICE, STRATEGY, 1, "", "where the table lives and where each step runs"),
+    Column("model", CHOICE, SUBJECT, 1, "", "geometry, hash and tokenizer"),
+    Column("layer", NUMBER, SUBJECT, 1, "", "which of the model's layers"),
+    Column("dtype", CHOICE, SUBJECT, 1, "", "of rows, weights, keys and value"),
+    Column("batch_size", NUMBER, STEP, 1, "sequences", "of a batch"),
+    Column("seq_len", NUMBER, STEP, 1, "tokens", "of a sequence"),
+    Column("tokens", CHOICE, SUBJECT, 1, "", "where token ids come from"),
+    Column("hashing", CHOICE, WAY, 1, "", "component: token ids to row ids"),
+    Column("lookup", CHOICE, WAY, 1, "", "component: row ids to embeddings"),
+    Column("projection", CHOICE, WAY, 1, "", "component: embeddings to keys and value"),
+    Column("hardware", CHOICE, LABEL, 1, "", "the option chosen; `device_name` and `threads` say what it came to"),
+    Column("device", TEXT, LABEL, 1, "", "as PyTorch calls it; `cpu` where the CPU stands in", "hardware.device"),
+    Column("experiment", CHOICE, LABEL, 1, "", "a preset"),
+    Column("components", CHOICE, WAY, 1, "", "a bundle of components"),
+    Column("table", CHOICE, WAY, 1, "", "component: the memory that rows live in"),
+    Column("upload", CHOICE, WAY, 1, "", "component: across the link"),
+    Column("shape", CHOICE, LABEL, 1, "", "a preset of batch_size, seq_len and history"),
+    Column("history", TRUTH, STEP, 1, "", "whether sequences carry the ids before them", "tokens.history"),
+    Column("threads", NUMBER, ASKED, 1, "threads", "of the CPU", "hardware.threads"),
+    Column("seed", NUMBER, ASKED, 1, "", "of token ids, table, weights and order"),
+    Column("batches", NUMBER, STEP, 1, "batches", "distinct ones that rotate through the iterations"),
+    Column("table_scale", NUMBER, SUBJECT, 1, "", "share of the model's rows that the table has", "model.table_scale"),
+    Column("true_rows", NUMBER, FACT, 1, "rows", "of the real layer"),
+    Column("used_rows", NUMBER, FACT, 1, "rows", "of the table that was used"),
+    Column("case", TEXT, RECORD, 1, "", "what was timed: a stage, or `full`"),
+    Column("iterations", NUMBER, MEASURED, 1, "samples", "taken"),
+    Column("stop_reason", TEXT, MEASURED, 1, "", "what ended them: `iterations` or `budget`"),
+    Column("steady", TRUTH, MEASURED, 1, "", "whether the warm-up settled; empty: unknown, it was too short to say"),
+    Column("wall_ms_median", NUMBER, MEASURED, 1, "ms", "median time of an iteration"),
+    Column("wall_ms_lo", NUMBER, MEASURED, 1, "ms", "lower bound of the median, 95 %, of this one process"),
+    Column("wall_ms_hi", NUMBER, MEASURED, 1, "ms", "upper bound of the median, 95 %, of this one process"),
+    Column("wall_ms_min", NUMBER, MEASURED, 1, "ms", "the shortest iteration"),
+    Column("wall_ms_mean", NUMBER, MEASURED, 1, "ms", "mean"),
+    Column("wall_ms_max", NUMBER, MEASURED, 1, "ms", "the longest iteration"),
+    Column("wall_ms_p95", NUMBER, MEASURED, 1, "ms", "95th percentile, where the samples carry one"),
+    Column("wall_ms_p99", NUMBER, MEASURED, 1, "ms", "99th percentile, where the samples carry one"),
+    Column("device_ms_median", NUMBER, MEASURED, 1, "ms", "by the device's events"),
+    Column("enqueue_ms_median", NUMBER, MEASURED, 1, "ms", "until the call returned"),
+    Column("bytes_moved", NUMBER, MEASURED, 1, "bytes", "the fewest that the case needs: all that it reads and writes, "
+           "on either side of the link, rows as often as they are asked for; of `full`: the sum of its stages"),
+    Column("gb_per_s", NUMBER, MEASURED, 1, "10^9 bytes/s", "these over the median"),
+    Column("flops", NUMBER, MEASURED, 1, "FLOP", "the fewest that the case needs"),
+    Column("tflop_per_s", NUMBER, MEASURED, 1, "10^12 FLOP/s", "these over the median"),
+    Column("rows_per_s", NUMBER, MEASURED, 1, "rows/s", "row ids made or looked up, over the median"),
+    Column("tokens_per_s", NUMBER, MEASURED, 1, "tokens/s", "of the batch, over the median"),
+    Column("limit_ms", NUMBER, MEASURED, 1, "ms", "the shortest time that this machine allows"),
+    Column("limit_by", TEXT, MEASURED, 1, "", "what sets it"),
+    Column("efficiency", NUMBER, MEASURED, 1, "", "the limit over the median"),
+    Column("table_bytes", NUMBER, MEASURED, 1, "bytes", "of the table"),
+    Column("peak_device_bytes", NUMBER, MEASURED, 1, "bytes", "at the row `full` what the strategy needs, at the "
+           "others at most in the run"),
+    Column("peak_host_bytes", NUMBER, MEASURED, 1, "bytes", "likewise, in host memory"),
+    Column("pinned_bytes", NUMBER, MEASURED, 1, "bytes", "likewise, of it pinned"),
+    Column("unique_row_fraction", NUMBER, MEASURED, 1, "", "distinct rows among those that the first batch asks for"),
+    Column("git_sha", TEXT, CODE, 1, "", "commit"),
+    Column("git_dirty", TRUTH, CODE, 1, "", "whether files differed from it"),
+    Column("torch_version", TEXT, MACHINE, 1, "", "of PyTorch"),
+    Column("device_name", TEXT, MACHINE, 1, "", "of the device"),
+    Column("driver", TEXT, MACHINE, 1, "", "of the device"),
+    Column("cpu_name", TEXT, MACHINE, 1, "", "of the CPU"),
+    Column("host", TEXT, MACHINE, 1, "", "name of the machine"),
+    Column("started_at", TEXT, RECORD, 1, "UTC", "ISO 8601"),
+    Column("schedule", CHOICE, WAY, 2, "", "how the stages of `full` follow each other"),
+    Column("chunk_tokens", NUMBER, WAY, 2, "tokens", "of a pipeline's chunk; empty: whole batches",
+           "schedule.chunk_tokens"),
+    Column("ring_depth", NUMBER, WAY, 2, "chunks", "that have buffers at a time", "schedule.ring_depth"),
+    Column("capture", TEXT, WAY, 2, "", "`graph`: `full` is replayed as one"),
+    Column("row_order", TEXT, WAY, 2, "", "of a kernel's reads: `as_asked` or `sorted`", "lookup.order"),
+    Column("rows_per_program", NUMBER, WAY, 2, "rows", "that a kernel's program reads at a time",
+           "lookup.rows_per_program"),
+    Column("warps", NUMBER, WAY, 2, "warps", "of a program", "lookup.warps"),
+    Column("programs", NUMBER, WAY, 2, "programs", "of a launch; empty beside rows_per_program: one for each block",
+           "lookup.programs"),
+    Column("layout", TEXT, SUBJECT, 2, "", "where the scales of fp8 rows lie: `packed` or `split`", "dtype.layout"),
+    Column("row_bytes", NUMBER, SUBJECT, 2, "bytes", "of a stored row"),
+    Column("repeat", NUMBER, LABEL, 2, "", "which repetition of its configuration it is, from 0"),
+    Column("huge_page_share", NUMBER, MEASURED, 2, "", "of the table's memory, in 2 MiB pages"),
+    Column("options", TEXT, OPTIONS, 3, "", "every value that was set, by the command line, a sweep or a preset, "
+           "and that no other column tells: `key=value key=value`, sorted by key; `~key`: it was removed"),
+    Column("layers", NUMBER, FACT, 3, "layers", "of the model that have a table"),
+    Column("preempted", NUMBER, MEASURED, 3, "switches", "involuntary context switches of the process during the case"),
+    Column("sm_clock_mhz_min", NUMBER, MEASURED, 3, "MHz", "lowest clock of the device's multiprocessors in the case"),
 )  # fmt: skip
-CASE_COLUMNS = (
-    "case", "iterations", "stop_reason", "steady",
-    "wall_ms_median", "wall_ms_lo", "wall_ms_hi", "wall_ms_min", "wall_ms_mean", "wall_ms_max", "wall_ms_p95",
-    "wall_ms_p99", "device_ms_median", "enqueue_ms_median",
-    "bytes_moved", "gb_per_s", "flops", "tflop_per_s", "rows_per_s", "tokens_per_s",
-    "limit_ms", "limit_by", "efficiency",
-    "table_bytes", "peak_device_bytes", "peak_host_bytes", "pinned_bytes", "unique_row_fraction",
-)  # fmt: skip
-STAMP_COLUMNS = (
-    "git_sha", "git_dirty", "torch_version", "device_name", "driver", "cpu_name", "host", "started_at",
-)  # fmt: skip
-COLUMNS_OF_VERSION_1 = (*IDENTITY_COLUMNS, *CONFIG_COLUMNS, *CASE_COLUMNS, *STAMP_COLUMNS)
-SCHEDULE_COLUMNS = (
-    "schedule", "chunk_tokens", "ring_depth", "capture", "row_order", "rows_per_program", "warps", "programs", "layout",
-    "row_bytes", "repeat",
-)  # fmt: skip
-COLUMNS = (*COLUMNS_OF_VERSION_1, *SCHEDULE_COLUMNS, "huge_page_share")
-COLUMNS_OF = {1: COLUMNS_OF_VERSION_1, 2: COLUMNS}
-SAMPLE_COLUMNS = ("run_id", "case", "iteration", "order", "wall_ms", "device_ms", "enqueue_ms")
-TEXT_COLUMNS = {
-    "run_id", "status", "error", "strategy", "model", "dtype", "tokens", "hashing", "lookup", "projection", "hardware",
-    "device", "experiment", "components", "table", "upload", "shape", "case", "stop_reason", "limit_by", "git_sha",
-    "torch_version", "device_name", "driver", "cpu_name", "host", "started_at", "schedule", "capture", "row_order",
-    "layout",
-}  # fmt: skip
-TRUTH_COLUMNS = {"history", "steady", "git_dirty"}
-NUMBER_COLUMNS = set(COLUMNS) - TEXT_COLUMNS - TRUTH_COLUMNS
+SAMPLE_TABLE = (
+    Column("run_id", TEXT, RECORD, 1, "", "as in `results.csv`"),
+    Column("case", TEXT, RECORD, 1, "", "as in `results.csv`"),
+    Column("iteration", NUMBER, RECORD, 1, "", "of the case, from 0"),
+    Column("order", NUMBER, RECORD, 1, "", "among all iterations of the run, from 0"),
+    Column("wall_ms", NUMBER, MEASURED, 1, "ms", "until its work was done"),
+    Column("device_ms", NUMBER, MEASURED, 1, "ms", "by the device's events"),
+    Column("enqueue_ms", NUMBER, MEASURED, 1, "ms", "until the call returned"),
+)
+
+
+def of_role(*roles: str) -> tuple[str, ...]:
+    """Names of the columns of any of these roles, in the order of the file."""
+    return tuple(column.name for column in TABLE if column.role in roles)
+
+
+def of_kind(*kinds: str) -> tuple[str, ...]:
+    """Names of the columns of any of these kinds, in the order of the file."""
+    return tuple(column.name for column in TABLE if column.kind in kinds)
+
+
+COLUMNS_OF = {
+    version: tuple(column.name for column in TABLE if column.since <= version)
+    for version in range(1, SCHEMA_VERSION + 1)
+}
+COLUMNS = COLUMNS_OF[SCHEMA_VERSION]
+SAMPLE_COLUMNS = tuple(column.name for column in SAMPLE_TABLE)
+TEXT_COLUMNS, NUMBER_COLUMNS, TRUTH_COLUMNS = (
+    frozenset(of_kind(*kinds)) for kinds in ((TEXT, CHOICE), (NUMBER,), (TRUTH,))
+)
+KEYS = {column.name: column.key or column.name for column in TABLE}  # of the configuration
+
+
+def document() -> str:
+    """What `docs/columns.md` holds."""
+    return "\n".join(
+        [
+            "# The columns",
+            "",
+            "Printed by `python -m engram_exp.results.schema > docs/columns.md`. Columns are only added: `since` is",
+            "the first version of the schema that has one, and files of every version load. An empty cell: unknown, or",
+            "without meaning for the row. GB is 10^9 bytes.",
+            "",
+            f"## {RESULTS}: one row per case",
+            "",
+            *_table(TABLE, with_role=True),
+            "",
+            "Roles:",
+            "",
+            *(f"- {role}: {meaning}" for role, meaning in ROLES.items()),
+            "",
+            f"## {SAMPLES}: one row per timed iteration",
+            "",
+            *_table(SAMPLE_TABLE, with_role=False),
+            "",
+        ]
+    )
+
+
+def _table(columns: Iterable[Column], *, with_role: bool) -> list[str]:
+    heads = ["column", "kind", "unit", *(["role", "since"] if with_role else []), "meaning"]
+    lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
+    for column in columns:
+        role = [column.role, str(column.since)] if with_role else []
+        cells = [f"`{column.name}`", column.kind, column.unit, *role, column.meaning]
+        lines.append("| " + " | ".join(cells) + " |")
+    return lines
+
+
+if __name__ == "__main__":
+    print(document(), end="")

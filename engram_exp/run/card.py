@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from engram_exp.config.derived import batches_of
 from engram_exp.machine.data_sheets import DataSheet
-from engram_exp.measure.limits import Limit, Limits
+from engram_exp.measure.limits import Limits
+from engram_exp.measure.rates import Limit
 from engram_exp.run.job import Job
 from engram_exp.run.plan import Plan, bytes_moved, flops
 from engram_exp.run.requirements import data_sheet

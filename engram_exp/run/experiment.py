@@ -15,12 +15,14 @@ from safetensors.torch import save_file
 from engram_exp.errors import status_of
 from engram_exp.layer.hash_plan import HashPlan
 from engram_exp.layer.tokens import Batch
+from engram_exp.machine.disturbance import LoadMeter
 from engram_exp.machine.environment import machine, record, stamp
 from engram_exp.machine.memory import forget_peaks, free_device_bytes, free_host_bytes
 from engram_exp.measure.clock import Clock
-from engram_exp.measure.limits import Limit, Limits
+from engram_exp.measure.limits import Limits
 from engram_exp.measure.loop import Case, Timing, measure
 from engram_exp.measure.peaks import machine_limits
+from engram_exp.measure.rates import Limit
 from engram_exp.results.write import write_run
 from engram_exp.run.bench import Bench
 from engram_exp.run.card import make_card
@@ -46,8 +48,15 @@ log = logging.getLogger(__name__)
 TENSORS = "tensors.safetensors"
 
 
-def run(job: Job, terminal: Terminal) -> list[dict[str, Any]]:
-    """Run a job, leave its files in its folder, and return its rows: one per case."""
+def run(job: Job, terminal: Terminal, meter: LoadMeter | None = None) -> list[dict[str, Any]]:
+    """Run a job, leave its files in its folder, and return its rows: one per case.
+
+    Args:
+        job: what to run.
+        terminal: where to show it.
+        meter: of the load before the run, if it was started earlier; None: this one waits for what it shows.
+    """
+    load = (meter or LoadMeter()).read()
     samples: list[dict[str, Any]] = []
     try:
         rows = Experiment(job, terminal).rows(samples)
@@ -55,7 +64,7 @@ def run(job: Job, terminal: Terminal) -> list[dict[str, Any]]:
         if status_of(error) == CRASH:
             log.exception("the run crashed")
         rows = failed_rows(job, error)
-    write_run(Path(job.folder), {"command": job.command, **record()}, rows, samples)
+    write_run(Path(job.folder), {"command": job.command, "load_before": load, **record()}, rows, samples)
     terminal.results(rows)
     return rows
 
@@ -162,7 +171,7 @@ class Experiment:
                 own = failed_columns(bench.errors[case], self.job.choices)
             elif case in timings:
                 tasks = self.plan.tasks_of(case, self.distinct_rows or 1.0)
-                own = case_columns(self.plan, case, tasks, timings[case], self.limit_of(case))
+                own = case_columns(self.plan, tasks, timings[case], self.limit_of(case))
             else:
                 own = skipped_columns()
             peaks = bench.whole_peaks if case == FULL else {}

@@ -9,7 +9,7 @@ import re
 import shlex
 import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
 from itertools import chain
 from pathlib import Path
@@ -19,18 +19,15 @@ from omegaconf import DictConfig, OmegaConf
 
 from engram_exp.config.derived import batches_of, cases_of, chunk_tokens_of, geometry_of, threads_of
 from engram_exp.machine.environment import code_digest, gpus, machine
-from engram_exp.results.schema import RESULTS
+from engram_exp.results.schema import CHOICE, KEYS, RESULTS, of_kind
+from engram_exp.run.overridden import as_text, overridden
 from engram_exp.steps.lookup.order import row_order
 
 FILE = "job.yaml"
 SAYS_NOTHING = (  # of what a run measures
     "output_dir", "cache_dir", "limits_dir", "campaign", "repeats", "resume", "retry", "worker", "timeout_s",
 )  # fmt: skip
-LAUNCH_COLUMNS = ("rows_per_program", "warps", "programs")
-GROUP_COLUMNS = (
-    "strategy", "model", "dtype", "tokens", "hashing", "table", "lookup", "projection", "upload", "hardware", "shape",
-    "components", "experiment", "schedule",
-)  # fmt: skip
+GROUP_COLUMNS = of_kind(CHOICE)
 
 
 @dataclass(frozen=True)
@@ -46,6 +43,7 @@ class Job:
         repeat: which repetition of its configuration it is, from 0.
         fingerprint: of configuration, repetition, machine and code.
         overrides: what the command line, or a sweep, set.
+        overridden: the values of the configuration that the chosen options do not give by themselves, by key.
     """
 
     run_id: str
@@ -56,6 +54,7 @@ class Job:
     repeat: int = 0
     fingerprint: str = ""
     overrides: tuple[str, ...] = ()
+    overridden: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
     def create(
@@ -81,6 +80,7 @@ class Job:
             repeat=repeat,
             fingerprint=fingerprint,
             overrides=tuple(text for text in overrides if text.lstrip("+").partition("=")[0] not in SAYS_NOTHING),
+            overridden=overridden(_measured(resolved), choices, overrides),
         )
 
     @classmethod
@@ -108,7 +108,7 @@ class Job:
     def columns(self) -> dict[str, Any]:
         """The columns of a row that are known before the run."""
         config = self.config
-        return {
+        known = {
             "run_id": self.run_id,
             **{group: choice or "" for group, choice in self.choices.items()},
             "layer": config.layer,
@@ -120,15 +120,17 @@ class Job:
             "repeat": self.repeat,
             "batches": batches_of(config),
             "table_scale": config.model.table_scale,
+            "layers": len(config.model.layers),
             "chunk_tokens": chunk_tokens_of(config),
             "ring_depth": config.schedule.ring_depth,
             "capture": config.capture,
+            **{name: config.lookup.get(key.removeprefix("lookup.")) for name, key in KEYS.items() if "lookup." in key},
             "row_order": self._row_order(),
-            **{name: config.lookup.get(name) for name in LAUNCH_COLUMNS},
             "row_bytes": geometry_of(config).row_bytes,
             "layout": config.dtype.layout if config.dtype.values_per_scale else "",
             "started_at": self.started_at,
         }
+        return {**known, "options": as_text(self.overridden, known)}
 
     def _row_order(self) -> str:
         config, lookup = self.config, self.config.lookup
@@ -143,16 +145,21 @@ class Job:
             known = self.columns()
         except Exception:  # what is wrong with the configuration may be what a column is made of
             known = {"run_id": self.run_id, **self.choices, "started_at": self.started_at}
+            known["options"] = as_text(self.overridden, known)
         return [{**known, "status": status, "error": error, "case": case} for case in self.cases]
+
+
+def _measured(config: DictConfig) -> dict[str, Any]:
+    """All that says something of what a run measures."""
+    plain: Any = OmegaConf.to_container(config, resolve=True)
+    return {key: value for key, value in plain.items() if key not in SAYS_NOTHING}
 
 
 def fingerprint(config: DictConfig, choices: Mapping[str, str | None], repeat: int) -> str:
     """What two runs share if there is no need for the second: configuration, repetition, machine and code."""
-    plain: Any = OmegaConf.to_container(config, resolve=True)
-    told = {key: value for key, value in plain.items() if key not in SAYS_NOTHING}
     chosen = {group: choices.get(group) for group in GROUP_COLUMNS}
     alike = {**machine(), "host": None, "gpus": [gpu["name"] for gpu in gpus()]}  # nodes of a cluster may be
-    text = json.dumps([told, chosen, repeat, alike, code_digest()], sort_keys=True)
+    text = json.dumps([_measured(config), chosen, repeat, alike, code_digest()], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

@@ -11,14 +11,15 @@ import torch
 from engram_exp.errors import status_of, text_of
 from engram_exp.machine.environment import gpus, stamp
 from engram_exp.machine.memory import peak_bytes
-from engram_exp.measure.limits import Limit
+from engram_exp.measure.limits import is_beaten, possible_ms
 from engram_exp.measure.loop import Timing
+from engram_exp.measure.rates import Limit
 from engram_exp.measure.statistics import summarise
 from engram_exp.run.job import Job
 from engram_exp.run.parts import Parts
-from engram_exp.run.plan import Plan, bytes_moved, device_name, flops
+from engram_exp.run.plan import Plan, bytes_moved, device_name, flops, work
 from engram_exp.stage import Task
-from engram_exp.vocabulary import OK, SKIPPED
+from engram_exp.vocabulary import LINK, OK, SKIPPED, SUSPECT
 
 NO_LINK = "no accelerator: host and device are the same memory"
 
@@ -52,8 +53,15 @@ def run_columns(plan: Plan, parts: Parts, table_bytes: int, distinct_rows: float
     }
 
 
-def case_columns(plan: Plan, case: str, tasks: Sequence[Task], timing: Timing, limit: Limit | None) -> dict[str, Any]:
-    """What was measured of a case that was right."""
+def case_columns(plan: Plan, tasks: Sequence[Task], timing: Timing, limit: Limit | None) -> dict[str, Any]:
+    """What was measured of a case that was right; suspect if it took less time than is possible.
+
+    Args:
+        plan: of the run.
+        tasks: that the case came to.
+        timing: of it.
+        limit: the shortest time that this machine allows it, if it is known.
+    """
     times = summarise([sample.wall_ms for sample in timing.samples])
     median_ms = times["wall_ms_median"]
     assert median_ms is not None
@@ -61,10 +69,12 @@ def case_columns(plan: Plan, case: str, tasks: Sequence[Task], timing: Timing, l
     moved, operations = bytes_moved(tasks), flops(tasks)
     asks_for_rows = any(task.kind.rotates for task in tasks)
     return {
-        "status": OK,
+        **_verdict(plan, tasks, median_ms, limit),
         "iterations": len(timing.samples),
         "stop_reason": timing.stop_reason,
         "steady": timing.steady,
+        "preempted": timing.preempted,
+        "sm_clock_mhz_min": timing.sm_clock_mhz_min,
         **times,
         "device_ms_median": _median([sample.device_ms for sample in timing.samples]),
         "enqueue_ms_median": _median([sample.enqueue_ms for sample in timing.samples]),
@@ -78,6 +88,20 @@ def case_columns(plan: Plan, case: str, tasks: Sequence[Task], timing: Timing, l
         "limit_by": limit.by if limit else None,
         "efficiency": limit.ms / median_ms if limit else None,
     }
+
+
+def _verdict(plan: Plan, tasks: Sequence[Task], median_ms: float, limit: Limit | None) -> dict[str, Any]:
+    if limit and is_beaten(median_ms, limit):
+        reason = (
+            f"{median_ms:.4g} ms are less than the {limit.ms:.4g} ms that this machine's {limit.by} takes at least: the "
+            "limit is wrong (limits=refresh measures it again, on an idle machine) or the time is"
+        )
+        return {"status": SUSPECT, "error": reason}
+    fastest_ms = possible_ms(work([task for task in tasks if plan.has_link or task.load.stage.place != LINK]))
+    if median_ms < fastest_ms:
+        reason = f"{median_ms:.4g} ms are less than the {fastest_ms:.4g} ms that any machine takes for this work"
+        return {"status": SUSPECT, "error": reason}
+    return {"status": OK}
 
 
 def skipped_columns() -> dict[str, Any]:

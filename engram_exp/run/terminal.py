@@ -6,7 +6,7 @@ On a terminal with colours and a moving bar; elsewhere as plain lines.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +14,10 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
-from engram_exp.results.schema import OK
+from engram_exp.machine.disturbance import is_disturbed
+from engram_exp.results import schema
+from engram_exp.results.schema import OPTIONS, of_role
+from engram_exp.vocabulary import OK
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -23,9 +26,24 @@ if TYPE_CHECKING:
     from engram_exp.measure.loop import Timing
     from engram_exp.run.card import Card
 
+CONFIGURED = of_role(
+    schema.STRATEGY, schema.SUBJECT, schema.STEP, schema.ASKED, schema.OPTIONS, schema.WAY, schema.LABEL, schema.FACT
+)
 REFRESH_S = 0.25
-LIMIT_NOISE = 0.005  # that the same transfer, measured twice, differs by
 PLAIN_WIDTH = 200  # plain lines are not wrapped at the width of a terminal that is not there
+
+
+def _is_disturbed(row: Mapping[str, Any]) -> bool:
+    samples = row["iterations"]
+    seconds = samples * row["wall_ms_mean"] / 1e3
+    return bool(is_disturbed(row.get("preempted") or 0, samples, seconds, row["threads"]))
+
+
+REMARKS: Mapping[str, Callable[[Mapping[str, Any]], bool]] = {  # on measured rows
+    "disturbed: other processes took CPUs from it; measure again on an idle machine": _is_disturbed,
+    "not steady: its times went on falling or rising": lambda row: row.get("steady") is False,
+    "faster than its limit, but within what two measurements differ by": lambda row: (row.get("efficiency") or 0) > 1,
+}
 
 
 class Terminal:
@@ -57,22 +75,34 @@ class Terminal:
 
     def results(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Show the rows of one run."""
-        heads = ("case", "median ms", "95 % interval", "device ms", "n", "GB/s", "TFLOP/s", "Mtokens/s", "of limit")
+        heads = (
+            "case",
+            "median ms",
+            "95 % of this process",
+            "device ms",
+            "n",
+            "GB/s",
+            "TFLOP/s",
+            "Mtokens/s",
+            "of limit",
+        )
         self._table(heads, [_result_cells(row) for row in rows])
         for status, error in dict.fromkeys((row["status"], row.get("error")) for row in rows if row["status"] != OK):
             self.say(f"  {status}: {error}")
-        for row in rows:
-            if (row.get("efficiency") or 0) > 1 + LIMIT_NOISE:
-                self.say(f"  {row['case']} beats its limit: the limit or the time is wrong; try limits=refresh")
+        for what, holds in REMARKS.items():
+            cases = [row["case"] for row in rows if row["status"] == OK and holds(row)]
+            if cases:
+                self.say(f"  {', '.join(cases)}: {what}")
 
     def summary(self, frame: pd.DataFrame) -> None:
-        """Show the runs of a sweep: what differs between them, and the median of every case."""
-        from engram_exp.results.schema import CONFIG_COLUMNS, SCHEDULE_COLUMNS
+        """Show the runs of a sweep: what differs between them, the median of every case, and which were disturbed."""
+        from engram_exp.analysis.disturbed import disturbance
 
         if frame.empty:
             self.console.print("no run left results")
             return
-        varying = [name for name in (*CONFIG_COLUMNS, *SCHEDULE_COLUMNS) if frame[name].replace("", None).nunique() > 1]
+        known = {name: frame[name] if name == OPTIONS else frame[name].replace("", None) for name in CONFIGURED}
+        varying = [name for name in CONFIGURED if known[name].nunique() > 1]  # an empty one does not apply, but options
         cases = list(dict.fromkeys(frame["case"]))
         body = []
         for _, run in frame.groupby("run_id", sort=False):
@@ -81,6 +111,8 @@ class Terminal:
             body.append([*config, *(_summary_cell(by_case.get(case)) for case in cases)])
         self.console.print("\n[bold]median ms of every run[/bold]")
         self._table((*varying, *cases), body)
+        if told := disturbance(frame):
+            self.say(f"  {told}")
 
     def say(self, text: str) -> None:
         """Print one line as it is."""

@@ -1,6 +1,7 @@
 """Comparisons: paired by what is the same, decided by runs, and silent where there is nothing to say."""
 
 import itertools
+import math
 import random
 
 import pandas as pd
@@ -8,10 +9,11 @@ import pytest
 from common import ROOT
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pandas.testing import assert_frame_equal
 
 from engram_exp import load_results
 from engram_exp.analysis.compare import ComparisonError, compare, compare_values
-from engram_exp.analysis.ratios import _mann_whitney_counts, _rank_below, ratio_of
+from engram_exp.analysis.ratios import _rank_below, ratio_of
 from engram_exp.results.schema import COLUMNS
 
 
@@ -21,13 +23,32 @@ def runs(times, **columns):
     return pd.DataFrame([{**base, "run_id": str(n), "wall_ms_median": t, **columns} for n, t in enumerate(times)])
 
 
+def mann_whitney_counts(n, m):
+    """In how many of the arrangements of n and m runs U takes each value 0 ... n m: the coefficients of the Gaussian
+    binomial (n + m choose n)."""
+    counts = [1] + [0] * (n * m)
+    for i in range(1, n + 1):
+        for value in range(n * m, m + i - 1, -1):
+            counts[value] -= counts[value - m - i]
+        for value in range(i, n * m + 1):
+            counts[value] += counts[value - i]
+    return counts
+
+
 @pytest.mark.parametrize(("n", "m"), [(1, 1), (2, 3), (3, 3), (4, 2), (5, 5)])
 def test_the_rank_statistic_is_counted_exactly(n, m):
     counts = [0] * (n * m + 1)
     for chosen in itertools.combinations(range(n + m), n):
         rest = [rank for rank in range(n + m) if rank not in chosen]
         counts[sum(x > y for x in chosen for y in rest)] += 1
-    assert _mann_whitney_counts(n, m) == counts
+    assert mann_whitney_counts(n, m) == counts
+
+
+@pytest.mark.parametrize(("n", "m"), [*itertools.product(range(1, 9), repeat=2), (8, 30), (30, 5), (30, 30)])
+def test_the_rank_is_that_of_the_counts(n, m):
+    below = list(itertools.accumulate(mann_whitney_counts(n, m)))
+    for tail in (0.025, 0.05, 0.005):
+        assert _rank_below(n, m, tail) == sum(count <= tail * math.comb(n + m, n) for count in below)
 
 
 def test_how_many_runs_an_interval_needs():
@@ -182,7 +203,7 @@ def test_what_does_not_apply_on_one_side_hides_no_run_of_the_other():
 
 def test_runs_of_several_machines_on_one_side_are_told():
     both = pd.concat([runs([1.0], host="p", driver="1"), runs([2.0], host="q", driver="2")])
-    assert compare(both, both)["mixed"].tolist() == ["host, driver"]
+    assert compare(both, both)["mixed"].tolist() == ["driver, host"]
     assert compare(runs([1.0, 2.0]), runs([1.0]))["mixed"].tolist() == [""]
 
 
@@ -193,8 +214,57 @@ def test_what_a_machine_sets_by_default_differs_on_another():
     (row,) = compare(a, b, other_machine=True).to_dict("records")
     assert (row["threads"], row["batches"], row["ratio"]) == ("2 / 16", "4 / 8", 2)
     assert row["marked"] == "host, threads, batches"
-    with pytest.raises(ComparisonError, match="the sides differ in batches, threads"):
+    with pytest.raises(ComparisonError, match="the sides differ in threads, batches"):
         compare(a, b.assign(host="p"))
+
+
+@pytest.mark.parametrize(
+    "options", ["model.hc_mult=1", "tokens.share=0.1", "hardware.pin_threads=true", "lookup.foo=3"]
+)
+def test_runs_that_differ_in_options_are_never_compared_but_by_them(options):
+    a, b = runs([1.0] * 4), runs([2.0] * 4, options=options)
+    with pytest.raises(ComparisonError, match="the sides differ in options; --by options compares two of one folder"):
+        compare(a, b)
+    found = compare(pd.concat([a, b]), b)
+    assert (len(found), found["ratio"].item(), found["options"].item()) == (1, 1, options)
+    assert found.attrs["unpaired"] == "1 of A, 0 of B; they differ in options"
+    assert compare_values(pd.concat([a, b]), "options", "", options)["ratio"].tolist() == [2]
+
+
+def test_options_go_along_with_the_choice_that_has_them():
+    gather = runs([4.0], lookup="gather")
+    mine = pd.concat([runs([ms], lookup="mine", options=f"lookup.foo={ms:g}") for ms in (1.0, 2.0)])
+    found = compare_values(pd.concat([gather, mine]), "lookup", "gather", "mine")
+    assert dict(zip(found["options"], found["ratio"], strict=True)) == {
+        "- / lookup.foo=1": 0.25,
+        "- / lookup.foo=2": 0.5,
+    }
+    asked = pd.concat([gather, runs([1.0], lookup="mine", options="lookup.foo=1 model.hc_mult=1")])
+    with pytest.raises(ComparisonError, match="the sides differ in options"):
+        compare_values(asked, "lookup", "gather", "mine")
+    rows = pd.concat([runs([1.0], row_bytes=128), runs([2.0], row_bytes=512, options="model.row_values=256")])
+    assert compare_values(rows, "row_bytes", "128", "512")["ratio"].tolist() == [2]
+    with pytest.raises(ComparisonError, match="the sides differ in options"):
+        compare_values(rows.replace({"model.row_values=256": "model.hc_mult=1"}), "row_bytes", "128", "512")
+
+
+def test_a_suspect_time_decides_nothing():
+    a, b = runs([1.0] * 4), runs([2.0] * 4)
+    fast = runs([1e-6] * 4, status="suspect")
+    assert_frame_equal(compare(pd.concat([a, fast]), pd.concat([b, fast])), compare(a, b))
+    with pytest.raises(ComparisonError, match="side A holds no measured case"):
+        compare(fast, b)
+
+
+def test_folders_are_compared_and_errors_say_which_side(tmp_path):
+    lease = ROOT / "outputs/reference/h200/same/first_lease"
+    found = compare(str(lease), lease)
+    assert_frame_equal(found, compare(load_results(lease), lease))
+    assert found["ratio"].tolist() == [1] * len(found)
+    with pytest.raises(FileNotFoundError, match=r"^side A: .*missing: no such file or folder"):
+        compare(tmp_path / "missing", lease)
+    with pytest.raises(ValueError, match=r"^side B: .*: no results below it"):
+        compare(lease, tmp_path)
 
 
 def test_two_values_of_a_column_are_compared_with_what_goes_with_them():
@@ -221,7 +291,7 @@ def test_what_cannot_be_compared_says_why():
         compare(runs([1.0], batch_size=1), runs([1.0], batch_size=2))
     with pytest.raises(ComparisonError, match="side B holds no measured case"):
         compare(runs([1.0]), runs([1.0], status="crash"))
-    with pytest.raises(ComparisonError, match="the sides differ in driver, torch_version; --other-machine"):
+    with pytest.raises(ComparisonError, match="the sides differ in torch_version, driver; --other-machine"):
         compare(runs([1.0], driver="1", torch_version="2.11"), runs([1.0], driver="2", torch_version="2.13"))
     marked = compare(runs([1.0], driver="1"), runs([1.0], driver="2"), other_machine=True)
     assert marked["marked"].tolist() == ["driver"]

@@ -6,9 +6,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from made_up import ask, rows, three
 
+from engram_exp.analysis.advice import AdviceError
 from engram_exp.analysis.advice_in_words import lines_of
 from engram_exp.analysis.curves import Time, curves, regimes, time_at
-from engram_exp.analysis.subjects import Way
+from engram_exp.analysis.subjects import Way, subjects
 
 
 @pytest.mark.parametrize(
@@ -87,6 +88,33 @@ def test_nothing_is_extrapolated_nor_guessed_over_wide_gaps(points, tokens):
 def test_the_fastest_way_of_a_strategy_counts():
     slow = rows("uva", {64: 0.9}, table="pinned")
     assert curves(pd.concat([three(), slow]))["uva"][64].ms == 0.2
+
+
+def test_options_of_how_it_is_done_make_another_way():
+    pinned = rows("uva", {64: 0.15}, options="hardware.pin_threads=true lookup.foo=3")
+    frame = pd.concat([three(), pinned])
+    assert curves(frame)["uva"][64].ways == [Way(64, ["hardware.pin_threads=true", "lookup.foo=3"], 2)]
+    assert (ask(frame).choices[0].ms_per_layer.ms, len(subjects(frame))) == (0.15, 1)
+
+
+@pytest.mark.parametrize("options", ["model.hc_mult=1", "tokens.share=0.1", "dtype.tolerance=0.5", "~tokens.share"])
+def test_options_of_what_is_asked_make_another_subject(options):
+    way = "lookup.foo=3"
+    frame = pd.concat([three(), three(options=f"{way} {options}"), three(options=options)])
+    plain, other = subjects(frame)
+    assert set(plain.rows["options"]) == {""}
+    assert set(other.rows["options"]) == {options, f"{way} {options}"}
+    assert (plain.label, other.label) == ("demo, bfloat16, text tokens", f"demo, bfloat16, text tokens, {options}")
+    with pytest.raises(AdviceError, match=f"options: the data hold '', {options}; keep the rows of one"):
+        ask(frame)
+
+
+def test_a_suspect_time_decides_nothing():
+    fast = rows("uva", {64: 1e-6}, status="suspect")
+    frame = pd.concat([three(), fast])
+    assert curves(frame) == curves(three())
+    assert ask(frame) == ask(three())
+    assert [subject.rows["wall_ms_median"].min() for subject in subjects(frame)] == [0.09]
 
 
 def test_keys_that_a_way_does_not_have_are_not_told():

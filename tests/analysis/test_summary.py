@@ -51,6 +51,20 @@ def test_cells_that_mix_ways_or_code_are_told(column):
     markdown(rows, [column])
 
 
+def test_runs_that_differ_in_options_never_share_a_cell():
+    rows = frame({"options": "model.hc_mult=1"}, {"options": "", "wall_ms_median": 3.0})
+    with pytest.warns(UserWarning, match=r"^runs differ in options: a line for each$"):
+        lines = markdown(rows, ["strategy"]).splitlines()
+    assert lines[0] == "| strategy | options | full |"
+    assert lines[2:] == ["| uva |  | 3 |", "| uva | model.hc_mult=1 | 1 |"]
+    assert markdown(rows, ["strategy"], columns="options").splitlines()[2:] == ["| uva | 3 | 1 |"]
+
+
+def test_a_suspect_time_is_not_shown():
+    rows = frame({}, {"wall_ms_median": 1e-6, "status": "suspect"})
+    assert markdown(rows, ["strategy"]).splitlines()[2:] == ["| uva | 1 |"]
+
+
 def test_only_a_number_of_samples_that_was_wanted_tells_measurements_apart():
     def samples(reason):
         return frame(*({"iterations": number, "stop_reason": reason} for number in (10, 20)))

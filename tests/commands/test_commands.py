@@ -60,6 +60,26 @@ def test_compare_shows_an_interval_wherever_there_is_one(command, tmp_path):
     assert "without a partner" not in out
 
 
+def test_compare_says_what_decides_less_than_it_seems(command, tmp_path):
+    a, b = campaign(tmp_path / "a", {1: [1.0]}), campaign(tmp_path / "b", {1: [2.0, 5.0]})
+    _, out, _ = command("compare", a, b)
+    assert "a side of 1 run: its time is of one process, and what changes from one to the next is unknown" in out
+    assert "B: 1 of 2 times were disturbed: 1 full (1 more than 2 times as long as in another run)" in out
+    four = campaign(tmp_path / "c", {1: [1.0] * 4})
+    _, out, _ = command("compare", four, four)
+    assert "of one process" not in out
+    assert "disturbed" not in out
+
+
+def test_compare_shows_options_wherever_they_differ(command, tmp_path):
+    for number, columns in enumerate(({"lookup": "gather"}, {"lookup": "mine", "options": "lookup.foo=1"})):
+        row = {"run_id": f"{number}", "status": "ok", "case": "full", "wall_ms_median": 1.0, **columns}
+        (tmp_path / f"{number}").mkdir()
+        write_run(tmp_path / f"{number}", {}, [row])
+    _, out, _ = command("compare", "--by", "lookup", "--folder", str(tmp_path), "gather", "mine")
+    assert "- / lookup.foo=1" in out
+
+
 def test_compare_counts_what_has_no_partner_beside_csv_too(command, tmp_path):
     a, b = campaign(tmp_path / "a", {1: [1.0], 2: [1.0]}), campaign(tmp_path / "b", {1: [2.0]})
     _, out, err = command("compare", a, b, "--csv")

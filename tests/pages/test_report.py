@@ -1,5 +1,6 @@
 """Reports: opened in a browser, held against the data, refused where there is nothing to say."""
 
+import json
 import re
 import shutil
 from itertools import pairwise
@@ -16,7 +17,7 @@ from engram_exp.__main__ import main
 from engram_exp.analysis.curves import MOST_APART, Time
 from engram_exp.analysis.subjects import WAYS, load_campaign, subjects
 from engram_exp.pages.figures import EFFECTS, LIMITS, MEMORY, OVER_TOKENS, SECTIONS, STAGES, _stretches, figures
-from engram_exp.pages.report import MOST_SUBJECTS, ReportError
+from engram_exp.pages.report import MOST_SUBJECTS, ReportError, _table
 from engram_exp.results.write import write_run
 
 H200 = ROOT / "outputs/reference/h200"
@@ -281,6 +282,33 @@ def test_what_was_left_out_is_listed(tmp_path):
     for text in (page.read_text(), (page.parent / "summary.md").read_text()):
         assert "last line is cut" in text
         assert "unchecked runs: no readable environment.json" in text
+
+
+def test_a_suspect_time_is_a_failure_and_nowhere_a_time(tmp_path):
+    shutil.copytree(H200 / "text", tmp_path / "campaign")
+    columns = {"strategy": "uva", "model": "demo", "batch_size": 64, "seq_len": 4096, "wall_ms_median": 0.0123456}
+    row = {"run_id": "a", "status": "suspect", "case": "full", "error": "beats its limit", **columns}
+    (tmp_path / "campaign/9").mkdir()
+    write_run(tmp_path / "campaign/9", {}, [row])
+    page = report(tmp_path / "campaign", tmp_path / "report").read_text()
+    assert "beats its limit" in page
+    assert "0.01235" not in page
+    frame = load_campaign(H200 / "text")
+    fast = frame.assign(run_id=frame["run_id"] + "b", status="suspect", wall_ms_median=1e-6, efficiency=9.0)
+    both = pd.concat([frame, fast])
+    drawn, again = ([data_of(figure) for figure in figures(rows, subjects(rows))] for rows in (frame, both))
+    assert drawn == again
+
+
+def test_runs_that_differ_in_options_are_two_rows_and_two_subjects(tmp_path):
+    frame = load_campaign(H200 / "text")
+    other = frame.assign(run_id=frame["run_id"] + "b", options="model.hc_mult=1", wall_ms_median=2e-3)
+    both = pd.concat([frame, other])
+    of_one = [data_of(figure) for figure in figures(frame, subjects(frame))]
+    of_both = [data_of(figure) for figure in figures(both, subjects(both)) if "hc_mult" not in figure.title]
+    assert of_one == of_both
+    table, _ = _table(both)
+    assert len(json.loads(table)["data"]) == 2 * len(frame)
 
 
 def test_an_old_report_is_replaced(tmp_path):

@@ -20,7 +20,7 @@ TIED = (  # columns that others follow from
 
 
 def check(row):
-    check_row(row, NUMBER_COLUMNS, TRUTH_COLUMNS)
+    check_row(row, NUMBER_COLUMNS.intersection(row), TRUTH_COLUMNS)
 
 
 def test_published_rows_pass():

@@ -8,7 +8,7 @@ from engram_exp import load_results, load_samples
 from engram_exp.analysis.summary import markdown
 from engram_exp.results import write
 from engram_exp.results.load import LeftOutWarning, UncheckedWarning
-from engram_exp.results.schema import COLUMNS, COLUMNS_OF, SAMPLE_COLUMNS
+from engram_exp.results.schema import COLUMNS, COLUMNS_OF, SAMPLE_COLUMNS, SCHEMA_VERSION
 from engram_exp.results.write import write_sweep
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*unchecked run")  # files are edited here, so without their digests
@@ -40,19 +40,21 @@ def test_many_runs_become_one_frame(tmp_path):
     assert frame["error"][0] == "a, b 'c' \"d\"", "a row is one line"
     assert frame["wall_ms_median"].dtype == float
     assert frame["batch_size"].dtype == int
-    assert (frame["schema_version"] == 2).all()
+    assert (frame["schema_version"] == SCHEMA_VERSION).all()
     assert len(load_results(tmp_path / "sweep/1")) == len(load_results(tmp_path / "sweep/1/results.csv")) == 2
 
 
-def test_files_of_the_first_schema_load(tmp_path):
+@pytest.mark.parametrize("version", [1, 2])
+def test_files_of_earlier_schemas_load(tmp_path, version):
     write_run(tmp_path / "new", run_id="new")
     old = write_run(tmp_path / "old", run_id="old")
-    newer = len(COLUMNS) - len(COLUMNS_OF[1])
-    lines = [line.rsplit(",", newer)[0] for line in old.read_text().splitlines()]
-    old.write_text("".join(f"{'1' + line[1:] if line[0] == '2' else line}\n" for line in lines))
+    newer = len(COLUMNS) - len(COLUMNS_OF[version])
+    header, *lines = [line.rsplit(",", newer)[0] for line in old.read_text().splitlines()]
+    old.write_text("".join(f"{line}\n" for line in (header, *(f"{version}{line[1:]}" for line in lines))))
     frame = load_results(tmp_path)
-    assert frame.groupby("schema_version")["run_id"].unique().map(list).to_dict() == {1: ["old"], 2: ["new"]}
-    assert frame["schedule"].tolist() == [""] * 4
+    runs = frame.groupby("schema_version")["run_id"].unique().map(list).to_dict()
+    assert runs == {version: ["old"], SCHEMA_VERSION: ["new"]}
+    assert frame["schedule"].tolist() == frame["options"].tolist() == [""] * 4
 
 
 def cut(text):
@@ -67,7 +69,7 @@ def cut(text):
         (cut, "last line is cut"),
         (lambda text: cut(text) + "\n", "fields instead of"),
         (lambda text: text.replace("wall_ms_median", "wall_s_median"), "header"),
-        (lambda text: text.replace("\n2,", "\n99,"), "schema version '99'"),
+        (lambda text: text.replace(f"\n{SCHEMA_VERSION},", "\n99,"), "schema version '99'"),
         (lambda text: text.replace("full", "full,extra"), "fields instead of"),
     ],
 )
