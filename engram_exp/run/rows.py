@@ -93,7 +93,7 @@ def case_columns(plan: Plan, tasks: Sequence[Task], timing: Timing, limit: Limit
 def _verdict(plan: Plan, tasks: Sequence[Task], median_ms: float, limit: Limit | None) -> dict[str, Any]:
     if limit and is_beaten(median_ms, limit):
         reason = (
-            f"{median_ms:.4g} ms are less than the {limit.ms:.4g} ms that this machine's {limit.by} takes at least: the "
+            f"{median_ms:.4g} ms are less than the {limit.ms:.4g} ms that the {limit.by} of this machine takes: the "
             "limit is wrong (limits=refresh measures it again, on an idle machine) or the time is"
         )
         return {"status": SUSPECT, "error": reason}
