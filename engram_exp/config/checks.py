@@ -51,7 +51,8 @@ def check(config: DictConfig) -> None:
         raise ConfigError("dtype.layout", config.dtype.layout, f"must be one of {', '.join(LAYOUTS)}")
     if config.dtype.layout == "split" and config.dtype.values_per_scale is None:
         raise ConfigError("dtype.layout", "split", "there are no scales to split off; use it with dtype=fp8")
-    if Path(config.campaign).is_absolute() or ".." in Path(config.campaign).parts:
+    campaign = Path(config.campaign)
+    if campaign.is_absolute() or ".." in campaign.parts or not campaign.parts:
         raise ConfigError("campaign", config.campaign, "must name a folder below output_dir")
     _check_hardware(config.hardware)
     changed = [key for key in ("threads", "pin_threads", "affinity") if config.hardware[key]]

@@ -46,13 +46,13 @@ def content_digest(path: Path) -> str:
             state = file, known.st_mtime_ns, known.st_size
             left -= known.st_size
             digest.update((_digest_of(*state) if left >= 0 else str(state[1:])).encode())
-        except OSError as error:
-            digest.update(str(error.errno).encode())
+        except (OSError, ValueError) as error:
+            digest.update(type(error).__name__.encode())
     return digest.hexdigest()
 
 
 def _files_of(path: Path) -> list[Path]:
-    if not path.is_dir():
+    if not os.path.isdir(path):  # unlike Path's, it never raises
         return [path]
     found = (file for file in path.rglob("*") if file.is_file())
     return sorted(file for file in found if not any(part.startswith(".") for part in file.relative_to(path).parts))

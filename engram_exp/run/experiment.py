@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import errno
 import logging
+from collections import Counter
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import replace
 from functools import cached_property
+from itertools import count
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -25,7 +28,7 @@ from engram_exp.measure.peaks import machine_limits
 from engram_exp.measure.statistics import summarise
 from engram_exp.results import schema as results
 from engram_exp.results.schema import OK, SKIPPED
-from engram_exp.results.write import write_run
+from engram_exp.results.write import SampleFile, write_run
 from engram_exp.run.bench import Flow
 from engram_exp.run.card import make_card
 from engram_exp.run.job import Job
@@ -133,7 +136,16 @@ class Run:
             cases = [
                 Case(name, flow.calls(name), name == FULL or flow.stage(name).place != HOST) for name in self.cases
             ]
-            with self.terminal.progress(config.iterations, config.budget_s) as progress:
+            with (
+                self.terminal.progress(config.iterations, config.budget_s) as report,
+                closing(SampleFile(Path(self.job.folder))) as kept,
+            ):
+                known: Counter[str] = Counter()
+
+                def progress(case: str, timings: dict[str, Timing]) -> None:
+                    report(case, timings)
+                    kept.append(_sample_rows(self.job.run_id, timings, known))
+
                 timings = measure(
                     cases,
                     clock,
@@ -142,7 +154,7 @@ class Run:
                     seed=config.seed,
                     progress=progress,
                 )
-        samples.extend(_sample_rows(self.job.run_id, timings))
+        samples.extend(_sample_rows(self.job.run_id, timings, Counter()))
         common = {**stamp(), **self.job.columns(), **self._run_columns(needed.table_bytes)}
         peaks = {FULL: flow.whole_peaks}
         return [
@@ -274,9 +286,14 @@ def _median(values: Sequence[float | None]) -> float | None:
     return median(known) if known else None
 
 
-def _sample_rows(run_id: str, timings: dict[str, Timing]) -> list[dict[str, Any]]:
-    return [
+def _sample_rows(run_id: str, timings: dict[str, Timing], known: Counter[str]) -> list[dict[str, Any]]:
+    """The samples of each case behind those that are known; then they are."""
+    rows = [
         {"run_id": run_id, "case": case, "iteration": iteration, "order": order, **sample._asdict()}
         for case, timing in timings.items()
-        for iteration, (order, sample) in enumerate(zip(timing.order, timing.samples, strict=True))
+        for iteration, order, sample in zip(
+            count(known[case]), timing.order[known[case] :], timing.samples[known[case] :], strict=False
+        )
     ]
+    known.update({case: len(timing.samples) - known[case] for case, timing in timings.items()})
+    return rows

@@ -152,16 +152,16 @@ def long_sweep(command, tmp_path):
             process.kill()
 
 
-@pytest.mark.parametrize("name", [signal.SIGINT, signal.SIGTERM])
-def test_ctrl_c_ends_a_sweep_and_loses_nothing(long_sweep, tmp_path, name):
+@pytest.mark.parametrize(("number", "name"), [(signal.SIGINT, "Ctrl-C"), (signal.SIGTERM, "SIGTERM")])
+def test_a_signal_ends_a_sweep_under_its_name_and_loses_nothing(long_sweep, tmp_path, number, name):
     sweep, worker = long_sweep
-    sweep.send_signal(name)
+    sweep.send_signal(number)
     output, _ = sweep.communicate(timeout=60)
-    assert sweep.returncode == 130
+    assert sweep.returncode == 128 + number
     assert not worker.is_running()
     frame = load_results(tmp_path)
     assert frame["status"].tolist() == ["ok", "ok", "crash"]
-    assert frame["error"][2] == "interrupted by Ctrl-C"
+    assert frame["error"][2] == f"interrupted by {name}"
     assert list((tmp_path / "out").rglob("sweep.csv"))
     assert "median ms of every run" in output
     assert "Traceback" not in output
