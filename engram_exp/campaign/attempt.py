@@ -89,6 +89,8 @@ def _require_rows(job: Job, ending: Ending, unwritten: list[dict[str, Any]]) -> 
         write_run(folder, {"command": job.command, **record()}, rows)
     except OSError as reason:
         Terminal().say(f"the rows of {folder} cannot be written: {reason}")
+        reasons = dict.fromkeys((error, str(reason.strerror)))
+        rows = [{**row, "error": "; ".join(reasons)} for row in rows]
         unwritten += rows
     Terminal().results(rows)
     return {ending.status}

@@ -14,7 +14,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from engram_exp.campaign.attempt import Planned, attempt
-from engram_exp.campaign.earlier import earlier_runs, others_in_words
+from engram_exp.campaign.earlier import earlier_runs, failed_before, others_in_words
 from engram_exp.campaign.preflight import EXIT_REFUSED, Preflight
 from engram_exp.campaign.turn import last_turn, turn
 from engram_exp.config.derived import cases_of
@@ -118,13 +118,12 @@ class Campaign:
             self.known = earlier_runs(*_folders_of(self.root, self.is_sweep))
 
     def _is_wanted(self, run: Planned) -> bool:
-        statuses = self.known.get(run.mark)
-        good = statuses is not None and statuses.issubset(SUCCESSES)
+        statuses = self.known.get(run.mark, set())
         if run.config.retry == "failed":
-            return statuses is not None and not good
-        if not (run.config.resume and good):
+            return failed_before(self.known, run.mark)
+        if not (run.config.resume and statuses and statuses.issubset(SUCCESSES)):
             return True
-        self.statuses |= statuses or set()
+        self.statuses |= statuses
         return False
 
     def _run(self, run: Planned) -> None:

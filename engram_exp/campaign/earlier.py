@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 
 from engram_exp.results.load import statuses_of
-from engram_exp.results.schema import RESULTS
+from engram_exp.results.schema import RESULTS, SUCCESSES
 from engram_exp.run.job import FILE
 
-PARTS = ("settings", "code", "machines")  # of a fingerprint
+PARTS = ("settings", "files", "code", "machines")  # of a fingerprint
 MARK = re.compile(r"^fingerprint: '?([\w-]+)'?$", flags=re.MULTILINE)
 
 
@@ -32,12 +32,36 @@ def fingerprint_in(folder: Path) -> str | None:
     return found[1] if found else None
 
 
+def failed_before(known: Mapping[str, set[str]], mark: str) -> bool:
+    """Whether a run failed, or one whose files have been mended since."""
+    if mark in known:
+        return not known[mark].issubset(SUCCESSES)
+    return any(_but_files(other) == _but_files(mark) and not known[other].issubset(SUCCESSES) for other in known)
+
+
 def folder_for(folder: Path, mark: str) -> Path:
-    """The folder, or one beside it where results of another configuration stand."""
+    """The folder, or one beside it where results of another run stand; what failed makes room for what is mended."""
     number, free = 1, folder
-    while (free / RESULTS).exists() and fingerprint_in(free) != mark:
+    while (free / RESULTS).exists() and not _makes_room(free, mark):
         number, free = number + 1, folder.with_name(f"{folder.name}-{number + 1}")
     return free
+
+
+def _makes_room(folder: Path, mark: str) -> bool:
+    there = fingerprint_in(folder)
+    if there is None or _but_files(there) != _but_files(mark):
+        return False
+    statuses = statuses_of(folder)
+    return there == mark or not (statuses and statuses.issubset(SUCCESSES))
+
+
+def _but_files(mark: str) -> list[str]:
+    parts = mark.split("-")
+    return [part for name, part in zip(PARTS, parts, strict=True) if name != "files"] if _is_new(parts) else parts
+
+
+def _is_new(parts: Sequence[str]) -> bool:
+    return len(parts) == len(PARTS)  # not of an earlier version of the program
 
 
 def others_in_words(known: Iterable[str], ours: Collection[str]) -> str:
@@ -50,7 +74,7 @@ def others_in_words(known: Iterable[str], ours: Collection[str]) -> str:
     differing: Counter[str] = Counter()
     for mark in set(known).difference(ours):
         parts = mark.split("-")
-        if len(parts) != len(PARTS):  # by an earlier version of the program
+        if not _is_new(parts):
             differing["code"] += 1
             continue
         differs = [name for name, part, known_parts in zip(PARTS, parts, own, strict=True) if part not in known_parts]

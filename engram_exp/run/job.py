@@ -45,7 +45,7 @@ class Job:
         choices: the option chosen in each group.
         config: without interpolations.
         repeat: which repetition of its configuration it is, from 0.
-        fingerprint: of settings, code and machine, as `fingerprint` makes it.
+        fingerprint: of settings, files, code and machine, as `fingerprint` makes it.
         overrides: what the command line, or a sweep, set.
     """
 
@@ -148,15 +148,15 @@ class Job:
 
 
 def fingerprint(config: DictConfig, choices: Mapping[str, str | None], repeat: int) -> str:
-    """What two runs share if there is no need for the second, in three parts: of settings (configuration, repetition
-    and the contents of the files that it names), of code (this and that of contributed components) and of machine."""
+    """What two runs share if there is no need for the second, in four parts: settings, contents of the files that they
+    name (components of others, too), code and machine."""
     plain: Any = OmegaConf.to_container(config, resolve=True)
     told = {key: value for key, value in plain.items() if key not in SAYS_NOTHING}
     chosen = {group: choices.get(group) for group in GROUP_COLUMNS}
-    contents = [content_digest(path) for path in _named_files(config)]
-    code = [code_digest(), *(content_digest(source) for source in contributed_sources(_targets(plain)))]
+    files = [*_named_files(config), *contributed_sources(_targets(plain))]
     alike = {**machine(), "host": None, "gpus": [gpu["name"] for gpu in gpus()]}  # nodes of a cluster may be
-    return "-".join(map(_short_digest, ([told, chosen, repeat, contents], code, alike)))
+    parts = [told, chosen, repeat], [content_digest(file) for file in files], code_digest(), alike
+    return "-".join(map(_short_digest, parts))
 
 
 def _named_files(config: DictConfig) -> list[Path]:
