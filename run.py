@@ -6,15 +6,16 @@ import sys
 import hydra
 from omegaconf import DictConfig
 
-from engram_exp.campaign.campaign import EXIT_FAILED, EXIT_INTERRUPTED, Campaign
+from engram_exp.campaign.campaign import EXIT_FAILED, Campaign
 from engram_exp.campaign.preflight import EXIT_REFUSED
+from engram_exp.campaign.process import exit_code, stop_on
 from engram_exp.config.schema import register_schema
 
 
 def main() -> int:
-    """Run what the command line asks for: 0 all rows are good, 1 a run failed, 2 refused, 130 interrupted."""
-    for name in (signal.SIGTERM, signal.SIGHUP):  # as Ctrl-C: a batch system's end of time loses no finished run
-        signal.signal(name, signal.default_int_handler)
+    """Run what the command line asks for: 0 all rows are good, 1 a run failed, 2 refused, 3 nothing of a sweep could be
+    measured; stopped by a signal, 128 and its number: 130 after Ctrl-C, 143 after SIGTERM."""
+    stop_on(signal.SIGTERM, signal.SIGHUP)
     register_schema()
     campaign = Campaign()
 
@@ -25,9 +26,9 @@ def main() -> int:
     try:
         compose()
         campaign.run()
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stopped:
         campaign.finish()
-        return EXIT_INTERRUPTED
+        return exit_code(stopped)
     except SystemExit as stopped:  # Hydra, the checks or the command line's parser have said why
         if stopped.code:
             return (campaign.finish() or EXIT_FAILED) if campaign.launched_into else EXIT_REFUSED

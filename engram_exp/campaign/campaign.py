@@ -3,42 +3,29 @@
 from __future__ import annotations
 
 import glob
-import os
 import random
-import subprocess
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
+from engram_exp.campaign.attempt import Planned, attempt
+from engram_exp.campaign.earlier import earlier_runs, failed_before, others_in_words
 from engram_exp.campaign.preflight import EXIT_REFUSED, Preflight
-from engram_exp.campaign.process import describe_exit, kill, turn, wait
+from engram_exp.campaign.turn import last_turn, turn
 from engram_exp.config.derived import cases_of
-from engram_exp.machine.environment import PROJECT, record, stamp
-from engram_exp.results.schema import RESULTS, SAMPLES, SUCCESSES
-from engram_exp.results.write import write_run, write_sweep
-from engram_exp.run.job import Job, earlier_runs, fingerprint, fingerprint_in, statuses_of
+from engram_exp.results.load import statuses_of
+from engram_exp.results.schema import RESULTS, SUCCESSES, SWEEP
+from engram_exp.results.write import gather_sweep, write_sweep
 from engram_exp.run.terminal import Terminal
-from engram_exp.vocabulary import CRASH, REFUSED, TIMEOUT
+from engram_exp.vocabulary import CRASH, OK, REFUSED
 
 STARTUP_S = 10  # of a worker: libraries, driver, table, verification
-EXIT_OK, EXIT_FAILED, EXIT_INTERRUPTED = 0, 1, 130
-
-
-class Planned(NamedTuple):
-    """A run that is still to be done: what Hydra composed, where it goes, which repetition it is, and what
-    the command line or the sweep set."""
-
-    config: DictConfig
-    choices: Mapping[str, str | None]
-    folder: Path
-    repeat: int
-    overrides: Sequence[str]
+EXIT_OK, EXIT_FAILED, EXIT_NOTHING = 0, 1, 3
 
 
 class Campaign:
@@ -52,6 +39,9 @@ class Campaign:
         self.was_copied = False
         self.planned: list[Planned] = []
         self.statuses: set[str] = set()
+        self.unwritten: list[dict[str, Any]] = []
+        self.known: Mapping[str, set[str]] = {}
+        self.last_turn = ""
         self.root: Path | None = None
         self.is_sweep = False
 
@@ -85,14 +75,14 @@ class Campaign:
         config = todo[0].config
         if config.repeats > 1:
             random.Random(config.seed).shuffle(todo)
-        known = earlier_runs(*_folders_of(self.root, self.is_sweep))
-        wanted = [run for run in todo if self._is_wanted(run, known)]
+        self._look_around()
+        wanted = [run for run in todo if self._is_wanted(run)]
         terminal = Terminal()
         if len(todo) > 1 or not wanted:
             terminal.say(_plan(todo, wanted))
-        others = set(known) - {fingerprint(run.config, run.choices, run.repeat) for run in todo}
+        others = others_in_words(self.known, {run.mark for run in todo})
         if others and not self.was_copied:  # a copy knows none of the sweep's other configurations
-            terminal.say(f"{self.root} also holds runs of other settings, code or machines: {len(others)}")
+            terminal.say(f"{self.root} also holds runs of other {others}")
         began = time.monotonic()
         for number, run in enumerate(wanted):
             if len(wanted) > 1:
@@ -105,100 +95,64 @@ class Campaign:
         """Close a sweep with its `sweep.csv` and summary; returns the exit code of the program."""
         if self.launched_into:
             self.root, self.is_sweep = self.launched_into, True
-            found = list(self.root.rglob(RESULTS))
-            new = [statuses_of(file.parent) for file in found if file.stat().st_mtime >= Preflight.began]
-            self.statuses = set().union(*new) if found else {CRASH}
+            self.statuses = _launched_statuses(self.root)
         if self.is_sweep and self.root is not None:
-            terminal = Terminal()
-            terminal.summary(write_sweep(self.root))
-            terminal.say(f"{self.root}/sweep.csv")
-        if self.statuses.issubset(SUCCESSES):
-            return EXIT_OK
-        return EXIT_REFUSED if self.statuses == {REFUSED} else EXIT_FAILED
+            self._close(self.root)
+        if not self.statuses.issubset(SUCCESSES):
+            return EXIT_REFUSED if self.statuses == {REFUSED} else EXIT_FAILED
+        return EXIT_NOTHING if self.is_sweep and self.statuses and OK not in self.statuses else EXIT_OK
 
-    def _is_wanted(self, run: Planned, known: Mapping[str, set[str]]) -> bool:
-        statuses = known.get(fingerprint(run.config, run.choices, run.repeat))
-        good = statuses is not None and statuses.issubset(SUCCESSES)
+    def _close(self, root: Path) -> None:
+        terminal = Terminal()
+        try:
+            frame, end = write_sweep(root, self.unwritten), f"{root}/{SWEEP}"
+        except OSError as error:
+            frame, end = gather_sweep(root, self.unwritten), f"{root}/{SWEEP} cannot be written: {error}"
+            self.statuses.add(CRASH)
+        terminal.summary(frame)
+        terminal.say(end)
+
+    def _look_around(self) -> None:
+        """See what the campaign's folder holds, and who had the turn last."""
+        self.last_turn = last_turn()
+        if self.root is not None:
+            self.known = earlier_runs(*_folders_of(self.root, self.is_sweep))
+
+    def _is_wanted(self, run: Planned) -> bool:
+        statuses = self.known.get(run.mark, set())
         if run.config.retry == "failed":
-            return statuses is not None and not good
-        if not (run.config.resume and good):
+            return failed_before(self.known, run.mark)
+        if not (run.config.resume and statuses and statuses.issubset(SUCCESSES)):
             return True
-        self.statuses |= statuses or set()
+        self.statuses |= statuses
         return False
 
     def _run(self, run: Planned) -> None:
         with turn() as held:
-            self._run_alone(run, held)
+            if held.before != self.last_turn:  # of another call of the program: it may be one of the same campaign
+                self._look_around()
+                if not self._is_wanted(run):
+                    Terminal().say("another call of the program has done it meanwhile")
+                    self.last_turn = held.own
+                    return
+            self.last_turn = held.own
+            self.statuses |= attempt(run, held, self.unwritten)
 
-    def _run_alone(self, run: Planned, turn: IO[str]) -> None:
-        config = run.config
-        mark = fingerprint(config, run.choices, run.repeat)
-        job = Job.create(
-            config,
-            run.choices,
-            _folder_for(run.folder, mark),
-            repeat=run.repeat,
-            fingerprint=mark,
-            overrides=run.overrides,
-        )
-        Path(job.folder).mkdir(parents=True, exist_ok=True)
-        for left_over in (RESULTS, SAMPLES):  # of an earlier run in the same folder
-            (Path(job.folder) / left_over).unlink(missing_ok=True)
-        job.save()
-        try:
-            if config.worker == "inline":
-                from engram_exp.run.experiment import run as run_inline
 
-                run_inline(job, Terminal())
-            else:
-                self._run_in_process(job, turn)
-        except Exception as error:
-            self._require_results(job, CRASH, repr(error))
-        except BaseException as stopped:  # Ctrl-C, or the end of a job's time
-            by_hand = isinstance(stopped, KeyboardInterrupt)
-            self._require_results(job, CRASH, "interrupted by Ctrl-C" if by_hand else f"interrupted: {stopped!r}")
-            raise
-        self.statuses |= statuses_of(Path(job.folder))
-
-    def _run_in_process(self, job: Job, turn: IO[str]) -> None:
-        command = [sys.executable, "-m", "engram_exp.run.worker", job.folder]
-        path = os.pathsep.join(filter(None, [str(PROJECT), os.environ.get("PYTHONPATH")]))
-        variables = {**os.environ, "PYTHONPATH": path}
-        # In a process group of its own, so that Ctrl-C reaches this process alone, which then ends the whole group. It
-        # holds the turn, too: should this process be killed, the next one still waits for the worker.
-        worker = subprocess.Popen(
-            command, env=variables, stdin=subprocess.DEVNULL, start_new_session=True, pass_fds=[turn.fileno()]
-        )
-        try:
-            code = wait(worker, job.config.timeout_s)
-            self._require_results(job, CRASH, describe_exit(code))
-        except subprocess.TimeoutExpired:
-            kill(worker)
-            self._require_results(job, TIMEOUT, f"killed after timeout_s={job.config.timeout_s:g}")
-        except BaseException:
-            kill(worker)
-            raise
-
-    def _require_results(self, job: Job, status: str, error: str) -> None:
-        """Write the rows of a worker that did not live to write them."""
-        if not (Path(job.folder) / RESULTS).exists():
-            rows = [{**stamp(), **row} for row in job.failed_rows(status, error)]
-            write_run(Path(job.folder), {"command": job.command, **record()}, rows)
-            Terminal().results(rows)
+def _launched_statuses(root: Path) -> set[str]:
+    """Statuses of what a launcher's processes left; of earlier runs, that they leave out, only what did not fail."""
+    found = list(root.rglob(RESULTS))
+    if not found:
+        return {CRASH}
+    new = [file for file in found if file.stat().st_mtime >= Preflight.began]
+    statuses: set[str] = set().union(*(statuses_of(file.parent) or {CRASH} for file in new or found))
+    return statuses if new else statuses.intersection(SUCCESSES)
 
 
 def _folders_of(root: Path, is_sweep: bool) -> list[Path]:
-    """Where a campaign's earlier runs are: those of single runs may stand beside each other (`_folder_for`)."""
+    """Where a campaign's earlier runs are: those of single runs may stand beside each other (`folder_for`)."""
     beside = [] if is_sweep else root.parent.glob(f"{glob.escape(root.name)}-[0-9]*")
     return [root, *beside]
-
-
-def _folder_for(folder: Path, mark: str) -> Path:
-    """The folder, or one beside it where results of another configuration stand."""
-    number, free = 1, folder
-    while (free / RESULTS).exists() and fingerprint_in(free) != mark:
-        number, free = number + 1, folder.with_name(f"{folder.name}-{number + 1}")
-    return free
 
 
 def _overrides(hydra: Any) -> tuple[str, ...]:

@@ -1,34 +1,88 @@
-"""Worker processes: waiting for one's turn on the machine, for a worker's end, and ending it."""
+"""Worker processes: starting one, waiting for its end, saying what ended it, and ending it."""
 
 from __future__ import annotations
 
-import fcntl
 import os
 import select
 import signal
 import subprocess
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from pathlib import Path
-from tempfile import gettempdir
-from typing import IO
+import sys
+from contextlib import suppress
+from typing import NamedTuple
 
-from engram_exp.run.terminal import Terminal
+from engram_exp.campaign.turn import Turn
+from engram_exp.machine import cgroup
+from engram_exp.machine.environment import PROJECT
+from engram_exp.run.job import Job
+from engram_exp.run.worker import EXIT_UNWRITTEN
+from engram_exp.vocabulary import CRASH, OOM_HOST, TIMEOUT
 
 MOST_POLL_MS = 2**31 - 1
 
 
-@contextmanager
-def turn() -> Iterator[IO[str]]:
-    """Runs of one user on one machine wait for each other: beside another, neither would measure what it seems to. The
-    turn ends when nobody has the file open any more."""
-    with (Path(gettempdir()) / f"engram_exp-{os.getuid()}.lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            Terminal().say("waiting: another run measures on this machine")
-            fcntl.flock(lock, fcntl.LOCK_EX)  # sleeps: a process that polled would disturb the other's times
-        yield lock
+class Ending(NamedTuple):
+    """What a run that left no results is to be called, and why."""
+
+    status: str
+    error: str
+
+
+class Stopped(KeyboardInterrupt):
+    """A signal that ends the program as Ctrl-C does, but under its own name.
+
+    Args:
+        number: of the signal.
+    """
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        super().__init__(f"interrupted by {signal.Signals(number).name}")
+
+
+def stop_on(*signals: signal.Signals) -> None:
+    """Let signals end the program in order: a batch system's end of time loses no finished run."""
+
+    def stop(number: int, _: object) -> None:
+        raise Stopped(number)
+
+    for name in signals:
+        signal.signal(name, stop)
+
+
+def interruption(stopped: BaseException) -> Ending:
+    """What a run is called that did not end by itself."""
+    if isinstance(stopped, Stopped):
+        return Ending(CRASH, str(stopped))
+    by_hand = isinstance(stopped, KeyboardInterrupt)
+    return Ending(CRASH, "interrupted by Ctrl-C" if by_hand else f"interrupted: {stopped!r}")
+
+
+def exit_code(stopped: KeyboardInterrupt) -> int:
+    """As a shell gives it: 128 and the number of the signal."""
+    return 128 + (stopped.number if isinstance(stopped, Stopped) else signal.SIGINT)
+
+
+def measure_in_worker(job: Job, turn: Turn) -> Ending:
+    """Run a job in a process of its own; returns what the run is to be called if it left no results."""
+    command = [sys.executable, "-m", "engram_exp.run.worker", job.folder, str(turn.fileno())]
+    path = os.pathsep.join(filter(None, [str(PROJECT), os.environ.get("PYTHONPATH")]))
+    variables = {**os.environ, "PYTHONPATH": path}
+    oom_kills = cgroup.oom_kills()
+    # In a process group of its own, so that Ctrl-C reaches this process alone, which then ends the whole group. It
+    # holds the turn, too: should this process be killed, the next one still waits for the worker.
+    worker = subprocess.Popen(
+        command, env=variables, stdin=subprocess.DEVNULL, start_new_session=True, pass_fds=[turn.fileno()]
+    )
+    try:
+        turn.tell(worker.pid)
+        code = wait(worker, job.config.timeout_s)
+        return describe_exit(code, cgroup.oom_kills() - oom_kills)
+    except subprocess.TimeoutExpired:
+        kill(worker)
+        return Ending(TIMEOUT, f"killed after timeout_s={job.config.timeout_s:g}")
+    except BaseException:
+        kill(worker)
+        raise
 
 
 def wait(worker: subprocess.Popen[bytes], timeout_s: float) -> int:
@@ -52,14 +106,26 @@ def wait(worker: subprocess.Popen[bytes], timeout_s: float) -> int:
 
 
 def kill(worker: subprocess.Popen[bytes]) -> None:
+    """End a worker and what it started in its process group."""
     with suppress(ProcessLookupError):  # it may have ended just now
         os.killpg(worker.pid, signal.SIGKILL)
     worker.wait()
 
 
-def describe_exit(code: int) -> str:
-    if code < 0:
-        name = signal.Signals(-code).name
-        hint = ", which the system sends when memory runs out" if name == "SIGKILL" else ""
-        return f"the worker was killed by {name}{hint}"
-    return f"the worker exited with code {code} and left no results"
+def describe_exit(code: int, oom_kills: int) -> Ending:
+    """What ended a worker that left no results.
+
+    Args:
+        code: of its exit; negative: the signal that killed it.
+        oom_kills: processes of its control group that the memory controller killed meanwhile.
+    """
+    if code == EXIT_UNWRITTEN:
+        return Ending(CRASH, "the worker could not write its results; it says why above")
+    if code >= 0:
+        return Ending(CRASH, f"the worker exited with code {code} and left no results")
+    killed = f"the worker was killed by {signal.Signals(-code).name}"
+    if -code != signal.SIGKILL:
+        return Ending(CRASH, killed)
+    if oom_kills > 0:
+        return Ending(OOM_HOST, f"{killed} of the memory controller: its control group had no memory left")
+    return Ending(CRASH, f"{killed}, which the system sends when memory runs out")

@@ -41,17 +41,25 @@ def open_tokenizer(name: str) -> TokenizerSource:
     Raises:
         ConfigError: it does not exist or cannot be read.
     """
-    if name == BUNDLED:
-        return _from_file(name, _bundled_file())
-    path = Path(name).expanduser()
-    if path.is_file():
-        return _from_file(name, path)
-    if (path / "tokenizer.json").is_file():
-        return _from_file(name, path / "tokenizer.json")
+    file, path = tokenizer_file(name), Path(name).expanduser()
+    if file is not None:
+        return _from_file(name, file)
     if not path.is_dir() and (path.suffix == ".json" or name.startswith(("/", ".", "~"))):
         raise ConfigError("model.tokenizer", name, f"no such file or folder; offline choices: {OFFLINE_CHOICES}")
     tokenizer = _from_transformers(name, local=path.is_dir())
     return TokenizerSource(name, hashlib.sha256(tokenizer.to_str().encode()).hexdigest(), lambda: tokenizer)
+
+
+def tokenizer_file(name: str) -> Path | None:
+    """The `tokenizer.json` that a tokenizer is read from, named as for `open_tokenizer`; None where there is none.
+
+    Raises:
+        ConfigError: the package of the bundled one is missing.
+    """
+    if name == BUNDLED:
+        return _bundled_file()
+    path = Path(name).expanduser()
+    return next((file for file in (path, path / "tokenizer.json") if file.is_file()), None)
 
 
 def _bundled_file() -> Path:

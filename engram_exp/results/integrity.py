@@ -34,13 +34,20 @@ def check_digest(content: bytes, name: str, environment: Path) -> bool:
     Raises:
         ValueError: the record says otherwise.
     """
-    try:
-        known = dict(json.loads(environment.read_bytes())).get(DIGESTS, {}).get(name)
-    except (OSError, ValueError, TypeError, AttributeError):
+    digests = digests_in(environment)
+    if digests is None:
         return False
-    if known is not None and known != digest(content):
+    if name in digests and digests[name] != digest(content):
         raise ValueError(f"it is not what its run wrote, says {environment.name}: was it edited or cut?")
     return True
+
+
+def digests_in(environment: Path) -> dict[str, str] | None:
+    """The digests that a run's record holds, by the name of the file; None without a readable record."""
+    try:
+        return dict(dict(json.loads(environment.read_bytes())).get(DIGESTS, {}))
+    except (OSError, ValueError, TypeError):
+        return None
 
 
 def check_row(row: Mapping[str, str], numbers: Collection[str], truths: Collection[str]) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from engram_exp.results.integrity import check_digest, check_row
+from engram_exp.results.integrity import check_digest, check_row, digests_in
 from engram_exp.results.schema import (
     COLUMNS,
     COLUMNS_OF,
@@ -29,6 +29,9 @@ from engram_exp.results.schema import (
 
 if TYPE_CHECKING:
     import pandas as pd
+
+
+DAMAGES = (OSError, EOFError, zlib.error, ValueError, csv.Error)  # what a file that is not whole may raise
 
 
 class LeftOutWarning(UserWarning):
@@ -94,17 +97,50 @@ def gather(path: Path, name: str, columns: Sequence[str]) -> str:
     unchecked = []
     for file in [path] if path.is_file() else sorted(found, key=_natural_order):
         try:
-            content = _read(file)
-            is_checked = check_digest(content, file.name.removesuffix(".gz"), file.with_name(ENVIRONMENT))
-            parts.append(_body(content.decode("utf-8"), columns))
+            body, is_checked = _whole(file, columns)
+            parts.append(body)
             unchecked += [] if is_checked else [file]
-        except (OSError, EOFError, zlib.error, ValueError, csv.Error) as error:
+        except DAMAGES as error:
             warnings.warn(f"{file} is left out: {error}", LeftOutWarning, stacklevel=4)
     if unchecked:
         runs = f"{len(unchecked)} unchecked run{'s' if len(unchecked) > 1 else ''}"
         text = f"{runs}: no readable {ENVIRONMENT} beside the results, as in {unchecked[0].parent}"
         warnings.warn(text, UncheckedWarning, stacklevel=4)
     return "".join(parts)
+
+
+def whole_run(folder: Path) -> list[dict[str, str]]:
+    """The rows of the run in a folder, if the loader takes its results and, where it has any, its samples.
+
+    Raises:
+        OSError, EOFError, zlib.error, ValueError, csv.Error: a file is damaged, cut, edited, or missing where the run's
+            record names it.
+    """
+    body, _ = _whole(_packed_or_not(folder / RESULTS), COLUMNS)
+    samples = _packed_or_not(folder / SAMPLES)
+    if samples.exists() or SAMPLES in (digests_in(folder / ENVIRONMENT) or ()):
+        _whole(samples, SAMPLE_COLUMNS)
+    return list(csv.DictReader(io.StringIO(body), COLUMNS))
+
+
+def statuses_of(folder: Path) -> set[str]:
+    """Statuses of the rows of the run in a folder; none unless it is whole."""
+    try:
+        return {row["status"] for row in whole_run(folder)}
+    except DAMAGES:
+        return set()
+
+
+def _packed_or_not(file: Path) -> Path:
+    packed = file.with_name(f"{file.name}.gz")
+    return packed if packed.exists() and not file.exists() else file
+
+
+def _whole(file: Path, columns: Sequence[str]) -> tuple[str, bool]:
+    """The lines below a file's header, and whether there is a record that it agrees with."""
+    content = _read(file)
+    is_checked = check_digest(content, file.name.removesuffix(".gz"), file.with_name(ENVIRONMENT))
+    return _body(content.decode("utf-8"), columns), is_checked
 
 
 def _read(file: Path) -> bytes:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import zlib
+from collections import Counter
+from contextlib import closing
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -23,7 +25,7 @@ from engram_exp.measure.limits import Limits
 from engram_exp.measure.loop import Case, Timing, measure
 from engram_exp.measure.peaks import machine_limits
 from engram_exp.measure.rates import Limit
-from engram_exp.results.write import write_run
+from engram_exp.results.write import SampleFile, write_run
 from engram_exp.run.bench import Bench
 from engram_exp.run.card import make_card
 from engram_exp.run.job import Job
@@ -57,13 +59,13 @@ def run(job: Job, terminal: Terminal, meter: LoadMeter | None = None) -> list[di
         meter: of the load before the run, if it was started earlier; None: this one waits for what it shows.
     """
     load = (meter or LoadMeter()).read()
-    samples: list[dict[str, Any]] = []
+    samples: list[dict[str, Any]] | None
     try:
-        rows = Experiment(job, terminal).rows(samples)
+        rows, samples = Experiment(job, terminal).measured()
     except Exception as error:
         if status_of(error) == CRASH:
             log.exception("the run crashed")
-        rows = failed_rows(job, error)
+        rows, samples = failed_rows(job, error), None
     write_run(Path(job.folder), {"command": job.command, "load_before": load, **record()}, rows, samples)
     terminal.results(rows)
     return rows
@@ -87,8 +89,8 @@ class Experiment:
         self.parts = Parts(self.plan)
         self.limits: Limits | None = None
 
-    def rows(self, samples: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """Build, verify and time; every timed iteration is added to `samples`.
+    def measured(self) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+        """Build, verify, time and verify again: a row for each case, and every timed iteration of those that are right.
 
         Raises:
             ConfigError, DoesNotFitError, SkippedError, RegistrationError: as the parts of a run do.
@@ -110,9 +112,8 @@ class Experiment:
                 self._save(bench)
             timings = self._measure(bench, clock)
             bench.verify_again()
-        timings = {case: timing for case, timing in timings.items() if case not in bench.errors}
-        samples.extend(sample_rows(self.job.run_id, timings))
-        return self._rows(bench, timings, needed.table_bytes)
+        right = {case: timing for case, timing in timings.items() if case not in bench.errors}
+        return self._rows(bench, right, needed.table_bytes), sample_rows(self.job.run_id, right, Counter())
 
     def limit_of(self, case: str) -> Limit | None:
         """The shortest time that this machine allows a case; None where it is not known."""
@@ -150,7 +151,16 @@ class Experiment:
                 cases.append(
                     Case(name, bench.calls(name), bench.leaves_device_work(name), glance.before, glance.behind)
                 )
-        with self.terminal.progress(config.iterations, config.budget_s) as progress:
+        with (
+            self.terminal.progress(config.iterations, config.budget_s) as report,
+            closing(SampleFile(Path(self.job.folder))) as kept,
+        ):
+            known: Counter[str] = Counter()
+
+            def progress(case: str, timings: dict[str, Timing]) -> None:
+                report(case, timings)
+                kept.append(sample_rows(self.job.run_id, timings, known))
+
             timings = measure(
                 cases,
                 clock,

@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import json
-import re
 import shlex
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
 from engram_exp.config.derived import batches_of, cases_of, chunk_tokens_of, geometry_of, threads_of
+from engram_exp.errors import ConfigError
+from engram_exp.layer.tokenizer import tokenizer_file
 from engram_exp.machine.environment import code_digest, gpus, machine
-from engram_exp.results.schema import CHOICE, KEYS, RESULTS, of_kind
+from engram_exp.machine.files import content_digest, write_text
+from engram_exp.machine.sources import contributed_sources
+from engram_exp.results.schema import CHOICE, KEYS, of_kind
 from engram_exp.run.overridden import as_text, overridden
 from engram_exp.steps.lookup.order import row_order
 
@@ -41,7 +43,7 @@ class Job:
         choices: the option chosen in each group.
         config: without interpolations.
         repeat: which repetition of its configuration it is, from 0.
-        fingerprint: of configuration, repetition, machine and code.
+        fingerprint: of settings, files, code and machine, as `fingerprint` makes it.
         overrides: what the command line, or a sweep, set.
         overridden: the values of the configuration that the chosen options do not give by themselves, by key.
     """
@@ -93,7 +95,7 @@ class Job:
     def save(self) -> None:
         """Write the job into its folder."""
         plain = {**{k: v for k, v in asdict(self).items() if k != "config"}, "config": self.config}
-        OmegaConf.save(OmegaConf.create(plain), Path(self.folder) / FILE)
+        write_text(Path(self.folder) / FILE, OmegaConf.to_yaml(OmegaConf.create(plain)))
 
     @property
     def cases(self) -> tuple[str, ...]:
@@ -156,34 +158,32 @@ def _measured(config: DictConfig) -> dict[str, Any]:
 
 
 def fingerprint(config: DictConfig, choices: Mapping[str, str | None], repeat: int) -> str:
-    """What two runs share if there is no need for the second: configuration, repetition, machine and code."""
+    """What two runs share if there is no need for the second, in four parts: settings, contents of the files that they
+    name (components of others, too), code and machine."""
+    told = _measured(config)
     chosen = {group: choices.get(group) for group in GROUP_COLUMNS}
+    files = [*_named_files(config), *contributed_sources(_targets(told))]
     alike = {**machine(), "host": None, "gpus": [gpu["name"] for gpu in gpus()]}  # nodes of a cluster may be
-    text = json.dumps([_measured(config), chosen, repeat, alike, code_digest()], sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    parts = [told, chosen, repeat], [content_digest(file) for file in files], code_digest(), alike
+    return "-".join(map(_short_digest, parts))
 
 
-def fingerprint_in(folder: Path) -> str | None:
-    """The fingerprint of the run that left its job in a folder."""
-    try:
-        found = re.search(r"^fingerprint: '?(\w+)'?$", (folder / FILE).read_text(encoding="utf-8"), flags=re.MULTILINE)
-    except OSError:
-        return None
-    return found[1] if found else None
+def _named_files(config: DictConfig) -> list[Path]:
+    """The files, or folders of them, that a run's tokens come from."""
+    names = [config.tokens.get("path"), config.model.tokenizer]
+    with suppress(ConfigError):  # the run will say so
+        names[1] = tokenizer_file(names[1]) or names[1]
+    return [Path(name).expanduser() for name in names if name]
 
 
-def earlier_runs(*folders: Path) -> dict[str, set[str]]:
-    """Statuses of the rows of every run below some folders, by fingerprint; of two equal ones, the later."""
-    files = chain.from_iterable(folder.rglob(FILE) for folder in folders)
-    runs = sorted(files, key=lambda file: file.stat().st_mtime)
-    found = {fingerprint_in(file.parent): statuses_of(file.parent) for file in runs}
-    return {mark: statuses for mark, statuses in found.items() if mark and statuses}
+def _targets(plain: Any) -> Iterator[str]:
+    """The classes of all components, as the configuration names them."""
+    for key, value in plain.items():
+        if isinstance(value, dict):
+            yield from _targets(value)
+        elif key == "_target_":
+            yield str(value)
 
 
-def statuses_of(folder: Path) -> set[str]:
-    """Statuses of the rows in a folder's results; none where there are no results."""
-    try:
-        with (folder / RESULTS).open(encoding="utf-8", newline="") as file:
-            return {row["status"] for row in csv.DictReader(file)}
-    except OSError:
-        return set()
+def _short_digest(part: Any) -> str:
+    return hashlib.sha256(json.dumps(part, sort_keys=True).encode()).hexdigest()[:16]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from itertools import count
 from statistics import median
 from typing import Any
 
@@ -114,13 +116,17 @@ def failed_columns(error: BaseException, choices: Mapping[str, str | None]) -> d
     return {"status": status_of(error), "error": text_of(error, choices)}
 
 
-def sample_rows(run_id: str, timings: Mapping[str, Timing]) -> list[dict[str, Any]]:
-    """Every timed iteration."""
-    return [
+def sample_rows(run_id: str, timings: Mapping[str, Timing], known: Counter[str]) -> list[dict[str, Any]]:
+    """The timed iterations of each case behind those that are known; then they are."""
+    rows = [
         {"run_id": run_id, "case": case, "iteration": iteration, "order": order, **sample._asdict()}
         for case, timing in timings.items()
-        for iteration, (order, sample) in enumerate(zip(timing.order, timing.samples, strict=True))
+        for iteration, order, sample in zip(
+            count(known[case]), timing.order[known[case] :], timing.samples[known[case] :], strict=False
+        )
     ]
+    known.update({case: len(timing.samples) - known[case] for case, timing in timings.items()})
+    return rows
 
 
 def _median(values: Sequence[float | None]) -> float | None:

@@ -5,14 +5,21 @@ from __future__ import annotations
 import logging
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 from engram_exp.config.derived import threads_of
+from engram_exp.machine.disturbance import LoadMeter
 from engram_exp.machine.environment import code_cache
+from engram_exp.machine.files import kept_from_children
 from engram_exp.results.schema import SUCCESSES
+from engram_exp.run.compiled import compiled_code
 from engram_exp.run.job import Job
 
 LOG = "run.log"
+NUMBA_CACHE = "NUMBA_CACHE_DIR"
+EXIT_UNWRITTEN = os.EX_CANTCREAT
 
 log = logging.getLogger(__name__)
 
@@ -24,7 +31,7 @@ def variables(job: Job) -> dict[str, str]:
         "OMP_NUM_THREADS": threads,
         "MKL_NUM_THREADS": threads,
         "NUMBA_NUM_THREADS": threads,
-        "NUMBA_CACHE_DIR": str(code_cache(job.config.cache_dir).absolute() / "numba"),
+        NUMBA_CACHE: str(code_cache(job.config.cache_dir).absolute() / "numba"),
         "TOKENIZERS_PARALLELISM": "true",
     }
     if hardware.pin_threads:
@@ -32,26 +39,54 @@ def variables(job: Job) -> dict[str, str]:
     return chosen
 
 
-def main(folder: Path) -> int:
-    """Run the job of a folder; 0 if all of its rows are good."""
+def main(folder: Path, turn: int | None = None) -> int:
+    """Run the job of a folder; 0 if all of its rows are good.
+
+    Args:
+        folder: of the job, and of the files that the run leaves.
+        turn: descriptor of the lock that lasts as long as this process, but not as long as what it starts.
+    """
     job = Job.load(folder)
     os.environ.update(variables(job))
     if job.config.hardware.affinity:
         os.sched_setaffinity(0, job.config.hardware.affinity)
-    file, screen = logging.FileHandler(folder / LOG), logging.StreamHandler()
-    file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    screen.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
-    screen.setLevel(logging.WARNING)
-    logging.basicConfig(level=logging.INFO, handlers=[file, screen])
+    _log_to(folder)
+    with kept_from_children(turn) if turn is not None else nullcontext(), _compiled_code():
+        log.info("the worker starts")
+        meter = LoadMeter()
+        from engram_exp.run.experiment import run  # PyTorch starts its threads on import: behind the affinity
+        from engram_exp.run.terminal import Terminal
 
-    log.info("the worker starts")
-    from engram_exp.run.experiment import run  # PyTorch starts its threads on import: behind the affinity
-    from engram_exp.run.terminal import Terminal
-
-    log.info("libraries are imported")
-    rows = run(job, Terminal())
+        log.info("libraries are imported")
+        try:
+            rows = run(job, Terminal(), meter)
+        except OSError as error:  # of writing: whatever else fails is a row
+            log.error("%s: the results cannot be written: %s", folder, error)
+            return EXIT_UNWRITTEN
     return 0 if all(row["status"] in SUCCESSES for row in rows) else 1
 
 
+@contextmanager
+def _compiled_code() -> Iterator[None]:
+    """Let numba keep its code where it can be read and written."""
+    with compiled_code(Path(os.environ[NUMBA_CACHE])) as folder:
+        os.environ[NUMBA_CACHE] = str(folder)
+        yield
+
+
+def _log_to(folder: Path) -> None:
+    screen = logging.StreamHandler()
+    screen.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
+    screen.setLevel(logging.WARNING)
+    logging.basicConfig(level=logging.INFO, handlers=[screen])
+    try:
+        file = logging.FileHandler(folder / LOG)
+    except OSError as error:  # a full disk
+        log.warning("there will be no %s: %s", LOG, error)
+        return
+    file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    logging.getLogger().addHandler(file)
+
+
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1])))
+    sys.exit(main(Path(sys.argv[1]), *map(int, sys.argv[2:])))

@@ -6,8 +6,9 @@ import sys
 
 import pytest
 
-from engram_exp.campaign import process
-from engram_exp.campaign.process import turn, wait
+from engram_exp.campaign import turn as turns
+from engram_exp.campaign.process import wait
+from engram_exp.campaign.turn import turn
 from engram_exp.run import job
 from engram_exp.run.job import fingerprint
 
@@ -39,7 +40,7 @@ def test_a_worker_is_waited_for_no_longer_than_asked(worker, way):
 
 
 def test_a_worker_holds_the_turn_even_if_who_started_it_is_gone(tmp_path, monkeypatch):
-    monkeypatch.setattr(process, "gettempdir", lambda: tmp_path)
+    monkeypatch.setattr(turns, "gettempdir", lambda: tmp_path)
     with turn() as held:
         worker = subprocess.Popen(NAP, stdin=subprocess.PIPE, pass_fds=[held.fileno()])
     (lock,) = tmp_path.iterdir()

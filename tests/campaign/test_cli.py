@@ -14,7 +14,7 @@ import psutil
 import pytest
 from common import ROOT, runs
 
-from engram_exp import load_results
+from engram_exp import load_results, load_samples
 from engram_exp.machine.environment import gpus
 
 
@@ -75,6 +75,7 @@ def test_a_run_that_is_refused_by_the_machine_exits_with_2(call, tmp_path):
             ["-m", "strategy=kv_on_cpu,kv_on_gpu", "layer=1,7"],
             "refused: layer=7: this model has tables on the layers 1, 15",
         ),
+        (["campaign="], "refused: campaign=: must name a folder below output_dir"),
         (["retry=failed", "campaign=mistyped"], "/mistyped holds no runs; name an earlier campaign"),
         (["-m", "retry=failed", "batch_size=1,2"], " holds no runs; name an earlier campaign"),
         (["batch_size=many"], "batch_size"),
@@ -152,16 +153,16 @@ def long_sweep(command, tmp_path):
             process.kill()
 
 
-@pytest.mark.parametrize("name", [signal.SIGINT, signal.SIGTERM])
-def test_ctrl_c_ends_a_sweep_and_loses_nothing(long_sweep, tmp_path, name):
+@pytest.mark.parametrize(("number", "name"), [(signal.SIGINT, "Ctrl-C"), (signal.SIGTERM, "SIGTERM")])
+def test_a_signal_ends_a_sweep_under_its_name_and_loses_nothing(long_sweep, tmp_path, number, name):
     sweep, worker = long_sweep
-    sweep.send_signal(name)
+    sweep.send_signal(number)
     output, _ = sweep.communicate(timeout=60)
-    assert sweep.returncode == 130
+    assert sweep.returncode == 128 + number
     assert not worker.is_running()
     frame = load_results(tmp_path)
     assert frame["status"].tolist() == ["ok", "ok", "crash"]
-    assert frame["error"][2] == "interrupted by Ctrl-C"
+    assert frame["error"][2] == f"interrupted by {name}"
     assert list((tmp_path / "out").rglob("sweep.csv"))
     assert "median ms of every run" in output
     assert "Traceback" not in output
@@ -178,6 +179,9 @@ def test_a_killed_worker_is_a_row_and_the_sweep_goes_on(long_sweep, tmp_path):
     assert frame["status"].tolist() == ["ok", "ok", "crash", "crash"]
     assert frame["error"][2].startswith("the worker was killed by SIGKILL, which the system sends when memory runs out")
     assert frame["error"][3] == "the worker was killed by SIGTERM"
+    samples = load_samples(tmp_path)
+    assert set(samples["run_id"]) == set(frame["run_id"]), "a worker that is killed keeps what it had taken"
+    assert (samples.groupby("run_id").size()[frame["run_id"][:2]] == 3).all()
 
 
 def test_help_shows_groups_choices_and_examples_without_pytorch():

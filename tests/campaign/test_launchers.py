@@ -66,7 +66,7 @@ def test_the_end_of_a_jobs_time_leaves_a_row_and_no_worker(configure, tmp_path, 
         workers.append(worker)
         raise SystemExit(0)  # as submitit's handler of the signal does
 
-    monkeypatch.setattr("engram_exp.campaign.campaign.wait", end)
+    monkeypatch.setattr("engram_exp.campaign.process.wait", end)
     with pytest.raises(SystemExit):
         Campaign()._run(Planned(configure(*TINY, "cases=[hashing]"), {}, tmp_path / "0", 0, ()))
     assert workers[0].returncode == -signal.SIGKILL

@@ -95,7 +95,7 @@ def test_what_never_ran_is_not_tried_again(call, tmp_path):
     done = call(*same, "batch_size=3", "retry=failed")
     assert done.returncode == 0, done.stderr
     assert "1 runs, 0 of them to be done: the others did not fail" in done.stdout
-    assert "/mine also holds runs of other settings, code or machines: 1" in done.stdout
+    assert "/mine also holds runs of other settings (1)" in done.stdout
     assert len(runs(tmp_path)) == 1
 
 
