@@ -11,7 +11,7 @@ from typing import Any
 import psutil
 
 # Involuntary switches for each second of timing and each thread. A quiet thread has a handful, of the kernel's own
-# work; one that shares its core with another process is switched away every few milliseconds, 100 times and more.
+# work; one that shares its core with another process had 50 to 100.
 PREEMPTED_PER_S = 10
 # A switch spoils the sample it falls into, and a median stands while few are: fewer than this share says nothing.
 SPOILED_SAMPLES = 0.1

@@ -11,7 +11,7 @@ from places import CPU, DEVICES, KERNEL_DEVICE
 from engram_exp.layer.row_format import RowFormat
 from engram_exp.layer.weights import ProjectionWeights
 from engram_exp.machine.placement import Placement
-from engram_exp.run.verify import reference_kv, require_kv
+from engram_exp.run.verify import require_like
 from engram_exp.steps.projection.fused import FusedProjection
 from engram_exp.steps.projection.linear import LinearProjection
 from engram_exp.steps.projection.rms_norm import KeyNorm
@@ -66,7 +66,8 @@ def test_keys_and_value_are_within_tolerance_of_float32(projection, tokens, hidd
     assert keys.shape == (tokens, copies, hidden)
     assert keys.dtype == value.dtype == dtype
     # A vector of so few channels has no averaging of rounding errors: twice the tolerance of a run.
-    require_kv("", (keys, value), reference_kv(weights, embeddings), torch.arange(tokens), 2 * TOLERANCES[dtype])
+    want = weights.to(torch.float32).project(embeddings.float())
+    require_like("", "kv", (keys, value), want, 2 * TOLERANCES[dtype])
 
 
 def weights_for(copies: int, hidden: int, dtype: torch.dtype) -> ProjectionWeights:
