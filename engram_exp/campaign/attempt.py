@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -54,6 +55,7 @@ def attempt(run: Planned, turn: Turn, unwritten: list[dict[str, Any]]) -> set[st
         if run.config.worker == "inline":
             from engram_exp.run.experiment import run as run_inline
 
+            logging.getLogger("engram_exp").setLevel(logging.WARNING)  # there is no run.log for the rest
             run_inline(job, Terminal())
             ending = Ending(CRASH, "the run left no results")
         else:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import random
 import time
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from engram_exp.run.terminal import Terminal
 from engram_exp.vocabulary import CRASH, OK, REFUSED
 
 STARTUP_S = 10  # of a worker: libraries, driver, table, verification
+PAGE = "report"  # a folder in that of the campaign
 EXIT_OK, EXIT_FAILED, EXIT_NOTHING = 0, 1, 3
 
 
@@ -43,7 +45,7 @@ class Campaign:
         self.known: Mapping[str, set[str]] = {}
         self.last_turn = ""
         self.root: Path | None = None
-        self.is_sweep = False
+        self.is_sweep = self.reports = False
 
     def take(self, config: DictConfig) -> None:
         """Take one configuration that Hydra composed."""
@@ -73,6 +75,7 @@ class Campaign:
         if not todo or self.root is None:
             return
         config = todo[0].config
+        self.reports = config.report
         if config.repeats > 1:
             random.Random(config.seed).shuffle(todo)
         self._look_around()
@@ -95,9 +98,11 @@ class Campaign:
         """Close a sweep with its `sweep.csv` and summary; returns the exit code of the program."""
         if self.launched_into:
             self.root, self.is_sweep = self.launched_into, True
-            self.statuses = _launched_statuses(self.root)
+            self.statuses, self.reports = _launched_statuses(self.root), Preflight.reports
         if self.is_sweep and self.root is not None:
             self._close(self.root)
+        if self.reports and self.root is not None:
+            _report(self.root)
         if not self.statuses.issubset(SUCCESSES):
             return EXIT_REFUSED if self.statuses == {REFUSED} else EXIT_FAILED
         return EXIT_NOTHING if self.is_sweep and self.statuses and OK not in self.statuses else EXIT_OK
@@ -137,6 +142,20 @@ class Campaign:
                     return
             self.last_turn = held.own
             self.statuses |= attempt(run, held, self.unwritten)
+
+
+def _report(root: Path) -> None:
+    """Write a page of all runs of a campaign, or say why there is none."""
+    from engram_exp.pages.report import report
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of files that are left out, which the page lists
+            page = report(root, root / PAGE)
+    except (ValueError, OSError) as error:
+        Terminal().say(f"no page: {error}")
+        return
+    Terminal().say(str(page))
 
 
 def _launched_statuses(root: Path) -> set[str]:

@@ -27,11 +27,13 @@ class Preflight(Callback):
     Hydra turns an exception in a callback into a warning; `SystemExit` is none, and ends the program.
 
     sweep_dir: the folder of a sweep that was found sound; a launcher may take its runs to other processes.
+    reports: whether it ends with a page.
     began: when that was, as the file system of the folder has it: seconds since the epoch.
     """
 
     sweep_dir: ClassVar[Path | None] = None
     began: ClassVar[float] = 0.0
+    reports: ClassVar[bool] = False
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Check the one configuration."""
@@ -42,7 +44,7 @@ class Preflight(Callback):
         sweep_dir = Path(config.hydra.sweep.dir)
         here = config.hydra.launcher._target_.endswith(".BasicLauncher")  # others may take runs to another machine
         Preflight.began = self._refuse_unless_sound(lambda: _configurations_of(config), sweep_dir, here=here)
-        Preflight.sweep_dir = sweep_dir
+        Preflight.sweep_dir, Preflight.reports = sweep_dir, config.report
 
     def _refuse_unless_sound(
         self, configurations: Callable[[], list[DictConfig]], output_dir: Path, *, here: bool = True

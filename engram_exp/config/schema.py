@@ -94,6 +94,7 @@ class RunConfig:
     budget_s: float = MISSING
     capture: str = MISSING
     save_tensors: bool = MISSING
+    report: bool = MISSING
     limits: str = MISSING
     campaign: str = MISSING
     repeats: int = MISSING

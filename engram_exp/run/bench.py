@@ -45,6 +45,8 @@ class Bench:
         self.stages: dict[str, BuiltStage] = {}
         self.inputs: dict[str, list[Tensors]] = {}  # of a case: one for each call that rotates
         self.made: dict[tuple[str, str], Tensors] = {(TOKEN_IDS, HOST): parts.batches[0]}  # by value and side
+        self.last: dict[str, Tensors] = {}  # what each case returned last, before it was timed
+        self.glances: dict[str, Glance] = {}
         self.whole_run: WholeRun | None = None
         self.whole_peaks: dict[str, int] = {}  # memory of the whole strategy, before more was built
         self.errors: dict[str, Exception] = {}
@@ -89,7 +91,8 @@ class Bench:
 
     def glance_at(self, case: str) -> Glance:
         """What is looked at behind every sample of a case."""
-        return Glance(self.verifier, case, self._task(case), self.inputs[case])
+        self.glances[case] = Glance(self.verifier, case, self._task(case), self.inputs[case])
+        return self.glances[case]
 
     def verify_again(self) -> None:
         """Behind the last sample: write what was never shown before to where the first call of each case reads, poison
@@ -103,7 +106,7 @@ class Bench:
             with self._failing(case):
                 self._require_right_rows(case)
                 call = self.calls(case)[0]
-                for tensor in self._run(call):
+                for tensor in self.glances[case].last if case in self.glances else self.last[case]:
                     poison(tensor)
                 self.made_up.renew(TOKEN_IDS if case == FULL else self.stages[case].planned.needs, call.args[0])
                 result = self._run(call)
@@ -152,7 +155,7 @@ class Bench:
             made = None if is_alone else self.made.get((stage.needs, self._side(stage.read_from)))
             inputs = self.made_up.input_of(stage) if made is None else made
             self.inputs[stage.name] = [inputs]
-            result = self._run(partial(built.run, inputs))
+            result = self.last[stage.name] = self._run(partial(built.run, inputs))
             positions = torch.arange(self.plan.tokens) if built.kind.compares_all else self.verifier.positions()
             self.verifier.require(stage.name, self.plan.task(stage), inputs, result, positions)
             if stage in self.plan.stages:
@@ -175,7 +178,7 @@ class Bench:
         if upload and upload.planned.place == LINK:
             for batch in batches:  # it works out how to copy from each when it first sees it
                 self._run(partial(upload.run, batch))
-        self._run(partial(self.whole_run, batches[0]))  # no more: other rows must not be in a cache yet
+        self.last[FULL] = self._run(partial(self.whole_run, batches[0]))  # of others, rows must not be in a cache yet
         self.whole_peaks = peak_bytes(self.plan.device)
 
     def _verify_whole(self) -> None:
@@ -183,10 +186,10 @@ class Bench:
         first = self.parts.batches[0]
         shifted = Batch((first.ids + 1) % self.parts.compression.vocab_size, first.history)
         (batch,) = self.parts.pinned([shifted])
-        for tensor in self._run(partial(self.whole_run, first)):
+        for tensor in self.last[FULL]:
             poison(tensor)
-        result = self._run(partial(self.whole_run, batch))
-        self.verifier.require(FULL, None, batch, result, self.verifier.positions())
+        self.last[FULL] = self._run(partial(self.whole_run, batch))
+        self.verifier.require(FULL, None, batch, self.last[FULL], self.verifier.positions())
 
     def _prepare(self, case: str) -> None:
         """What each call of a case reads."""

@@ -28,6 +28,7 @@ from engram_exp.steps.lookup.order import row_order
 FILE = "job.yaml"
 SAYS_NOTHING = (  # of what a run measures
     "output_dir", "cache_dir", "limits_dir", "campaign", "repeats", "resume", "retry", "worker", "timeout_s",
+    "report",
 )  # fmt: skip
 GROUP_COLUMNS = of_kind(CHOICE)
 
