@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection
+from typing import Any
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from engram_exp.errors import ConfigError
 from engram_exp.layer.geometry import EngramGeometry, PrimeSource, search_primes
@@ -25,21 +26,13 @@ def geometry_of(config: DictConfig, prime_source: PrimeSource = search_primes) -
     Raises:
         ConfigError: a number out of range.
     """
-    model = config.model
+    numbers: dict[str, Any] = {
+        str(name): tuple(value) if OmegaConf.is_list(value) else value for name, value in config.model.items()
+    }
+    del numbers["tokenizer"]
     return EngramGeometry(
-        layers=tuple(model.layers),
+        **numbers,
         layer=config.layer,
-        orders=tuple(model.orders),
-        heads=model.heads,
-        vocab_per_order=tuple(model.vocab_per_order),
-        row_values=model.row_values,
-        hidden_size=model.hidden_size,
-        hc_mult=model.hc_mult,
-        bias=model.bias,
-        norm_eps=model.norm_eps,
-        hash_seed=model.hash_seed,
-        pad_id=model.pad_id,
-        table_scale=model.table_scale,
         value_bytes=value_bytes_of(config.dtype.name),
         values_per_scale=config.dtype.values_per_scale,
         prime_source=prime_source,

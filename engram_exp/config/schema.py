@@ -5,14 +5,15 @@ Nothing here imports PyTorch, so that `--help`, tab completion and refusals are 
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import Any, Optional
+from dataclasses import asdict, dataclass, field, fields, make_dataclass
+from typing import Any, Optional, get_type_hints
 
 from hydra._internal.sources_registry import SourcesRegistry
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING
 
 from engram_exp.config.files import FileConfigSource
+from engram_exp.layer.geometry import EngramGeometry
 from engram_exp.machine.data_sheets import DATA_SHEETS, DataSheet
 
 # OmegaConf reads the annotations at run time and, on Python 3.10, knows optional types only as Optional[...].
@@ -29,23 +30,18 @@ class StrategyConfig:
     projection: str = MISSING
 
 
-@dataclass
-class ModelConfig:
-    """See `EngramGeometry`; `tokenizer` is what token compression is built from."""
+def _model_config() -> type:
+    """The numbers of a model, as `EngramGeometry` has them but for what a run chooses, and the tokenizer that token
+    compression is built from. OmegaConf knows lists, and no tuples."""
+    types = get_type_hints(EngramGeometry)
+    numbers = [each.name for each in fields(EngramGeometry) if each.name not in OF_A_RUN]
+    lists = {tuple[int, ...]: list[int]}
+    known = [("tokenizer", str), *((name, lists.get(types[name], types[name])) for name in numbers)]
+    return make_dataclass("ModelConfig", [(name, kind, field(default=MISSING)) for name, kind in known])
 
-    tokenizer: str = MISSING
-    layers: list[int] = MISSING
-    orders: list[int] = MISSING
-    heads: int = MISSING
-    vocab_per_order: list[int] = MISSING
-    row_values: int = MISSING
-    hidden_size: int = MISSING
-    hc_mult: int = MISSING
-    bias: bool = MISSING
-    norm_eps: float = MISSING
-    hash_seed: int = MISSING
-    pad_id: int = MISSING
-    table_scale: float = MISSING
+
+OF_A_RUN = ("layer", "value_bytes", "values_per_scale", "prime_source")  # numbers of a geometry that no model has
+ModelConfig = _model_config()
 
 
 @dataclass
@@ -62,10 +58,11 @@ class DtypeConfig:
 @dataclass
 class ScheduleConfig:
     """How the stages of `full` follow each other: a whole batch at a time (null), or overlapping in chunks of so many
-    tokens, or of as many as `chunk_tokens_of` finds."""
+    tokens, or of as many as `chunk_tokens_of` finds; launched one by one, or captured in one graph."""
 
     chunk_tokens: Any = None
     ring_depth: int = MISSING
+    capture: str = "none"
 
 
 @dataclass
@@ -106,7 +103,7 @@ class RunConfig:
     limits_dir: str = MISSING
     cache_dir: str = MISSING
     strategy: StrategyConfig = MISSING
-    model: ModelConfig = MISSING
+    model: ModelConfig = MISSING  # type: ignore[valid-type]
     dtype: DtypeConfig = MISSING
     schedule: ScheduleConfig = MISSING
     hardware: HardwareConfig = MISSING

@@ -31,7 +31,7 @@ def test_every_option_composes_and_builds(configure, tmp_path, group, option):
     overrides = [f"{group}={option}", "batch_size=2", "seq_len=4", "model.table_scale=0.001", "tokens.history=false"]
     if group != "tokens":
         overrides.append("tokens=random")
-    if option in ("triton", "triton_link", "device"):  # steps on the device, a table there
+    if option in ("triton", "triton_link", "device", "graph"):  # steps on the device, a table there
         overrides.append("strategy=device")
     if option == "ids":
         np.save(tmp_path / "ids.npy", np.arange(8).reshape(2, 4))
