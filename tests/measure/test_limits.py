@@ -101,6 +101,7 @@ def quick(monkeypatch):
     monkeypatch.setattr(peaks, "TRANSFER_BYTES", [2**10, 2**12])
 
 
+@pytest.mark.slow
 def test_this_machine_is_measured(quick):
     found = peaks.measure_peaks(torch.device("cpu"))
     assert set(found) == {"host_gb_per_s", "host_rows_per_s", "host_tflop_per_s"}
@@ -119,6 +120,7 @@ def test_rows_are_read_through_the_link_as_the_strategy_reads_them(configure):
     assert {key: lookup[key] for key in peaks.LINK_LAUNCH} == peaks.LINK_LAUNCH
 
 
+@pytest.mark.slow
 def test_limits_are_measured_once_and_again_when_asked(quick, tmp_path, monkeypatch):
     calls, said = [], []
     monkeypatch.setattr(peaks, "measure_peaks", lambda device: calls.append(device) or PEAKS)
