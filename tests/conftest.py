@@ -27,11 +27,16 @@ RunInline = Callable[..., list[dict]]
 NO_ACCELERATOR = "needs a CUDA device"
 
 
+WHOLE_RUNS = {"call", "sweep", "run_inline"}  # fixtures that start the program or a run
+
+
+@pytest.hookimpl(tryfirst=True)  # before `-m` chooses
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    if not gpus():
-        for item in items:
-            if item.get_closest_marker("accelerator"):
-                item.add_marker(pytest.mark.skip(reason=NO_ACCELERATOR))
+    for item in items:
+        if WHOLE_RUNS.intersection(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.slow)
+        if item.get_closest_marker("accelerator") and not gpus():
+            item.add_marker(pytest.mark.skip(reason=NO_ACCELERATOR))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

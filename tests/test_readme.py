@@ -44,6 +44,7 @@ def shrink(command: str) -> list[str]:
 
 
 @pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.slow
 def test_command(command, tmp_path, cache_dir):
     arguments = shrink(command)
     assert arguments[:2] == ["python", "run.py"]
@@ -96,6 +97,7 @@ def test_the_advice_that_is_shown_is_what_is_printed():
 
 
 @pytest.mark.parametrize("command", analyses("report"))
+@pytest.mark.slow
 def test_report(command, tmp_path):
     assert (tmp_path / "index.html").samefile(analyse(command, "--output", str(tmp_path)).strip())
 

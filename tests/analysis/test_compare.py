@@ -62,6 +62,7 @@ def test_how_many_runs_an_interval_needs():
 @given(
     a=st.lists(st.integers(95, 105), min_size=4, max_size=8), b=st.lists(st.integers(95, 105), min_size=4, max_size=8)
 )
+@pytest.mark.slow
 def test_swapped_sides_get_the_opposite_verdict(a, b):
     opposite = {"faster": "slower", "slower": "faster"}
     threshold = 2**0.5 / 50  # which no ratio of these equals
@@ -112,6 +113,7 @@ SAME = {
 
 
 @pytest.mark.parametrize("configuration", [key for key, medians in SAME.items() if len(medians) >= 8])
+@pytest.mark.slow
 def test_a_against_a_is_never_decided_on_real_runs(configuration):
     """All runs of a configuration, dealt to two sides: 100 times, at most 5 of them may call one side faster."""
     medians, dealer, deals = list(SAME[configuration]), random.Random(0), []

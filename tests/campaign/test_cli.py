@@ -17,6 +17,8 @@ from common import ROOT, runs
 from engram_exp import load_results, load_samples
 from engram_exp.machine.environment import gpus
 
+pytestmark = pytest.mark.slow  # each starts the program
+
 
 def test_one_run_leaves_its_files_and_plain_lines(call, tmp_path):
     done = call()

@@ -223,6 +223,7 @@ def test_null_is_typed_as_it_is_printed(command):
     assert code == 0, err
 
 
+@pytest.mark.slow
 def test_the_command_says_where_the_page_is(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["engram_exp", "report", str(H200 / "text"), "--output", str(tmp_path)])
     assert main() == 0

@@ -24,6 +24,7 @@ STEPS = [["hashing", "lookup", "projection"], ["hashing", "lookup", "widening", 
 
 
 @pytest.mark.parametrize(("group", "option"), OPTIONS)
+@pytest.mark.slow
 def test_every_option_composes_and_builds(configure, tmp_path, group, option):
     if group == "hardware" and option not in ("auto", "cpu") and not torch.cuda.is_available():
         assert configure(f"hardware={option}").hardware.device == "cuda"
@@ -91,6 +92,7 @@ def test_a_table_lives_where_the_strategy_keeps_it(configure, overrides):
         check_components(Plan(configure(*overrides)))
 
 
+@pytest.mark.slow
 def test_without_triton_its_kernels_are_refused_and_others_run(configure, tmp_path):
     """In a process of its own, in which importing Triton fails as it does where it is not installed."""
     code = """

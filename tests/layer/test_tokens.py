@@ -57,6 +57,7 @@ def test_text_is_cut_from_one_stream_with_the_ids_before_it(tokenizer, cache_dir
     assert not torch.equal(source(5, 50, seed=4).ids, ids)
 
 
+@pytest.mark.slow
 def test_the_default_text_is_real_python_and_prose(tokenizer, cache_dir):
     text = tokenizer.load().decode(text_tokens(tokenizer, cache_dir, max_mb=1.5).corpus.tolist())
     assert "Assert statements are a convenient way" in text
@@ -72,6 +73,7 @@ def test_tokenised_text_is_kept(tokenizer, tmp_path):
     assert np.array_equal(text_tokens(frozen, tmp_path / "cache", tmp_path / "a.txt").corpus, first)
 
 
+@pytest.mark.slow
 def test_the_default_text_is_longer_than_a_default_batch(tokenizer, tmp_path):
     assert len(text_tokens(tokenizer, tmp_path, max_mb=4.0).corpus) > 64 * 4096 * 3
 

@@ -26,7 +26,10 @@ FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-backgroun
 WITHOUT_DIGESTS = shutil.ignore_patterns("environment.json")  # so that results can be edited
 BAD_TEXT = "<!--<script></SCRIPT></script><b>1 & 2</b>"
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*unchecked run")  # files are edited here, so without their digests
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*unchecked run"),  # files are edited here, so without their digests
+    pytest.mark.slow,  # drawing a page takes seconds
+]
 
 
 @pytest.fixture(scope="module")

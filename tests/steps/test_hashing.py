@@ -100,6 +100,7 @@ def test_a_sequence_in_pieces_with_history_equals_the_whole(backend, workload, d
 
 @settings(max_examples=200, deadline=None)
 @given(st.data())
+@pytest.mark.slow
 def test_remainders_are_exact_for_any_modulus(data):
     """The reciprocal must not be off at either side of a multiple, nor at the ends of the range."""
     modulus = data.draw(st.one_of(st.integers(2, 2**13), st.integers(2**12, 2**40)))

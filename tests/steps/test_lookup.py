@@ -77,6 +77,7 @@ def some_row_ids(data, rows, seed):
     rows=st.integers(1, 300), row_format=row_formats(), seed=st.integers(0, 2**31), huge=st.booleans(), data=st.data()
 )
 @pytest.mark.parametrize("lookup", [EmbeddingLookup, GatherLookup])
+@pytest.mark.slow
 def test_a_gathered_row_equals_the_contents(lookup, rows, row_format, seed, huge, data):
     if lookup is EmbeddingLookup and len(row_format.part_widths) > 1:
         return

@@ -216,6 +216,7 @@ def test_nothing_waits_for_the_device_between_kernels(configure, strategy):
 
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("strategy", ["kv_on_gpu", "kv_on_cpu"])
+@pytest.mark.slow
 def test_repeated_calls_leak_nothing(configure, device, strategy):
     parts = parts_of(configure(*TINY, f"strategy={strategy}", f"hardware={device}", *IN_CHUNKS, "seq_len=200"))
     with torch.inference_mode():
