@@ -8,15 +8,10 @@ import subprocess
 import sys
 
 import pytest
-from common import ROOT, TINY
+from common import H200, ROOT, TINY
 
-from engram_exp import load_results, load_samples
-from engram_exp.analysis.subjects import load_campaign, subjects
-from engram_exp.analysis.summary import markdown
-from engram_exp.pages.figures import OVER_TOKENS, figures
-from engram_exp.pages.page import SVG_WIDTH, draw
+from engram_exp import load_results
 
-H200 = ROOT / "outputs/reference/h200"
 README = (ROOT / "README.md").read_text()
 SMALLER = {"4096": "16", "8192": "24", "64": "2", "100": "3"}  # lengths, batches and iterations
 
@@ -102,47 +97,8 @@ def test_report(command, tmp_path):
     assert (tmp_path / "index.html").samefile(analyse(command, "--output", str(tmp_path)).strip())
 
 
-def test_the_picture_shows_the_published_numbers():
-    frame = load_campaign(H200 / "crossover")
-    shown = next(figure for figure in figures(frame, subjects(frame)) if figure.section == OVER_TOKENS)
-    labels = re.compile('aria-label="([^"]*)"')
-    assert labels.findall((H200 / "crossover.svg").read_text()) == labels.findall(draw(shown, SVG_WIDTH))
-    for picture in ("crossover.svg", "report.png"):
-        assert f"](outputs/reference/h200/{picture})" in README
-
-
 def test_there_are_commands():
     assert len(COMMANDS) >= 5
-
-
-TABLES = [
-    ("h200/strategies", ["shape", "strategy"], {}),
-    ("h200/strategies", ["shape", "strategy"], {"value": "efficiency"}),
-    ("h200/crossover", ["batch_size"], {"case": "full", "columns": "strategy"}),
-    ("h200/sorting", ["row_bytes", "row_order"], {"case": "full", "columns": "batch_size"}),
-    ("h200/memory", ["strategy", "table"], {}),
-    ("h200/v41", ["shape", "strategy"], {}),
-    ("h200_tuning/v41_scale", ["table_bytes"], {"value": "rows_per_s"}),
-    ("h200/text", ["strategy"], {}),
-    ("original_h200", ["strategy", "components"], {}),
-    ("original_2_cores", ["strategy", "components"], {}),
-]
-
-
-@pytest.mark.parametrize(("campaign", "index", "options"), TABLES)
-def test_published_numbers_are_those_of_the_files(campaign, index, options):
-    frame = load_results(ROOT / "outputs/reference" / campaign)
-    case = options.get("case")
-    how = {name: choice for name, choice in options.items() if name != "case"}
-    assert markdown(frame[frame["case"] == case] if case else frame, index, **how) in README
-
-
-def test_the_published_h200_campaign_is_whole():
-    frame = load_results(ROOT / "outputs/reference/h200")
-    assert set(frame["status"]) == {"ok", "skipped"}
-    assert set(load_samples(ROOT / "outputs/reference/h200")["run_id"]) == set(frame[frame["status"] == "ok"]["run_id"])
-    limits = json.loads((ROOT / "outputs/reference/h200/limits.json").read_text())
-    assert limits["machine"]["device_name"] == "NVIDIA H200"
 
 
 def test_the_python_of_the_readme_draws_the_curves(tmp_path, monkeypatch):
