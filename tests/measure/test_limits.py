@@ -143,10 +143,3 @@ def test_the_rates_in_words():
         "link 53.7 GB/s"
     )
     assert Limits(HOST_PEAKS).summary("float32") == "host memory 100 GB/s"
-
-
-def test_an_efficiency_above_one_is_flagged(run_inline, monkeypatch, capsys):
-    slow = {"host_gb_per_s": {"1": 1e-9}, "host_rows_per_s": {"1": {"64": 1e-9}}}
-    monkeypatch.setattr("engram_exp.run.experiment.machine_limits", lambda *_, **__: Limits(slow))
-    run_inline("limits=cached", "cases=[hashing]")
-    assert "hashing beats its limit: the limit or the time is wrong" in capsys.readouterr().out

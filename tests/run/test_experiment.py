@@ -5,13 +5,18 @@ import json
 import numpy as np
 import pytest
 import torch
+from common import TINY
 from places import DEVICES, KERNEL_DEVICE
 from safetensors.torch import load_file
 
 from engram_exp import load_results, load_samples
 from engram_exp.errors import ConfigError
+from engram_exp.measure.limits import POSSIBLE_PER_S, Limits
+from engram_exp.measure.rates import Limit
 from engram_exp.results.schema import COLUMNS
+from engram_exp.run.job import Job
 from engram_exp.run.requirements import require_data_sheet
+from engram_exp.run.rows import failed_rows
 from engram_exp.steps.lookup.gather import GatherLookup
 from engram_exp.steps.upload.pinned import PinnedUpload
 
@@ -291,3 +296,55 @@ def test_repeated_rows_are_counted(run_inline, tmp_path):
     row = run_inline("tokens=ids", f"tokens.path={tmp_path / 'ids.npy'}", "cases=[lookup]")[0]
     # 4 columns: order 2 differs at the first token, order 3 at the first two; both sequences are the same
     assert row["unique_row_fraction"] == pytest.approx((2 * 2 + 2 * 3) / (24 * 4))
+
+
+def test_a_limit_that_is_beaten_marks_the_row(run_inline, tmp_path, monkeypatch, capsys):
+    slow = Limits({"host_gb_per_s": {"1": 1e-6}, "host_rows_per_s": {"1": {"64": 1e-6}}})
+    monkeypatch.setattr("engram_exp.run.experiment.machine_limits", lambda *_, **__: slow)
+    (row,) = run_inline("limits=cached", "cases=[hashing]")
+    assert row["status"] == "suspect"
+    assert row["efficiency"] > 1.1
+    frame = load_results(tmp_path)
+    assert frame["status"][0] == "suspect"
+    assert frame["wall_ms_median"][0] > 0, "the time stays to be looked at"
+    assert "that the host memory of this machine takes: the limit is wrong" in frame["error"][0]
+    assert "suspect" in capsys.readouterr().out
+
+
+def test_within_noise_of_its_limit_a_row_is_good(run_inline, monkeypatch, capsys):
+    def just_beaten(self, work, load):
+        return Limit(1e9, "host memory")
+
+    monkeypatch.setattr(Limits, "of", just_beaten)
+    monkeypatch.setattr("engram_exp.run.experiment.machine_limits", lambda *_, **__: Limits({}))
+    monkeypatch.setattr("engram_exp.measure.limits.CLEARLY_BEATEN", 1e15)
+    (row,) = run_inline("limits=cached", "cases=[hashing]")
+    assert row["status"] == "ok"
+    assert "hashing: faster than its limit, but within what two measurements differ by" in capsys.readouterr().out
+
+
+def test_without_limits_what_no_machine_can_do_marks_the_row(run_inline, monkeypatch):
+    monkeypatch.setitem(POSSIBLE_PER_S, "host memory", 1.0)
+    (row,) = run_inline("limits=none", "cases=[hashing]")
+    assert row["status"] == "suspect"
+    assert "that any machine takes for this work" in row["error"]
+    assert row["limit_ms"] is None
+
+
+@pytest.mark.parametrize("component", ["embedding", "gather"])
+def test_a_component_in_the_wrong_place_is_refused_by_the_name_that_was_typed(configure, tmp_path, component):
+    config = configure(*TINY, f"lookup={component}")
+    error = ConfigError("lookup", None, "runs on cpu, but this strategy places it on cuda")
+    rows = failed_rows(Job.create(config, {"lookup": component}, tmp_path), error)
+    assert rows[0]["error"] == f"lookup={component}: runs on cpu, but this strategy places it on cuda"
+    assert {row["status"] for row in rows} == {"refused"}
+
+
+def test_how_busy_the_machine_was_before_a_run_is_on_record(run_inline, tmp_path):
+    run_inline("cases=[hashing]")
+    load = json.loads((tmp_path / "environment.json").read_text())["load_before"]
+    assert 0 <= load["others_share"] <= 1
+    assert load["load_average_1min"] >= 0
+    frame = load_results(tmp_path)
+    assert frame["preempted"][0] >= 0
+    assert frame["layers"][0] == 2

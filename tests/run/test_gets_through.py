@@ -1,7 +1,6 @@
 """What docs/measuring.md says still gets through does: whoever closes one of these holes finds the line to delete."""
 
 import pytest
-import torch
 from common import ROOT
 
 from engram_exp.machine.placement import poison_of
