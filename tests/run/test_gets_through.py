@@ -1,7 +1,6 @@
 """What docs/measuring.md says still gets through does: whoever closes one of these holes finds the line to delete."""
 
 import pytest
-import torch
 from common import ROOT
 
 from engram_exp.machine.placement import poison_of
@@ -48,6 +47,7 @@ CHEATS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("cheat", "line"), CHEATS.items())
 def test_what_is_said_to_get_through_does(run_inline, monkeypatch, cheat, line):
     build = GatherLookup.__init__
