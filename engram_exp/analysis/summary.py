@@ -1,4 +1,4 @@
-"""Tables of medians: what the README shows of a campaign, as Markdown."""
+"""Tables of medians, as Markdown: what a campaign's page shows."""
 
 from __future__ import annotations
 

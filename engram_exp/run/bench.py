@@ -14,10 +14,11 @@ from engram_exp.layer.tokens import Batch
 from engram_exp.machine.memory import peak_bytes
 from engram_exp.machine.placement import poison
 from engram_exp.measure.clock import Clock
+from engram_exp.run.glance import Glance
 from engram_exp.run.made_up import MadeUp
 from engram_exp.run.parts import Parts
 from engram_exp.run.plan import KINDS
-from engram_exp.run.verify import Glance, Verifier
+from engram_exp.run.verify import Verifier
 from engram_exp.run.whole import WholeRun, build_whole_run
 from engram_exp.stage import BuiltStage, PlannedStage, Task, Tensors
 from engram_exp.strategy.plan import made_up_inputs
@@ -105,6 +106,8 @@ class Bench:
                 continue
             with self._failing(case):
                 self._require_right_rows(case)
+                if case in self.glances:
+                    self.glances[case].settle()
                 call = self.calls(case)[0]
                 for tensor in self.glances[case].last if case in self.glances else self.last[case]:
                     poison(tensor)

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 
 import torch
 
 from engram_exp.errors import MismatchError
-from engram_exp.machine.placement import poison_of
 from engram_exp.run.parts import Parts
-from engram_exp.stage import Task, Tensors, by_token, excerpt
-from engram_exp.vocabulary import KV, TENSORS_OF, TOKEN_IDS
+from engram_exp.run.plan import KINDS
+from engram_exp.stage import Stage, Task, Tensors, excerpt
+from engram_exp.steps.upload.step import Upload
+from engram_exp.vocabulary import KV, TENSORS_OF
 
 EDGE = 32  # tokens at each end of a batch and of its parts ...
 SPREAD = 256  # ... and so many between them
@@ -81,9 +81,16 @@ class Verifier:
         Raises:
             MismatchError: it is no plain tensors, or not where it should be.
         """
+        return excerpt(self.value(task), self.tensors_of(case, task, result), positions, self.parts.plan.tokens)
+
+    def tensors_of(self, case: str, task: Task | None, result: object) -> Tensors:
+        """The tensors of a result.
+
+        Raises:
+            MismatchError: it is no plain tensors, or not where it should be.
+        """
         plan = self.parts.plan
-        side = plan.device if task is None else plan.placement(task.load.stage).device
-        return excerpt(self.value(task), require_tensors(case, result, side), positions, plan.tokens)
+        return require_tensors(case, result, plan.device if task is None else plan.placement(task.load.stage).device)
 
     def value(self, task: Task | None) -> str:
         """What a case makes."""
@@ -91,73 +98,20 @@ class Verifier:
 
     def excerpt(self, task: Task | None, inputs: Tensors, positions: torch.Tensor) -> Tensors:
         """What some tokens need of the inputs of a case, on the CPU."""
-        kind, load = task or self.whole[0]
-        return kind.excerpt(load, inputs, positions)
+        task = task or self.whole[0]
+        return judge_of(task).excerpt(task.load, inputs, positions)
 
     def wanted(self, task: Task | None, inputs: Tensors) -> tuple[Tensors, float]:
         """What a case must make of such inputs, and the tolerance."""
         tolerance = 0.0
-        for kind, _ in self.whole if task is None else [task]:
-            inputs, tolerance = kind.wanted(self.parts, *inputs)
+        for each in self.whole if task is None else [task]:
+            inputs, tolerance = judge_of(each).wanted(self.parts, *inputs)
         return inputs, tolerance
 
 
-class Glance:
-    """A look at a few tokens behind every sample of a case, worked out beforehand so that a look costs next to nothing.
-
-    Args:
-        verifier: of the run.
-        case: to look at.
-        task: its kind and load; None: all of the strategy.
-        inputs: what its calls read in turn. Where it is always the same, other cases may write to it meanwhile: what is
-            looked at is put back before each sample.
-    """
-
-    def __init__(self, verifier: Verifier, case: str, task: Task | None, inputs: Sequence[Tensors]) -> None:
-        self.verifier, self.case, self.task = verifier, case, task
-        self.positions = positions = verifier.few_positions()
-        excerpts = [verifier.excerpt(task, tensors, positions) for tensors in inputs]
-        if len(inputs) == 1:
-            want, self.tolerance = verifier.wanted(task, excerpts[0])
-            parts = [want]
-        else:  # all in one matrix product
-            together = tuple(torch.cat(tensors) for tensors in zip(*excerpts, strict=True))
-            want, self.tolerance = verifier.wanted(task, together)
-            parts = list(zip(*(tensor.split(len(positions)) for tensor in want), strict=True))
-        self.want = {id(tensors): part for tensors, part in zip(inputs, parts, strict=True)}
-        needs = TOKEN_IDS if task is None else task.load.stage.needs
-        self.kept = _few(needs, inputs[0], positions, verifier.parts.plan.tokens) if len(inputs) == 1 else []
-        self.last: Tensors = ()
-
-    def before(self, call: partial[Tensors]) -> None:
-        """Put back what is read at these tokens, and poison what was returned there last."""
-        for tensor, values, positions in self.kept:
-            tensor[positions] = values
-        for tensor, _, positions in _few(self.verifier.value(self.task), self.last, self.positions, self._tokens):
-            tensor[positions] = poison_of(tensor.dtype)
-
-    def behind(self, call: partial[Tensors], result: object) -> None:
-        """Compare what a call on one of the inputs returned.
-
-        Raises:
-            MismatchError: it differs from the reference.
-        """
-        got = self.verifier.read(self.case, self.task, result, self.positions)
-        self.last = result if isinstance(result, tuple) else ()
-        require_like(self.case, self.verifier.value(self.task), got, self.want[id(call.args[0])], self.tolerance)
-
-    @property
-    def _tokens(self) -> int:
-        return self.verifier.parts.plan.tokens
-
-
-def _few(
-    value: str, tensors: Tensors, positions: torch.Tensor, tokens: int
-) -> list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
-    """Views [T, ...] of the tensors of a value that have tokens, what stands at some of these, and where they are."""
-    views = [view for tensor in tensors if (view := by_token(value, tensor, tokens)) is not None]
-    places = [positions.to(view.device) for view in views]
-    return [(view, view[place], place) for view, place in zip(views, places, strict=True)]
+def judge_of(task: Task) -> type[Stage]:
+    """Whose reference counts: the step's, and never the component's own."""
+    return KINDS.get(task.load.stage.name, Upload)
 
 
 def require_tensors(what: str, result: object, device: torch.device) -> Tensors:

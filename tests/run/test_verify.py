@@ -194,6 +194,19 @@ def test_who_does_not_do_the_work_gets_no_time(run_inline, tmp_path, monkeypatch
     assert load_samples(tmp_path).empty
 
 
+def test_nobody_brings_the_reference_that_judges_it(run_inline, monkeypatch):
+    def zeros(self, row_ids):
+        return torch.zeros_like(look_up(self, row_ids))
+
+    def wanted_zeros(reference, *inputs, wanted=GatherLookup.wanted):
+        (rows,), tolerance = wanted(reference, *inputs)
+        return (torch.zeros_like(rows),), tolerance
+
+    monkeypatch.setattr(GatherLookup, "__call__", zeros)
+    monkeypatch.setattr(GatherLookup, "wanted", wanted_zeros)
+    assert {row["status"] for row in run_inline("strategy=kv_on_cpu", "cases=[lookup,full]")} == {"mismatch"}
+
+
 def test_a_whole_that_remembers_is_noticed(run_inline, monkeypatch):
     known = {}
 

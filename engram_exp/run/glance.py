@@ -1,0 +1,99 @@
+"""A look at what every sample returned, so light that the next one does not feel it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+
+import torch
+
+from engram_exp.machine.placement import poison_of
+from engram_exp.run.verify import Verifier, require_like
+from engram_exp.stage import Task, Tensors, by_token
+from engram_exp.vocabulary import TOKEN_IDS
+
+MOST_LOOKS = 64  # that are kept before they are compared, which takes the host, and the device a wait
+
+
+class Glance:
+    """Looks at a few tokens behind every sample of a case.
+
+    What they must be is worked out beforehand. Behind a sample they are copied aside, where they lie and without
+    waiting; they are compared when there are many, or all samples are taken.
+
+    Args:
+        verifier: of the run.
+        case: to look at.
+        task: its kind and load; None: all of the strategy.
+        inputs: what its calls read in turn. Where it is always the same, other cases may write to it meanwhile: what is
+            looked at is put back before each sample.
+    """
+
+    def __init__(self, verifier: Verifier, case: str, task: Task | None, inputs: Sequence[Tensors]) -> None:
+        self.verifier, self.case, self.task = verifier, case, task
+        self.value, self.tokens = verifier.value(task), verifier.parts.plan.tokens
+        self.positions = verifier.few_positions()
+        self.places: dict[torch.device, torch.Tensor] = {}
+        self.want, self.tolerance = self._wanted(inputs)
+        self.read = TOKEN_IDS if task is None else task.load.stage.needs
+        self.put_back = self._copies(self.read, inputs[0]) if len(inputs) == 1 else ()
+        self.looks: list[tuple[int, Tensors]] = []
+        self.last: Tensors = ()
+
+    def before(self, call: partial[Tensors]) -> None:
+        """Put back what is read at these tokens, and poison what was returned there last."""
+        if self.put_back:
+            for tensor, values in zip(call.args[0], self.put_back, strict=True):
+                if (view := by_token(self.read, tensor, self.tokens)) is not None:
+                    view.index_copy_(0, self._places(view), values)
+        for tensor in self.last:
+            if (view := by_token(self.value, tensor, self.tokens)) is not None:
+                view.index_fill_(0, self._places(view), poison_of(view.dtype))
+
+    def behind(self, call: partial[Tensors], result: object) -> None:
+        """Copy aside what a call on one of the inputs returned.
+
+        Raises:
+            MismatchError: it is no plain tensors; or an earlier call's differed from the reference.
+        """
+        self.last = self.verifier.tensors_of(self.case, self.task, result)
+        self.looks.append((id(call.args[0]), self._copies(self.value, self.last)))
+        if len(self.looks) == MOST_LOOKS:
+            self.settle()
+
+    def settle(self) -> None:
+        """Compare what was copied aside.
+
+        Raises:
+            MismatchError: some of it differs from the reference.
+        """
+        looks, self.looks = self.looks, []
+        for number, copies in looks:
+            got = tuple(tensor.cpu() for tensor in copies)
+            require_like(self.case, self.value, got, self.want[number], self.tolerance)
+
+    def _wanted(self, inputs: Sequence[Tensors]) -> tuple[dict[int, Tensors], float]:
+        """What the calls must return at these tokens, by the identity of their input, and the tolerance."""
+        excerpts = [self.verifier.excerpt(self.task, tensors, self.positions) for tensors in inputs]
+        few = len(self.positions)
+        if len(inputs) == 1:
+            want, tolerance = self.verifier.wanted(self.task, excerpts[0])
+            return {id(inputs[0]): tuple(tensor[:few] for tensor in want)}, tolerance
+        together = tuple(torch.cat(tensors) for tensors in zip(*excerpts, strict=True))  # one matrix product for all
+        want, tolerance = self.verifier.wanted(self.task, together)
+        parts = zip(*(tensor.split(few) for tensor in want), strict=True)
+        return {id(tensors): part for tensors, part in zip(inputs, parts, strict=True)}, tolerance
+
+    def _copies(self, value: str, tensors: Tensors) -> Tensors:
+        """What tensors hold at these tokens; the first rows of those without tokens, such as a history."""
+        copies = []
+        for tensor in tensors:
+            view = by_token(value, tensor, self.tokens)
+            few = tensor[: len(self.positions)].clone() if view is None else view.index_select(0, self._places(view))
+            copies.append(few)
+        return tuple(copies)
+
+    def _places(self, view: torch.Tensor) -> torch.Tensor:
+        if view.device not in self.places:
+            self.places[view.device] = self.positions.to(view.device)
+        return self.places[view.device]
