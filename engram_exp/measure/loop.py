@@ -23,6 +23,8 @@ WARM_GAIN = 0.05  # ... is no more than this share smaller than that of the call
 WARMUP_SHARE = 0.05  # ... or this share of its budget is spent on as many calls as such a comparison needs ...
 SLOW_WARMUP_SHARE = 0.25  # ... or this share on fewer
 SM_CLOCK_EVERY_S = 0.05  # of a case, at most
+QUICK_MS = 1.0  # a call that takes less feels what was done before it: of such cases, only ...
+LOOKED_AT_EVERY = 8  # ... one sample in so many is prepared and looked at
 
 
 Call = Callable[[], object]
@@ -36,8 +38,9 @@ class Case:
         name: as the CSV calls it.
         calls: one for each of the inputs that rotate through the iterations.
         uses_device: whether it leaves work on the device.
-        before: is given the call of every sample before it is timed.
-        behind: is given the call and what it returned, behind every sample; raises if that is not what it should be.
+        before: is given the call of a sample before it is timed.
+        behind: is given the call and what it returned, behind a sample; raises if that is not what it should be. Of a
+            quick case, one sample in eight is treated so.
     """
 
     name: str
@@ -144,6 +147,7 @@ class _Running:
     budget_s: float
     timing: Timing
     next_clock_s: float = 0.0
+    is_quick: bool = False
 
     @contextmanager
     def _ended_by_error(self) -> Iterator[None]:
@@ -165,19 +169,21 @@ class _Running:
                 times_ms.append(self._time(call).wall_ms)
                 enough = len(times_ms) >= 2 * WINDOW_CALLS
                 spent = sum(times_ms) / 1e3 / self.budget_s
+                self.is_quick = times_ms[-1] < QUICK_MS
                 if spent >= (WARMUP_SHARE if enough else SLOW_WARMUP_SHARE) or (enough and _is_warm(times_ms)):
                     break
 
     def take_sample(self, turn: int, number: int) -> None:
         """Take the sample of a round; `number` counts those of all cases."""
         timing, case, call = self.timing, self.case, self.calls[turn % len(self.calls)]
+        is_looked_at = not self.is_quick or len(timing.samples) % LOOKED_AT_EVERY == 0
         with self._ended_by_error():
-            if case.before:
+            if case.before and is_looked_at:
                 case.before(call)
             before = preemptions()
             sample = self._time(call)
             timing.preempted += preemptions() - before
-            if case.behind:
+            if case.behind and is_looked_at:
                 case.behind(call, self.clock.result)
             timing.samples.append(sample)
             timing.order.append(number)

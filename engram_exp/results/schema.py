@@ -93,7 +93,8 @@ TABLE = (
     Column("case", TEXT, RECORD, 1, "", "what was timed: a stage, or `full`"),
     Column("iterations", NUMBER, MEASURED, 1, "samples", "taken"),
     Column("stop_reason", TEXT, MEASURED, 1, "", "what ended them: `iterations` or `budget`"),
-    Column("steady", TRUTH, MEASURED, 1, "", "whether the samples neither fell nor rose; empty: too few to say. Before schema 3: whether the warm-up settled"),
+    Column("steady", TRUTH, MEASURED, 1, "", "whether the samples neither fell nor rose (before schema 3: whether the "
+           "warm-up settled); empty: unknown, they are too few to say"),
     Column("wall_ms_median", NUMBER, MEASURED, 1, "ms", "median time of an iteration"),
     Column("wall_ms_lo", NUMBER, MEASURED, 1, "ms", "lower bound of the median, 95 %, of this one process"),
     Column("wall_ms_hi", NUMBER, MEASURED, 1, "ms", "upper bound of the median, 95 %, of this one process"),

@@ -96,18 +96,19 @@ class Bench:
         return self.glances[case]
 
     def verify_again(self) -> None:
-        """Behind the last sample: write what was never shown before to where the first call of each case reads, poison
-        what it returns, call it and compare, at other tokens than before.
+        """Behind the last sample: look at many calls of each case; then write what was never shown before to where its
+        first call reads, poison what it returned, call it and compare, at other tokens than before.
 
         A case of which another has made the rows that it reads is no better than that one.
         """
+        for case, glance in self.glances.items():
+            with self._failing(case):
+                glance.burst(self.calls(case), self.clock.synchronize)
         for case in [*self.stages, *([FULL] if self.whole_run else [])]:
             if case in self.errors:
                 continue
             with self._failing(case):
                 self._require_right_rows(case)
-                if case in self.glances:
-                    self.glances[case].settle()
                 call = self.calls(case)[0]
                 for tensor in self.glances[case].last if case in self.glances else self.last[case]:
                     poison(tensor)

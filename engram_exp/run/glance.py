@@ -1,9 +1,11 @@
-"""A look at what every sample returned, so light that the next one does not feel it."""
+"""A look at what samples returned, so light that the next one hardly feels it."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import cycle
 
 import torch
 
@@ -12,11 +14,12 @@ from engram_exp.run.verify import Verifier, require_like
 from engram_exp.stage import Task, Tensors, by_token
 from engram_exp.vocabulary import TOKEN_IDS
 
+BURST_CALLS, BURST_S = 40, 0.4  # behind the last sample, whichever comes first
 MOST_LOOKS = 64  # that are kept before they are compared, which takes the host, and the device a wait
 
 
 class Glance:
-    """Looks at a few tokens behind every sample of a case.
+    """Looks at a few tokens behind samples of a case, and of enough calls to see what is wrong in one of ten.
 
     What they must be is worked out beforehand. Behind a sample they are copied aside, where they lie and without
     waiting; they are compared when there are many, or all samples are taken.
@@ -39,6 +42,7 @@ class Glance:
         self.put_back = self._copies(self.read, inputs[0]) if len(inputs) == 1 else ()
         self.looks: list[tuple[int, Tensors]] = []
         self.last: Tensors = ()
+        self.began_s = self.call_s = 0.0
 
     def before(self, call: partial[Tensors]) -> None:
         """Put back what is read at these tokens, and poison what was returned there last."""
@@ -49,6 +53,7 @@ class Glance:
         for tensor in self.last:
             if (view := by_token(self.value, tensor, self.tokens)) is not None:
                 view.index_fill_(0, self._places(view), poison_of(view.dtype))
+        self.began_s = time.monotonic()
 
     def behind(self, call: partial[Tensors], result: object) -> None:
         """Copy aside what a call on one of the inputs returned.
@@ -56,10 +61,28 @@ class Glance:
         Raises:
             MismatchError: it is no plain tensors; or an earlier call's differed from the reference.
         """
+        self.call_s = time.monotonic() - self.began_s
         self.last = self.verifier.tensors_of(self.case, self.task, result)
         self.looks.append((id(call.args[0]), self._copies(self.value, self.last)))
         if len(self.looks) == MOST_LOOKS:
             self.settle()
+
+    def burst(self, calls: Sequence[partial[Tensors]], synchronize: Callable[[], None]) -> None:
+        """Call the case again and again, and look at each of what it returns.
+
+        Raises:
+            MismatchError: some of it differs from the reference.
+        """
+        spent_s = self.call_s  # of the last sample: a slow case gets none
+        for _, call in zip(range(BURST_CALLS), cycle(calls), strict=False):
+            if spent_s > BURST_S:
+                break
+            self.before(call)
+            result = call()
+            synchronize()
+            self.behind(call, result)
+            spent_s += self.call_s
+        self.settle()
 
     def settle(self) -> None:
         """Compare what was copied aside.

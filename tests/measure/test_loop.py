@@ -122,6 +122,14 @@ def test_every_sample_is_prepared_and_looked_at_outside_of_what_is_timed():
     assert seen == [each for call in [*calls, *calls, calls[0]] for each in (call, (call, call()))]
 
 
+def test_of_a_quick_case_one_sample_in_eight_is_looked_at():
+    seen = []
+    case = Case("a", [int], False, behind=lambda call, result: seen.append(len(timings["a"].samples)))
+    timings = {}
+    measured([case], SetClock(0.5), iterations=20, progress=lambda _, now: timings.update(now))
+    assert seen == [0, 8, 16]
+
+
 def test_a_result_that_is_refused_ends_its_case_alone_and_gives_no_sample():
     def refuse(call, result):
         raise ValueError("wrong result")

@@ -109,7 +109,7 @@ def test_a_data_sheet_of_another_part_names_the_device():
 
 def test_the_data_sheet_is_looked_up_by_the_name_of_the_device(run_inline, monkeypatch, capsys):
     """The processor stands in for the part that it is called here."""
-    monkeypatch.setattr("engram_exp.run.requirements.cpu_name", lambda: "NVIDIA H200")
+    monkeypatch.setattr("engram_exp.run.requirements.device_name", lambda device: "NVIDIA H200")
     monkeypatch.setattr("engram_exp.run.requirements.total_device_bytes", lambda device: 151 * 10**9)
     run_inline("cases=[hashing]")
     told = "H200: device memory 4800 GB/s (141 GB), device bfloat16 989 TFLOP/s, link 64 GB/s"
