@@ -67,10 +67,15 @@ class SampleFile:
         self.flushed_s = -EVERY_S
         self.is_broken = False
 
+    @property
+    def is_due(self) -> bool:
+        """Whether it would write what it is given now."""
+        return time.monotonic() - self.flushed_s >= EVERY_S
+
     def append(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Keep rows of `SAMPLE_COLUMNS`. Call it between samples, never inside of one."""
         self.waiting.extend(rows)
-        if self.waiting and time.monotonic() - self.flushed_s >= EVERY_S:
+        if self.waiting and self.is_due:
             self.close()
 
     def close(self) -> None:
