@@ -81,7 +81,7 @@ class Experiment:
 
     def __init__(self, job: Job, terminal: Terminal) -> None:
         self.job, self.terminal = job, terminal
-        self.plan = Plan(job.config)
+        self.plan = Plan(job.config, job.choices)
         wake(self.plan.device)
         if job.config.worker == "inline":
             forget_peaks(self.plan.device)

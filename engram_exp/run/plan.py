@@ -40,10 +40,11 @@ class Plan:
 
     Args:
         config: checked by `config.checks.check`.
+        choices: the option chosen in each group, for those who name one.
     """
 
-    def __init__(self, config: DictConfig) -> None:
-        self.config = config
+    def __init__(self, config: DictConfig, choices: Mapping[str, str | None] | None = None) -> None:
+        self.config, self.choices = config, choices or {}
         self.tokens = config.batch_size * config.seq_len
 
     @cached_property

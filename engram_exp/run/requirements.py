@@ -73,7 +73,7 @@ def check_components(plan: Plan) -> None:
         ConfigError: naming the key.
     """
     for group in COMPONENTS:
-        check_options(group, plan.config[group])
+        check_options(group, plan.config[group], plan.choices.get(group))
     table: Any = get_class(plan.config.table._target_)
     wanted = plan.config.strategy.table
     if table.place != wanted:
