@@ -185,6 +185,10 @@ def test_the_tokens_that_are_compared_are_told():
     assert f"the first and last {verify.EDGE} tokens of the batch, {verify.EDGE} on both sides" in text
     assert f"and {verify.SPREAD} drawn ones" in text
     assert verify.GLANCE == 2
+    glance, loop = (importlib.import_module(f"engram_exp.{name}") for name in ("run.glance", "measure.loop"))
+    assert (loop.LOOKED_AT_EVERY, loop.QUICK_MS) == (8, 1)
+    assert "or one in eight where a call takes less than 1 ms" in text
+    assert f"behind {glance.BURST_CALLS} more calls (at most {glance.BURST_S} s of them)" in " ".join(text.split())
     assert "the first token, the last, and two that are drawn once" in text
     made_up = importlib.import_module("engram_exp.run.made_up")
     assert f"repeats every {made_up.PATTERN_TOKENS} tokens" in text

@@ -25,9 +25,9 @@ def rows(*changes):
     [
         ({}, ""),
         ({"preempted": NAN}, ""),
-        ({"preempted": 20}, ""),
-        ({"preempted": 21}, PREEMPTED),
-        ({"preempted": 21, "threads": 16}, ""),  # each of them has its handful
+        ({"preempted": 60}, ""),
+        ({"preempted": 61}, PREEMPTED),
+        ({"preempted": 61, "threads": 16}, ""),  # each of them has its handful
         ({"preempted": 5, "wall_ms_mean": 0.02}, ""),  # a thousandth of a second, but few samples are spoiled
         ({"preempted": 6, "wall_ms_mean": 0.02}, PREEMPTED),
         ({"steady": False}, UNSTEADY),
