@@ -2,6 +2,7 @@
 never import each other in a circle, and whoever reads one needs to know only what lies below."""
 
 import ast
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,11 @@ PACKAGE = ROOT / "engram_exp"
 FILES = sorted(set(PACKAGE.rglob("*.py")) - {PACKAGE / "__init__.py"})
 
 
+@cache
+def nodes_of(file: Path) -> list[ast.AST]:
+    return list(ast.walk(ast.parse(file.read_text())))
+
+
 def room_of(file: Path) -> str:
     return file.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
@@ -32,7 +38,7 @@ def imports_of(room: str) -> list[tuple[str, str, str]]:
     """What the files of a room import, wherever they do: the line, the first name of the module, and the second."""
     found = []
     for file in (file for file in FILES if room_of(file) == room):
-        for node in ast.walk(ast.parse(file.read_text())):
+        for node in nodes_of(file):
             names = [alias.name for alias in node.names] if isinstance(node, (ast.Import, ast.ImportFrom)) else []
             for name in names:
                 module = f"{'.' * node.level}{node.module}.{name}" if isinstance(node, ast.ImportFrom) else name
@@ -45,6 +51,7 @@ def test_every_room_has_a_floor():
     assert {room_of(file) for file in FILES} == set(FLOOR_OF)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("room", FLOOR_OF)
 def test_imports_lead_down_only(room):
     below = [other for other, floor in FLOOR_OF.items() if floor < FLOOR_OF[room]]

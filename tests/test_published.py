@@ -62,6 +62,7 @@ def test_the_number_of_runs_is_the_one_that_is_said():
     }
 
 
+@pytest.mark.slow
 def test_the_picture_shows_the_published_numbers():
     frame = load_campaign(H200 / "crossover")
     shown = next(figure for figure in figures(frame, subjects(frame)) if figure.section == OVER_TOKENS)

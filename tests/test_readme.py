@@ -92,6 +92,7 @@ def analyse(command: str, *more: str) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "block"), [("compare", 1), ("advise", 2)])
 def test_what_is_shown_is_what_is_printed(name, block):
     (command,) = analyses(name)
@@ -119,6 +120,7 @@ def test_the_rooms_are_those_of_the_house():
     assert len(README.splitlines()) <= 170, "for two readers, not for all"
 
 
+@pytest.mark.slow
 def test_a_way_of_one_s_own_is_two_files(tmp_path, cache_dir):
     (code,) = code_blocks("python")
     (tmp_path / "plain_lookup.py").write_text(code)

@@ -46,6 +46,7 @@ def test_a_difference_has_an_interval_only_where_runs_were_repeated():
     assert "fewer than 4 runs: their intervals lack what changes from run to run" in text
 
 
+@pytest.mark.slow
 def test_the_number_of_layers_is_read_from_the_data():
     assert ask(three(layers=3.0)).layers == 3
     assert ask(three(layers=3.0)).table_gb == pytest.approx(3 * 1.28)
@@ -57,6 +58,7 @@ def test_the_number_of_layers_is_read_from_the_data():
         ask(pd.concat([three(layers=2.0), three(layers=3.0)]))
 
 
+@pytest.mark.slow
 def test_an_installed_package_advises_as_a_checkout_does(tmp_path):
     shutil.copytree(ROOT / "engram_exp", tmp_path / "engram_exp", ignore=shutil.ignore_patterns("__pycache__"))
 
@@ -246,6 +248,7 @@ def lookups(sorted_ms):
     return pd.concat(parts).assign(rows_per_s=lambda frame: frame["batch_size"] / frame["wall_ms_median"] * 1e3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("sorted_ms", "expected"),
     [
@@ -262,6 +265,7 @@ def test_sorting_pays_where_intervals_say_so(sorted_ms, expected):
     assert ask(pd.concat([frame, *others]), dtype="bfloat16").sort_rows == expected
 
 
+@pytest.mark.slow
 def test_the_published_campaign_gives_thresholds_that_agree_with_its_curve():
     def published(frame):
         asked = {"decode": 64, "prefill": 8192, "device_memory_gb": 0, "dtype": "bfloat16", "ids": "random"}

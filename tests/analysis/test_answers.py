@@ -18,6 +18,7 @@ def answers(*frames, **more):
     return advise_all(pd.concat(frames), **{**ASKED, **more})
 
 
+@pytest.mark.slow
 def test_every_subject_is_answered_the_weightiest_first():
     found = answers(
         three(tokens="random"),
@@ -35,6 +36,7 @@ def test_every_subject_is_answered_the_weightiest_first():
     assert refusal.startswith(f"{PRODUCTION}, bfloat16, text tokens, small: no advice: device=cpu")
 
 
+@pytest.mark.slow
 def test_what_is_asked_for_narrows():
     frames = three(), three(tokens="random"), three(dtype="fp8")
     assert len(answers(*frames)) == 3
@@ -45,6 +47,7 @@ def test_what_is_asked_for_narrows():
         answers(*frames, ids="ids")
 
 
+@pytest.mark.slow
 def test_subjects_without_advice_say_why_beside_the_others():
     only_device = rows("device", {64: 1.0}, dtype="fp8")
     _, refused = answers(three(), only_device)
@@ -63,6 +66,7 @@ def test_where_nothing_is_answered_it_is_refused():
         answers(three(device="cpu"), rows("device", {64: 1.0}, dtype="fp8"))
 
 
+@pytest.mark.slow
 def test_rows_that_do_not_count_decide_nothing():
     fast = three(status="suspect")
     fast = fast.assign(wall_ms_median=fast["wall_ms_median"] / 1000)
@@ -70,6 +74,7 @@ def test_rows_that_do_not_count_decide_nothing():
     assert one.advice == answers(three())[0].advice
 
 
+@pytest.mark.slow
 def test_notes_for_all_stand_once_behind_the_last():
     found = answers(three(), three(dtype="fp8", table_scale=0.1))
     lines = lines_of_all(found)
@@ -82,6 +87,7 @@ def test_notes_for_all_stand_once_behind_the_last():
     assert lines_of_all(alone) == lines_of(alone[0].advice)
 
 
+@pytest.mark.slow
 def test_how_sure_a_choice_is():
     def sure(*frames, **sizes):
         (one,) = answers(*frames, **sizes)
@@ -98,6 +104,7 @@ def test_how_sure_a_choice_is():
     assert sure(three(), rows("uva", {16: 0.1}), rows("kv_on_gpu", {16: 0.3}), decode=32)[0].endswith("; interpolated")
 
 
+@pytest.mark.slow
 def test_the_published_campaign_is_answered_subject_by_subject():
     found = advise_all(load_results(H200), decode=64, prefill=8192, device_memory_gb=0)
     first = found[0].advice

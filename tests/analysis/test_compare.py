@@ -44,6 +44,7 @@ def test_the_rank_statistic_is_counted_exactly(n, m):
     assert mann_whitney_counts(n, m) == counts
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("n", "m"), [*itertools.product(range(1, 9), repeat=2), (8, 30), (30, 5), (30, 30)])
 def test_the_rank_is_that_of_the_counts(n, m):
     below = list(itertools.accumulate(mann_whitney_counts(n, m)))
@@ -51,6 +52,7 @@ def test_the_rank_is_that_of_the_counts(n, m):
         assert _rank_below(n, m, tail) == sum(count <= tail * math.comb(n + m, n) for count in below)
 
 
+@pytest.mark.slow
 def test_how_many_runs_an_interval_needs():
     assert _rank_below(3, 3, 0.025) == 0
     assert _rank_below(4, 4, 0.025) == 1
@@ -132,6 +134,7 @@ def test_a_difference_of_a_tenth_is_found_among_the_same_runs():
     assert compare(runs(medians[:half]), runs([1.1 * t for t in medians[half:]]))["verdict"].tolist() == ["slower"]
 
 
+@pytest.mark.slow
 def test_only_what_is_comparable_is_paired():
     a = pd.concat([runs([1.0], batch_size=1), runs([2.0], batch_size=64), runs([3.0], batch_size=64, status="crash")])
     b = pd.concat([runs([4.0], batch_size=64), runs([5.0], batch_size=256)])
@@ -209,6 +212,7 @@ def test_runs_of_several_machines_on_one_side_are_told():
     assert compare(runs([1.0, 2.0]), runs([1.0]))["mixed"].tolist() == [""]
 
 
+@pytest.mark.slow
 def test_what_a_machine_sets_by_default_differs_on_another():
     a, b = runs([1.0], threads=2, batches=4, host="p"), runs([2.0], threads=16, batches=8, host="q")
     with pytest.raises(ComparisonError, match="in host; --other-machine"):
@@ -220,6 +224,7 @@ def test_what_a_machine_sets_by_default_differs_on_another():
         compare(a, b.assign(host="p"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options", ["model.hc_mult=1", "tokens.share=0.1", "hardware.pin_threads=true", "lookup.foo=3"]
 )

@@ -39,6 +39,7 @@ def test_a_regime_does_not_claim_what_the_other_wins():
     assert (last.strategy, last.begins_after, last.begins_by) == ("a", None, 64)
 
 
+@pytest.mark.slow
 def test_a_strategy_measured_at_one_size_hides_nothing():
     slow = rows("kv_on_cpu", {1: 9.0})
     assert ask(pd.concat([three(), slow])).regimes == ask(three()).regimes
@@ -109,6 +110,7 @@ def test_options_of_what_is_asked_make_another_subject(options):
         ask(frame)
 
 
+@pytest.mark.slow
 def test_a_suspect_time_decides_nothing():
     fast = rows("uva", {64: 1e-6}, status="suspect")
     frame = pd.concat([three(), fast])

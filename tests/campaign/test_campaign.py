@@ -52,6 +52,7 @@ def test_a_worker_holds_the_turn_even_if_who_started_it_is_gone(tmp_path, monkey
         fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
+@pytest.mark.slow
 def test_another_machine_or_other_code_is_another_run(configure, monkeypatch):
     def mark():
         return fingerprint(configure(), {"strategy": "uva"}, 0)
@@ -69,6 +70,7 @@ def test_another_machine_or_other_code_is_another_run(configure, monkeypatch):
     assert len(set(known)) == 5
 
 
+@pytest.mark.slow
 def test_a_machine_of_another_name_may_go_on_with_a_campaign(configure, monkeypatch):
     marks = set()
     for host in ("node-1", "node-2"):

@@ -30,6 +30,7 @@ def test_text_that_changed_is_another_run(configure, tmp_path, name):
     assert changed(before, parts(config)) == {"files"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["tokenizer.json", ".", "sentencepiece.model"])
 def test_a_tokenizer_that_changed_is_another_run(configure, tmp_path, name):
     (tmp_path / "mine").mkdir()
@@ -41,6 +42,7 @@ def test_a_tokenizer_that_changed_is_another_run(configure, tmp_path, name):
     assert changed(before, parts(config)) == {"files"}
 
 
+@pytest.mark.slow
 def test_a_bundled_tokenizer_that_changed_is_another_run(configure, tmp_path, monkeypatch):
     before = parts(configure())
     (tmp_path / "tokenizer.json").write_text("{}")
@@ -68,6 +70,7 @@ def test_the_innermost_module_is_the_source():
     assert contributed_sources(["no_such_module.Class", "", "..x", "engram_exp.steps.hashing.numba.NumbaHasher"]) == []
 
 
+@pytest.mark.slow
 def test_a_fingerprint_needs_no_pytorch():
     script = """
 import sys

@@ -59,6 +59,7 @@ def test_a_run_that_fails_elsewhere_fails_the_sweep(sweep, tmp_path):
     assert load_results(tmp_path)["status"].tolist() == ["timeout"] * 2
 
 
+@pytest.mark.slow
 def test_the_end_of_a_jobs_time_leaves_a_row_and_no_worker(configure, tmp_path, monkeypatch):
     workers = []
 
@@ -92,6 +93,7 @@ def test_a_launcher_that_left_nothing_has_failed(tmp_path, monkeypatch):
     assert Campaign().finish() == 1
 
 
+@pytest.mark.slow
 def test_what_cannot_be_started_is_a_row_and_the_sweep_goes_on(configure, tmp_path, monkeypatch):
     def cannot(*arguments, **options):
         raise OSError("no more processes")

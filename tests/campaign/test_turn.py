@@ -87,6 +87,7 @@ def leaving(tmp_path, own_lock):
             continue
 
 
+@pytest.mark.slow
 def test_children_that_a_component_leaves_do_not_hold_the_turn(command, leaving):
     arguments, variables = leaving
     environment = {**os.environ, **variables}
@@ -97,6 +98,7 @@ def test_children_that_a_component_leaves_do_not_hold_the_turn(command, leaving)
     other.communicate(timeout=60)
 
 
+@pytest.mark.slow
 def test_two_calls_on_one_campaign_share_the_work(command, own_lock, tmp_path):
     """The first one stops the second one's way until both have planned everything."""
     sweep = command("-m", "batch_size=1,2,3", "cases=[hashing]", "worker=inline", "campaign=mine")

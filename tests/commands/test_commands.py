@@ -48,6 +48,7 @@ def campaign(folder, times):
     return str(folder)
 
 
+@pytest.mark.slow
 def test_compare_shows_an_interval_wherever_there_is_one(command, tmp_path):
     a, b = campaign(tmp_path / "a", {1: [1.0] * 3, 2: [1.0]}), campaign(tmp_path / "b", {1: [2.0] * 5, 2: [2.0]})
     _, out, _ = command("compare", a, b)
@@ -166,6 +167,7 @@ def test_advise_prints_json(command):
     assert (code, json.loads(out)) == (0, asdict(advice) | {"sort_rows": list(advice.sort_rows)})
 
 
+@pytest.mark.slow
 def test_advise_answers_for_all_that_a_folder_holds(command):
     folder = f"{ROOT}/outputs/reference/h200"
     code, out, _ = command("advise", folder)
@@ -198,12 +200,14 @@ def test_an_empty_folder_is_refused(command, tmp_path):
         assert (code, err.startswith("refused: ")) == (2, True)
 
 
+@pytest.mark.slow
 def test_analysis_takes_no_pytorch():
     code = "import sys, engram_exp, engram_exp.__main__; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
 
 
+@pytest.mark.slow
 def test_two_runs_of_a_value_are_compared_by_number_too(command, tmp_path):
     frame = pd.read_csv(f"{STRATEGIES}/0/results.csv")
     for run, threads in (("0", 8), ("1", 16)):

@@ -49,6 +49,7 @@ def test_every_option_composes_and_builds(configure, tmp_path, group, option):
     assert batch.history.shape == (2, parts.geometry.max_order - 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("overrides", "says"),
     [
@@ -72,6 +73,7 @@ def test_options_of_components_are_held_to_their_constructors(configure, overrid
     assert str(refusal.value).startswith(says)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("overrides", "says"),
     [
@@ -170,6 +172,7 @@ strategy: {hashing: host, lookup: host, projection: device}
 """
 
 
+@pytest.mark.slow
 def test_a_new_component_and_a_new_strategy_cost_one_file_each(configure, tmp_path, monkeypatch):
     (tmp_path / "repeated_lookup.py").write_text(NEW_LOOKUP)
     monkeypatch.syspath_prepend(tmp_path)

@@ -25,6 +25,7 @@ def test_every_option_is_explained():
         assert text.startswith("# "), f"{file} does not begin with what it is"
 
 
+@pytest.mark.slow
 def test_shapes_are_what_they_say(configure):
     decode, prefill, original = (configure(f"shape={shape}") for shape in ("decode", "prefill", "original"))
     assert (decode.batch_size, decode.seq_len, decode.tokens.history) == (64, 1, True)
@@ -48,6 +49,7 @@ def test_the_original_is_assembled_and_each_part_can_be_replaced(configure):
     assert config.lookup._target_.endswith("EmbeddingLookup")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "override",
     [
@@ -66,6 +68,7 @@ def test_wrong_types_are_refused_by_key(configure, override):
     assert any(isinstance(error, OmegaConfBaseException) for error in chain)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("overrides", "key"),
     [
@@ -123,6 +126,7 @@ def test_threads_follow_the_affinity(configure):
     assert threads_of(configure("hardware.affinity=[0]")) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("overrides", "quota", "says"),
     [

@@ -141,6 +141,7 @@ def test_annotations_that_cannot_be_read_are_refused():
 SCALARS = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text("abc", max_size=3)
 
 
+@pytest.mark.slow
 @given(st.lists(SCALARS.filter(lambda value: not isinstance(value, float)), min_size=1, max_size=4), SCALARS)
 def test_a_literal_allows_its_values_and_nothing_that_merely_equals_them(choices, value):
     def constructor(self: object, option) -> None: ...

@@ -61,6 +61,7 @@ def test_a_cache_that_may_not_be_read_is_not_called_damaged(tmp_path, caplog, mo
     assert "damaged" not in caplog.text
 
 
+@pytest.mark.slow
 @given(st.integers(0), st.integers(1, 255))
 def test_whatever_byte_is_damaged_the_array_is_right(tmp_path_factory, place, flip):
     folder = tmp_path_factory.getbasetemp() / "cache"

@@ -13,6 +13,7 @@ from engram_exp.layer.compression import build_lookup_table, load_compression
 from engram_exp.layer.tokenizer import BUNDLED, open_tokenizer
 
 
+@pytest.mark.slow
 def test_golden_compression():
     table = build_lookup_table(open_tokenizer(BUNDLED).load())
     assert np.array_equal(table, golden("compression")["lookup_table"])
@@ -78,6 +79,7 @@ def _load(path: Path, cache: Path) -> int:
     return load_compression(open_tokenizer(str(path)), cache).compressed_vocab_size
 
 
+@pytest.mark.slow
 def test_processes_that_build_at_once_do_not_disturb_each_other(small_tokenizer, tmp_path):
     with multiprocessing.get_context("spawn").Pool(2) as pool:
         assert pool.starmap(_load, [(small_tokenizer, tmp_path / "cache")] * 4) == [7] * 4
@@ -90,6 +92,7 @@ def test_a_cache_that_cannot_be_written_costs_only_a_warning(small_tokenizer, tm
     assert "cannot be kept" in caplog.text
 
 
+@pytest.mark.slow
 def test_a_folder_in_the_format_of_transformers_is_read(small_tokenizer, tmp_path):
     from transformers import PreTrainedTokenizerFast
 
@@ -103,6 +106,7 @@ def test_a_missing_tokenizer_is_refused(name):
         open_tokenizer(name)
 
 
+@pytest.mark.slow
 def test_a_broken_tokenizer_is_refused(tmp_path):
     (tmp_path / "tokenizer.json").write_text('{"version": "1.0"')
     with pytest.raises(ConfigError, match=r"model\.tokenizer=.*not a tokenizer\.json"):

@@ -6,6 +6,7 @@ from engram_exp.config.derived import geometry_of
 from engram_exp.errors import ConfigError
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("model", "layer", "rows", "prefix"),
     [

@@ -45,6 +45,7 @@ def test_random_ids_keep_the_contract(vocab, history_len, share, history, shape,
     assert torch.equal(batch.history, again.history)
 
 
+@pytest.mark.slow
 def test_text_is_cut_from_one_stream_with_the_ids_before_it(tokenizer, cache_dir):
     source = text_tokens(tokenizer, cache_dir, history=True)
     ids, history = source(5, 50, seed=3)
@@ -113,6 +114,7 @@ def test_unusable_text_is_refused(tmp_path, name, content, says):
         read_pieces(str(tmp_path / name), 1000)
 
 
+@pytest.mark.slow
 def test_text_shorter_than_a_sequence_is_refused(tokenizer, cache_dir, tmp_path):
     (tmp_path / "a.txt").write_text("too short")
     with pytest.raises(ConfigError, match=r"tokens\.path=.*holds 2 tokens, fewer than a sequence of seq_len=100"):
@@ -217,6 +219,7 @@ def test_jsonl_text_survives_any_unicode(tmp_path):
     assert read_pieces(str(tmp_path / "a.jsonl"), 100) == ["a?b\u00e9"]
 
 
+@pytest.mark.slow
 def test_batches_are_as_many_as_leave_a_cache(configure):
     assert batches_of(configure("batches=7")) == 7
     assert batches_of(configure("batch_size=64", "seq_len=4096")) == 4

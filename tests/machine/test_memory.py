@@ -37,6 +37,7 @@ def test_a_control_group_counts_its_limit_and_what_it_could_drop(groups):
     assert memory.free_host_bytes() == 600_000
 
 
+@pytest.mark.slow
 def test_a_quota_of_cpu_time_counts(groups, configure, monkeypatch):
     monkeypatch.setattr("os.sched_getaffinity", lambda process: set(range(64)))
     config = configure()
@@ -62,6 +63,7 @@ def test_a_group_above_its_limit_has_nothing_free(groups):
     assert cgroup.free_bytes() == 0
 
 
+@pytest.mark.slow
 def test_the_peak_of_the_host_is_in_bytes_and_can_be_forgotten():
     kept = psutil.Process().memory_info().rss
     torch.ones(2**28, dtype=torch.uint8)

@@ -15,6 +15,7 @@ def measured(cases, **options):
     return measure(cases, CPU_CLOCK, **{**defaults, **options})
 
 
+@pytest.mark.slow
 def test_cases_are_interleaved_in_a_seeded_order_and_inputs_rotate():
     seen = []
 

@@ -31,6 +31,7 @@ def values(found):
     return [found]
 
 
+@pytest.mark.slow
 def test_this_machine_is_measured(quick):
     found = peaks.measure_peaks(CPU)
     assert set(found) == {"host_gb_per_s", "host_rows_per_s", "host_tflop_per_s"}
@@ -61,6 +62,7 @@ def get(tmp_path, monkeypatch):
     return limits
 
 
+@pytest.mark.slow
 def test_limits_are_measured_once_and_again_when_asked(get, tmp_path):
     assert get() == get() == FOUND
     assert len(get.calls) == len(get.said) == 1
@@ -74,6 +76,7 @@ def test_limits_are_measured_once_and_again_when_asked(get, tmp_path):
     assert 0 <= kept["load"]["others_share"] <= 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "damaged",
     [
@@ -93,12 +96,14 @@ def test_a_damaged_file_is_measured_anew_and_replaced(get, tmp_path, caplog, dam
     assert file.name in caplog.text
 
 
+@pytest.mark.slow
 def test_a_folder_that_cannot_be_written_costs_a_warning(get, tmp_path, caplog):
     (tmp_path / "file").write_text("")
     assert get(folder=tmp_path / "file" / "limits") == FOUND
     assert "not kept" in caplog.text
 
 
+@pytest.mark.slow
 def test_a_full_disk_costs_a_warning(get, tmp_path, monkeypatch, caplog):
     def full(*_):
         raise OSError(28, "No space left on device")
@@ -108,6 +113,7 @@ def test_a_full_disk_costs_a_warning(get, tmp_path, monkeypatch, caplog):
     assert "No space left on device" in caplog.text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("others", "warned"), [(0.05, False), (0.4, True)])
 def test_limits_that_others_may_have_spoilt_are_said_to_be(get, monkeypatch, caplog, others, warned):
     monkeypatch.setattr(peaks.LoadMeter, "read", lambda self: {"others_share": others})

@@ -38,6 +38,7 @@ def summed_up(n, quantile, tail):
     return None if lower < 1 or upper > n else (lower, upper)
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None)
 @given(st.integers(0, 2000), st.sampled_from([0.1, 0.5, 0.95, 0.99]), st.sampled_from([0.9, 0.95, 0.99]))
 @example(0, 0.5, 0.95)
@@ -105,6 +106,7 @@ def test_what_is_steady_is_so_in_any_unit_and_backwards(times):
     assert is_steady(times) == is_steady([1024 * time for time in times]) == is_steady(times[::-1])
 
 
+@pytest.mark.slow
 def test_measuring_does_not_wait_for_scipy():
     code = "import sys, engram_exp.measure.loop; sys.exit(any(name.startswith('scipy') for name in sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], timeout=120).returncode == 0

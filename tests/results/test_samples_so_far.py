@@ -52,6 +52,7 @@ def test_they_are_written_at_most_once_a_second(tmp_path, clock):
     assert load_samples(tmp_path).empty, "they do not count until the run is over"
 
 
+@pytest.mark.slow
 @given(cut=st.integers(0, 200))
 def test_whatever_a_killed_run_had_written_its_whole_lines_are_its_samples(tmp_path_factory, cut):
     folder = tmp_path_factory.mktemp("run")

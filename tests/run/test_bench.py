@@ -9,6 +9,7 @@ from engram_exp.run import bench as module
 from engram_exp.strategy.plan import upload_of
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", ["hashing", "lookup", "full"])
 def test_every_call_of_a_case_reads_another_batch(configure, case):
     with torch.inference_mode():
@@ -19,11 +20,13 @@ def test_every_call_of_a_case_reads_another_batch(configure, case):
     assert not any(torch.equal(made[i], made[j]) for i in range(4) for j in range(i))
 
 
+@pytest.mark.slow
 def test_the_edge_of_the_first_chunk_is_compared(configure):
     bench = bench_of(configure(*TINY, "batch_size=4", "seq_len=5000", "schedule.chunk_tokens=1111"))
     assert set(range(1111 - 32, 1111 + 32)) <= set(bench.verifier.positions().tolist())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("device", DEVICES)
 def test_rows_of_timed_batches_are_not_read_before(configure, monkeypatch, device):
     read = []
@@ -53,6 +56,7 @@ def test_made_up_keys_lie_as_the_projection_leaves_them(configure, projection, c
     assert [tensor.stride() for tensor in made_up] == [keys.stride(), value.stride()]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("value", ["token_ids", "row_ids", "rows", "embeddings", "kv"])
 def test_what_is_renewed_is_another_at_every_token_and_in_place(configure, value):
     bench = bench_of(configure(*TINY, "strategy=kv_on_cpu", "dtype=fp8", "schedule=serial", "batch_size=300"))

@@ -31,6 +31,7 @@ def test_sound_code_stays(tmp_path, caplog):
     assert not caplog.text
 
 
+@pytest.mark.slow
 @given(st.sampled_from(FILES), st.integers(0, 20), st.integers(0, 255))
 def test_whatever_byte_is_damaged_nothing_of_it_is_run(tmp_path_factory, name, place, byte):
     folder = tmp_path_factory.getbasetemp() / "numba"

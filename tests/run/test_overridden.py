@@ -44,6 +44,7 @@ def options_of(*overrides):
     return job_of(*overrides).columns()["options"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("overrides", "options"),
     [
@@ -81,6 +82,7 @@ def test_what_no_other_column_tells_is_told(overrides, options):
     assert options_of(*overrides) == options
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("overrides", "options"),
     [
@@ -159,6 +161,7 @@ def changed(changes):
     return config
 
 
+@pytest.mark.slow
 @settings(max_examples=50, deadline=None)
 @given(CHANGES, CHANGES, st.booleans())
 def test_two_configurations_that_differ_never_share_all_of_it(one, other, near):

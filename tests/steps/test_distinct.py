@@ -21,6 +21,7 @@ def table_of(rows, row_format):
     return HostTable(rows, row_format, 0, PINNABLE, huge_pages=False, pinned=True)
 
 
+@pytest.mark.slow
 @settings(max_examples=30, deadline=None)
 @given(
     rows=st.integers(1, 60), tokens=st.integers(1, 40), columns=st.integers(1, 5), split=st.booleans(),

@@ -30,6 +30,7 @@ def hash_with(backend, plan, ids, history=None):
     return hasher(ids.to(placement.device), torch.as_tensor(history).to(placement.device)).cpu()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize(
     ("model", "prefix", "layer"),
@@ -74,6 +75,7 @@ def workloads(draw):
     return HashPlan.build(geometry, TokenCompression(compressed)), ids, history
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(workloads())
 @pytest.mark.parametrize("backend", [NumbaHasher, TritonHasher])
@@ -85,6 +87,7 @@ def test_backends_agree(backend, workload):
     assert ((expected >= first) & (expected < last)).all()
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None)
 @given(workloads(), st.data())
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -44,6 +44,7 @@ def golden_table(rows: int, row_values: int) -> SimpleNamespace:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lookup", [EmbeddingLookup, GatherLookup, by_triton])
 def test_golden_embeddings(lookup):
     expected = golden("forward")
@@ -88,6 +89,7 @@ def test_a_gathered_row_equals_the_contents(lookup, rows, row_format, seed, huge
     assert torch.equal(got, table.contents(row_ids).reshape(got.shape))
 
 
+@pytest.mark.slow
 @settings(max_examples=25, deadline=None)
 @given(
     rows=st.integers(1, 300),

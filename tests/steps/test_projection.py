@@ -38,6 +38,7 @@ def golden_weights() -> ProjectionWeights:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("projection", PROJECTIONS)
 def test_golden_keys_and_value(projection, device):
@@ -48,6 +49,7 @@ def test_golden_keys_and_value(projection, device):
     torch.testing.assert_close(value, torch.from_numpy(expected["value"].reshape(48, 64)), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 @settings(max_examples=30, deadline=None)
 @given(
     tokens=st.integers(1, 50),
@@ -94,6 +96,7 @@ def test_norms_are_accumulated_in_float32_over_every_chunk(monkeypatch):
     assert (kv == want).float().mean() > 0.98
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("tokens", "copies", "hidden"), [(1, 1, 16), (37, 3, 40), (9, 4, 1024)])
 def test_compiled_norm_equals_float32_rounded_once(tokens, copies, hidden):
     weights = weights_for(copies, hidden, torch.bfloat16)

@@ -38,6 +38,7 @@ def test_every_value_with_every_scale(widening):
     assert equal(widen(widening, row_format, stored, 1), row_format.widen(stored))
 
 
+@pytest.mark.slow
 @settings(max_examples=25, deadline=None)
 @given(
     values=st.integers(1, 300),

@@ -56,6 +56,7 @@ def test_a_pipeline_gives_the_same_keys_and_value(run_inline, tmp_path, device, 
             torch.testing.assert_close(pipelined[name], serial[name], rtol=2e-2, atol=2e-2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("overrides", "tokens"),
     [
