@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
 
+from engram_exp.errors import MismatchError
 from engram_exp.vocabulary import BY_SEQUENCE, DEVICE, HOST, LINK
 
 if TYPE_CHECKING:
@@ -184,8 +185,16 @@ def excerpt(value: str, tensors: Tensors, positions: torch.Tensor, tokens: int) 
 
 
 def by_token(value: str, tensor: torch.Tensor, tokens: int) -> torch.Tensor | None:
-    """A view [T, ...] of a value's tensor; None of one without tokens."""
-    flat = tensor.flatten(0, 1) if value in BY_SEQUENCE else tensor
+    """A view [T, ...] of a value's tensor; None of one without tokens.
+
+    Raises:
+        MismatchError: the tensor is laid out so that only a copy has that shape; what is written there would be lost.
+    """
+    try:
+        flat = tensor.view(-1, *tensor.shape[2:]) if value in BY_SEQUENCE else tensor
+    except RuntimeError as error:
+        strides = tuple(tensor.stride())
+        raise MismatchError(f"{value}: strides {strides} keep tokens apart; return a contiguous tensor") from error
     return flat if len(flat) == tokens else None
 
 

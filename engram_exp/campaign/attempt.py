@@ -20,6 +20,7 @@ from engram_exp.results.schema import RESULTS, SAMPLES
 from engram_exp.results.write import SAMPLES_SO_FAR, write_run
 from engram_exp.run.job import Job, fingerprint
 from engram_exp.run.terminal import Terminal
+from engram_exp.run.worker import code_kept
 from engram_exp.vocabulary import CRASH
 
 
@@ -53,10 +54,11 @@ def attempt(run: Planned, turn: Turn, unwritten: list[dict[str, Any]]) -> set[st
     try:
         _prepare(job)
         if run.config.worker == "inline":
-            from engram_exp.run.experiment import run as run_inline
-
             logging.getLogger("engram_exp").setLevel(logging.WARNING)  # there is no run.log for the rest
-            run_inline(job, Terminal())
+            with code_kept(job):
+                from engram_exp.run.experiment import run as run_inline
+
+                run_inline(job, Terminal())
             ending = Ending(CRASH, "the run left no results")
         else:
             ending = measure_in_worker(job, turn)

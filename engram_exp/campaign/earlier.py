@@ -8,8 +8,8 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 
-from engram_exp.results.load import statuses_of
-from engram_exp.results.schema import RESULTS, SUCCESSES
+from engram_exp.results.load import has_results, statuses_of
+from engram_exp.results.schema import SUCCESSES
 from engram_exp.run.job import FILE
 
 PARTS = ("settings", "files", "code", "machines")  # of a fingerprint
@@ -42,7 +42,7 @@ def failed_before(known: Mapping[str, set[str]], mark: str) -> bool:
 def folder_for(folder: Path, mark: str) -> Path:
     """The folder, or one beside it where results of another run stand; what failed makes room for what is mended."""
     number, free = 1, folder
-    while (free / RESULTS).exists() and not _makes_room(free, mark):
+    while has_results(free) and not _makes_room(free, mark):
         number, free = number + 1, folder.with_name(f"{folder.name}-{number + 1}")
     return free
 

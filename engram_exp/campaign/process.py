@@ -46,7 +46,8 @@ def stop_on(*signals: signal.Signals) -> None:
         raise Stopped(number)
 
     for name in signals:
-        signal.signal(name, stop)
+        if signal.getsignal(name) is not signal.SIG_IGN:  # as nohup leaves it
+            signal.signal(name, stop)
 
 
 def interruption(stopped: BaseException) -> Ending:

@@ -6,8 +6,7 @@ import gc
 import logging
 import random
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import count, cycle
 from typing import Any
@@ -149,13 +148,9 @@ class _Running:
     next_clock_s: float = 0.0
     is_quick: bool = False
 
-    @contextmanager
-    def _ended_by_error(self) -> Iterator[None]:
-        try:
-            yield
-        except Exception as error:
-            log.info("%s failed", self.case.name, exc_info=True)
-            self.timing.error, self.timing.stop_reason = error, "error"
+    def _fail(self, error: Exception) -> None:
+        log.info("%s failed", self.case.name, exc_info=error)
+        self.timing.error, self.timing.stop_reason = error, "error"
 
     def _time(self, call: Call) -> Sample:
         return self.clock.time(call, uses_device=self.case.uses_device)
@@ -163,8 +158,8 @@ class _Running:
     def warm_up(self) -> None:
         """Call the case until its times stop falling, at least six times. A share of the budget ends that, too, but not
         before the sixth call unless calls are so slow that there would be no budget left to speak of."""
-        with self._ended_by_error():
-            times_ms: list[float] = []
+        times_ms: list[float] = []
+        try:
             for call in cycle(reversed(self.calls)):  # inputs that warmed up are those that timing comes to last
                 times_ms.append(self._time(call).wall_ms)
                 enough = len(times_ms) >= 2 * WINDOW_CALLS
@@ -172,28 +167,34 @@ class _Running:
                 self.is_quick = times_ms[-1] < QUICK_MS
                 if spent >= (WARMUP_SHARE if enough else SLOW_WARMUP_SHARE) or (enough and _is_warm(times_ms)):
                     break
+        except Exception as error:
+            self._fail(error)
 
     def take_sample(self, turn: int, number: int) -> None:
         """Take the sample of a round; `number` counts those of all cases."""
+        # Little happens between quick samples: threads that wait for the next one fall asleep within microseconds.
         timing, case, call = self.timing, self.case, self.calls[turn % len(self.calls)]
         is_looked_at = not self.is_quick or len(timing.samples) % LOOKED_AT_EVERY == 0
-        with self._ended_by_error():
-            if case.before and is_looked_at:
+        try:
+            if is_looked_at and case.before:
                 case.before(call)
             before = preemptions()
-            sample = self._time(call)
+            sample = self.clock.time(call, uses_device=case.uses_device)
             timing.preempted += preemptions() - before
-            if case.behind and is_looked_at:
+            if is_looked_at and case.behind:
                 case.behind(call, self.clock.result)
-            timing.samples.append(sample)
-            timing.order.append(number)
-            timing.spent_s += sample.wall_ms / 1e3
-            if case.uses_device and time.perf_counter() >= self.next_clock_s:
-                self._look_at_sm_clock()
-            if len(timing.samples) >= self.iterations:
-                timing.stop_reason = "iterations"
-            elif timing.spent_s >= self.budget_s:
-                timing.stop_reason = "budget"
+        except Exception as error:
+            self._fail(error)
+            return
+        timing.samples.append(sample)
+        timing.order.append(number)
+        timing.spent_s += sample.wall_ms / 1e3
+        if case.uses_device and time.perf_counter() >= self.next_clock_s:
+            self._look_at_sm_clock()
+        if len(timing.samples) >= self.iterations:
+            timing.stop_reason = "iterations"
+        elif timing.spent_s >= self.budget_s:
+            timing.stop_reason = "budget"
 
     def _look_at_sm_clock(self) -> None:
         mhz, lowest = self.clock.sm_clock_mhz(), self.timing.sm_clock_mhz_min

@@ -125,6 +125,11 @@ def whole_run(folder: Path) -> list[dict[str, str]]:
     return list(csv.DictReader(io.StringIO(body), COLUMNS))
 
 
+def has_results(folder: Path) -> bool:
+    """Whether a run has left results in a folder, packed or not."""
+    return _packed_or_not(folder / RESULTS).exists()
+
+
 def statuses_of(folder: Path) -> set[str]:
     """Statuses of the rows of the run in a folder; none unless it is whole."""
     try:

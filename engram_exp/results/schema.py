@@ -106,7 +106,8 @@ TABLE = (
     Column("device_ms_median", NUMBER, MEASURED, 1, "ms", "by the device's events"),
     Column("enqueue_ms_median", NUMBER, MEASURED, 1, "ms", "until the call returned"),
     Column("bytes_moved", NUMBER, MEASURED, 1, "bytes", "the fewest that the case needs: all that it reads and writes, "
-           "on either side of the link, rows as often as they are asked for; of `full`: the sum of its stages"),
+           "on either side of the link, rows as often as they are asked for, or once if the lookup reads each once; of "
+           "`full`: the sum of its stages"),
     Column("gb_per_s", NUMBER, MEASURED, 1, "10^9 bytes/s", "these over the median"),
     Column("flops", NUMBER, MEASURED, 1, "FLOP", "the fewest that the case needs"),
     Column("tflop_per_s", NUMBER, MEASURED, 1, "10^12 FLOP/s", "these over the median"),

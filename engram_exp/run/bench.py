@@ -92,6 +92,7 @@ class Bench:
 
     def glance_at(self, case: str) -> Glance:
         """What is looked at behind every sample of a case."""
+        self.last.pop(case, None)  # what is kept beside what the strategy keeps would count as its memory
         self.glances[case] = Glance(self.verifier, case, self._task(case), self.inputs[case])
         return self.glances[case]
 
@@ -102,6 +103,8 @@ class Bench:
         A case of which another has made the rows that it reads is no better than that one.
         """
         for case, glance in self.glances.items():
+            if case in self.errors:
+                continue
             with self._failing(case):
                 glance.burst(self.calls(case), self.clock.synchronize)
         for case in [*self.stages, *([FULL] if self.whole_run else [])]:
@@ -126,12 +129,12 @@ class Bench:
             names[ROWS] = (EMBEDDINGS,)
         flowing: Tensors = batch
         for stage in self.plan.stages:
-            if stage.name not in self.stages:
+            if stage.name not in self.stages or stage.name in self.errors:
                 break
             flowing = self._run(partial(self.stages[stage.name].run, flowing))
             if stage.needs != stage.makes:
                 tensors.update(zip(names.get(stage.makes, (stage.makes,)), flowing, strict=True))
-        if self.whole_run:
+        if self.whole_run and FULL not in self.errors:
             tensors.update(zip(names[KV], self.whole_run(batch), strict=True))
             self.clock.synchronize()
         return {name: tensor.cpu().clone().contiguous() for name, tensor in tensors.items()}
@@ -150,7 +153,7 @@ class Bench:
         except OF_THE_RUN:
             raise
         except Exception as error:
-            self.errors[case] = error
+            self.errors.setdefault(case, error)
 
     def _build(self, stage: PlannedStage, *, is_alone: bool) -> None:
         with self._failing(stage.name):
@@ -171,7 +174,7 @@ class Bench:
         names = [stage.name for stage in self.plan.stages]
         before = names if case == FULL else names[: names.index(case)] if case in ROTATING else []
         for name in before:
-            if name in self.errors and (case == FULL or name in ROTATING):
+            if name in self.errors:
                 raise self.errors[name]
 
     def _build_whole(self) -> None:

@@ -6,12 +6,13 @@ import logging
 import os
 import zlib
 from collections import Counter
-from contextlib import closing
+from contextlib import closing, suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from engram_exp.errors import status_of
@@ -42,6 +43,7 @@ from engram_exp.run.rows import (
 )
 from engram_exp.run.terminal import Terminal
 from engram_exp.run.verify import Verifier
+from engram_exp.stage import Task
 from engram_exp.strategy.footprint import check_fits
 from engram_exp.vocabulary import CRASH, FULL
 
@@ -101,7 +103,7 @@ class Experiment:
         check_fits(needed, *free, config.model.table_scale)
         log.info("%d batches of tokens", len(self.parts.batches))  # may be refused: before limits, which take time
         self.limits = self._known_limits()
-        self.terminal.card(make_card(self.job, plan, needed, free, self.limit_of, self.limits))
+        self.terminal.card(make_card(self.job, plan, needed, free, self.tasks_of, self.limit_of, self.limits))
         clock = Clock(plan.device)
         verifier = Verifier(self.parts, seed=zlib.crc32(self.job.run_id.encode()))
         with torch.inference_mode():
@@ -116,11 +118,15 @@ class Experiment:
         right = {case: timing for case, timing in timings.items() if case not in bench.errors}
         return self._rows(bench, right, needed.table_bytes), sample_rows(self.job.run_id, right, Counter())
 
+    def tasks_of(self, case: str) -> list[Task]:
+        """The steps of a case, and what its batches ask of them."""
+        return self.plan.tasks_of(case, self.distinct_rows or 1.0)
+
     def limit_of(self, case: str) -> Limit | None:
         """The shortest time that this machine allows a case; None where it is not known."""
         if self.limits is None:
             return None
-        tasks = self.plan.tasks_of(case, self.distinct_rows or 1.0)
+        tasks = self.tasks_of(case)
         return self.limits.of(work(tasks), tasks[0].load)
 
     @cached_property
@@ -182,8 +188,7 @@ class Experiment:
             if case in bench.errors:
                 own = failed_columns(bench.errors[case], self.job.choices)
             elif case in timings:
-                tasks = self.plan.tasks_of(case, self.distinct_rows or 1.0)
-                own = case_columns(self.plan, tasks, timings[case], self.limit_of(case))
+                own = case_columns(self.plan, self.tasks_of(case), timings[case], self.limit_of(case))
             else:
                 own = skipped_columns()
             peaks = bench.whole_peaks if case == FULL else {}
@@ -193,8 +198,13 @@ class Experiment:
     def _save(self, bench: Bench) -> None:
         path = Path(self.job.folder) / TENSORS
         temporary = path.with_suffix(".tmp")
-        save_file(bench.named_tensors(), temporary)
-        os.replace(temporary, path)
+        try:
+            save_file(bench.named_tensors(), temporary)
+            os.replace(temporary, path)
+        except (OSError, SafetensorError) as error:  # a full disk: no reason to measure nothing
+            log.warning("%s cannot be written: %s", path, error)
+            with suppress(OSError):
+                temporary.unlink()
 
 
 def distinct_share(plan: HashPlan, batch: Batch) -> float:

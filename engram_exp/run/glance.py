@@ -53,6 +53,7 @@ class Glance:
         for tensor in self.last:
             if (view := by_token(self.value, tensor, self.tokens)) is not None:
                 view.index_fill_(0, self._places(view), poison_of(view.dtype))
+        self.last = ()  # a fresh result finds the memory of the one before it
         self.began_s = time.monotonic()
 
     def behind(self, call: partial[Tensors], result: object) -> None:

@@ -51,7 +51,7 @@ def main(folder: Path, turn: int | None = None) -> int:
     if job.config.hardware.affinity:
         os.sched_setaffinity(0, job.config.hardware.affinity)
     _log_to(folder)
-    with kept_from_children(turn) if turn is not None else nullcontext(), _compiled_code():
+    with kept_from_children(turn) if turn is not None else nullcontext(), code_kept(job):
         log.info("the worker starts")
         meter = LoadMeter()
         from engram_exp.run.experiment import run  # PyTorch starts its threads on import: behind the affinity
@@ -67,9 +67,9 @@ def main(folder: Path, turn: int | None = None) -> int:
 
 
 @contextmanager
-def _compiled_code() -> Iterator[None]:
-    """Let numba keep its code where it can be read and written."""
-    with compiled_code(Path(os.environ[NUMBA_CACHE])) as folder:
+def code_kept(job: Job) -> Iterator[None]:
+    """Let numba, which must not have been imported yet, keep its code where it is checked, read and written."""
+    with compiled_code(Path(variables(job)[NUMBA_CACHE])) as folder:
         os.environ[NUMBA_CACHE] = str(folder)
         yield
 
