@@ -220,3 +220,5 @@ def test_what_failed_makes_room_for_what_is_mended(tmp_path):
     assert folder_for(tmp_path / "0", mark(files="f2")) == tmp_path / "0-2", "a good run stays"
     assert folder_for(tmp_path / "1", mark(files="f2")) == tmp_path / "1"
     assert folder_for(tmp_path / "1", mark(code="c2")) == tmp_path / "1-2"
+    subprocess.run(["gzip", "0/results.csv"], cwd=tmp_path, check=True)
+    assert folder_for(tmp_path / "0", mark(files="f2")) == tmp_path / "0-2", "nor does packing give its place away"

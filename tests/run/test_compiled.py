@@ -88,6 +88,10 @@ def test_damaged_code_and_a_cache_that_cannot_be_written_fail_no_run(call, tmp_p
     assert done.returncode == 0, done.stdout
     assert "numba is damaged (" in done.stderr
     assert all(len(file.read_bytes()) > 40 for file in files), "it was built again"
+    files[0].write_bytes(b"damaged")
+    done = call(*asked, "worker=inline")
+    assert done.returncode == 0, done.stdout
+    assert "numba is damaged (" in done.stderr
     assert "damaged" not in call(*asked).stderr
     (tmp_path / "file").write_text("no folder")
     done = call("cases=[hashing]", f"cache_dir={tmp_path / 'file/cache'}", "tokens=text")

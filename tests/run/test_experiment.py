@@ -1,6 +1,7 @@
 """Whole runs of a tiny model in this process."""
 
 import json
+from itertools import count
 
 import numpy as np
 import pytest
@@ -14,13 +15,23 @@ from engram_exp.errors import ConfigError
 from engram_exp.measure.limits import POSSIBLE_PER_S, Limits
 from engram_exp.measure.rates import Limit
 from engram_exp.results.schema import COLUMNS
+from engram_exp.run import experiment as module
+from engram_exp.run.card import make_card
 from engram_exp.run.job import Job
 from engram_exp.run.requirements import require_data_sheet
 from engram_exp.run.rows import failed_rows
 from engram_exp.steps.lookup.gather import GatherLookup
+from engram_exp.steps.projection.linear import LinearProjection
 from engram_exp.steps.upload.pinned import PinnedUpload
 
 STRATEGIES = ["kv_on_cpu", "kv_on_gpu"]
+
+
+def raises(error):
+    def fail(*_, **__):
+        raise error
+
+    return fail
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -348,3 +359,41 @@ def test_how_busy_the_machine_was_before_a_run_is_on_record(run_inline, tmp_path
     frame = load_results(tmp_path)
     assert frame["preempted"][0] >= 0
     assert frame["layers"][0] == 2
+
+
+def test_tensors_of_what_is_right_are_saved_when_another_step_fails(run_inline, tmp_path, monkeypatch):
+    monkeypatch.setattr(LinearProjection, "__call__", raises(RuntimeError("broken")))
+    rows = run_inline("strategy=kv_on_gpu", "projection=linear", "schedule=serial", "save_tensors=true")
+    statuses = {row["case"]: row["status"] for row in rows}
+    assert statuses == {"hashing": "ok", "lookup": "ok", "projection": "crash", "up_embed": "skipped", "full": "crash"}
+    assert {"row_ids", "embeddings"} <= load_file(tmp_path / "tensors.safetensors").keys()
+
+
+def test_tensors_that_cannot_be_written_fail_no_case(run_inline, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(module.os, "replace", raises(OSError("no space left")))
+    monkeypatch.setattr(module, "write_run", lambda *_: None)
+    rows = run_inline("save_tensors=true", "cases=[hashing]")
+    assert [row["status"] for row in rows] == ["ok"]
+    assert "tensors.safetensors cannot be written: no space left" in caplog.text
+    assert not list(tmp_path.glob("tensors*"))
+
+
+def test_the_first_reason_of_a_case_stays(run_inline, monkeypatch):
+    reasons = count()
+
+    def gather(self, row_ids, original=GatherLookup.__call__):
+        if next(reasons) > 20:
+            raise RuntimeError(f"error {next(reasons)}")
+        return original(self, row_ids)
+
+    monkeypatch.setattr(GatherLookup, "__call__", gather)
+    (row,) = run_inline("lookup=gather", "cases=[lookup]", "iterations=100", "budget_s=5")
+    assert row["error"] == "RuntimeError('error 22')"
+
+
+def test_the_card_and_the_rows_agree(run_inline, monkeypatch):
+    cards = []
+    monkeypatch.setattr(module, "make_card", lambda *args: cards.append(make_card(*args)) or cards[0])
+    rows = run_inline("strategy=kv_on_gpu", "lookup=distinct", "batch_size=16", "cases=[lookup]")
+    ((_, _, moved, *_),) = cards[0].cases
+    assert moved == f"{rows[0]['bytes_moved'] / 1e9:.3g}"

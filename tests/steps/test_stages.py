@@ -7,7 +7,8 @@ from common import demo_geometry
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engram_exp.stage import BuiltStage, Stage, Strategy, kind_of
+from engram_exp.errors import MismatchError
+from engram_exp.stage import BuiltStage, Stage, Strategy, by_token, kind_of
 from engram_exp.steps.lookup.step import Lookup
 from engram_exp.vocabulary import BY_SEQUENCE
 
@@ -101,3 +102,10 @@ def test_stages_follow_each_other():
     assert Strategy([plus(1), plus(2)])((torch.tensor(3),)) == (torch.tensor(312),)
     assert Strategy([])((3,)) == (3,)
     assert set(BY_SEQUENCE) == {"token_ids", "row_ids"}
+
+
+def test_a_result_that_only_a_copy_of_could_be_looked_at_is_refused():
+    apart = torch.zeros(4, 3, 2).transpose(0, 1)
+    with pytest.raises(MismatchError, match=r"row_ids: strides \(2, 6, 1\) .* return a contiguous tensor"):
+        by_token("row_ids", apart, tokens=12)
+    assert by_token("row_ids", torch.zeros(3, 4, 2), tokens=12).shape == (12, 2)
