@@ -7,8 +7,8 @@ imports PyTorch.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
 
 from engram_exp.errors import MismatchError
@@ -64,7 +64,6 @@ class Load:
         batches: that rotate, each with rows of its own.
         distinct_rows: share of the rows asked for that are distinct: the others may come from a cache.
         staged: in chunks, whose row ids and rows caches may hold until the next stage, or the link, has read them.
-        options: of the component, as they are configured.
     """
 
     stage: PlannedStage
@@ -76,7 +75,6 @@ class Load:
     batches: int = 1
     distinct_rows: float = 1.0
     staged: bool = False
-    options: Mapping[str, Any] = field(default_factory=dict)
 
     def bytes_of(self, value: str) -> int:
         """Bytes of a value of these tokens."""

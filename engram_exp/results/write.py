@@ -52,7 +52,7 @@ def write_run(
 
 class SampleFile:
     """The samples of a run under way, for the case that it does not live to write them: they are appended to a file of
-    another name, at most once a second, and `write_run` puts the whole in its place.
+    another name, about once a second, and `write_run` puts the whole in its place.
 
     A file that cannot be written costs a warning, not the run.
 
@@ -63,25 +63,17 @@ class SampleFile:
     def __init__(self, folder: Path) -> None:
         self.path = folder / SAMPLES_SO_FAR
         self.path.unlink(missing_ok=True)
-        self.waiting: list[Mapping[str, Any]] = []
         self.flushed_s = -EVERY_S
         self.is_broken = False
 
     @property
     def is_due(self) -> bool:
-        """Whether it would write what it is given now."""
+        """Whether the last time is long enough ago."""
         return time.monotonic() - self.flushed_s >= EVERY_S
 
     def append(self, rows: Iterable[Mapping[str, Any]]) -> None:
-        """Keep rows of `SAMPLE_COLUMNS`. Call it between samples, never inside of one."""
-        self.waiting.extend(rows)
-        if self.waiting and self.is_due:
-            self.close()
-
-    def close(self) -> None:
-        """Write what is still waiting."""
-        rows, self.waiting = self.waiting, []
-        self.flushed_s = time.monotonic()
+        """Write rows of `SAMPLE_COLUMNS`. Call it between samples, when it `is_due`, never inside of one."""
+        self.flushed_s, rows = time.monotonic(), list(rows)
         if self.is_broken or not rows:
             return
         try:

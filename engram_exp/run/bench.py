@@ -18,7 +18,7 @@ from engram_exp.run.glance import Glance
 from engram_exp.run.made_up import MadeUp
 from engram_exp.run.parts import Parts
 from engram_exp.run.plan import KINDS
-from engram_exp.run.verify import Verifier
+from engram_exp.run.verify import Verifier, judge_of
 from engram_exp.run.whole import WholeRun, build_whole_run
 from engram_exp.stage import BuiltStage, PlannedStage, Task, Tensors
 from engram_exp.strategy.plan import made_up_inputs
@@ -158,13 +158,14 @@ class Bench:
     def _build(self, stage: PlannedStage, *, is_alone: bool) -> None:
         with self._failing(stage.name):
             self._require_right_rows(stage.name)
-            built = self.stages[stage.name] = self.parts.stage(stage)
+            task, built = self.plan.task(stage), self.parts.stage(stage)
+            self.stages[stage.name] = built
             made = None if is_alone else self.made.get((stage.needs, self._side(stage.read_from)))
             inputs = self.made_up.input_of(stage) if made is None else made
             self.inputs[stage.name] = [inputs]
             result = self.last[stage.name] = self._run(partial(built.run, inputs))
-            positions = torch.arange(self.plan.tokens) if built.kind.compares_all else self.verifier.positions()
-            self.verifier.require(stage.name, self.plan.task(stage), inputs, result, positions)
+            positions = torch.arange(self.plan.tokens) if judge_of(task).compares_all else self.verifier.positions()
+            self.verifier.require(stage.name, task, inputs, result, positions)
             if stage in self.plan.stages:
                 self.made[stage.makes, self._side(stage.side)] = result
 

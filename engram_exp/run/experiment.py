@@ -6,7 +6,7 @@ import logging
 import os
 import zlib
 from collections import Counter
-from contextlib import closing, suppress
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -158,11 +158,8 @@ class Experiment:
                 cases.append(
                     Case(name, bench.calls(name), bench.leaves_device_work(name), glance.before, glance.behind)
                 )
-        with (
-            self.terminal.progress(config.iterations, config.budget_s) as report,
-            closing(SampleFile(Path(self.job.folder))) as kept,
-        ):
-            known: Counter[str] = Counter()
+        kept, known = SampleFile(Path(self.job.folder)), Counter[str]()
+        with self.terminal.progress(config.iterations, config.budget_s) as report:
 
             def progress(case: str, timings: dict[str, Timing]) -> None:
                 report(case, timings)

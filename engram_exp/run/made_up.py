@@ -8,6 +8,7 @@ import torch
 
 from engram_exp.run.parts import Parts
 from engram_exp.run.plan import KINDS
+from engram_exp.run.verify import judge_of
 from engram_exp.stage import PlannedStage, Task, Tensors, by_token
 from engram_exp.vocabulary import LINK, STEPS, TOKEN_IDS
 
@@ -43,7 +44,7 @@ class MadeUp:
             self._fill(value, tensors, self._pattern(value))
 
     def _pattern(self, value: str) -> torch.Tensor:
-        return self._maker(value).kind.example(self.parts, PATTERN_TOKENS)
+        return judge_of(self._maker(value)).example(self.parts, PATTERN_TOKENS)
 
     def _fill(self, value: str, tensors: Tensors, pattern: torch.Tensor) -> None:
         maker, tokens = self._maker(value), len(pattern)

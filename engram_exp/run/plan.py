@@ -132,7 +132,6 @@ class Plan:
             batches=batches_of(config),
             distinct_rows=distinct_rows,
             staged=staged,
-            options={} if node is None else {str(name): node[name] for name in node if name != "_target_"},
         )
         return Task(step if node is None else kind_of(get_class(node._target_), step), load)
 

@@ -39,16 +39,12 @@ def test_they_are_written_at_most_once_a_second(tmp_path, clock):
     kept.append([sample(0)])
     assert len(lines(tmp_path)) == 2, "a header and the first sample"
     clock[0] += 0.9
-    kept.append([sample(1)])
-    kept.append([sample(2)])
-    assert len(lines(tmp_path)) == 2
+    assert not kept.is_due
     clock[0] += 0.2
-    kept.append([])
+    assert kept.is_due
+    kept.append([sample(1), sample(2)])
+    assert not kept.is_due
     assert len(lines(tmp_path)) == 4
-    kept.append([sample(3)])
-    kept.close()
-    kept.close()
-    assert len(lines(tmp_path)) == 5
     assert load_samples(tmp_path).empty, "they do not count until the run is over"
 
 
@@ -95,7 +91,6 @@ def test_a_full_disk_costs_a_warning(tmp_path, clock, monkeypatch, caplog):
         kept.append([sample(1)])
     clock[0] += 2
     kept.append([sample(2)])
-    kept.close()
     assert caplog.text.count("No space left on device") == 1
     write_run(tmp_path, {}, FAILED)
     assert load_samples(tmp_path)["iteration"].tolist() == [0], "nothing stands behind a gap"

@@ -1,6 +1,7 @@
 """What is compared, and when it differs."""
 
 import threading
+from itertools import count
 
 import numpy as np
 import pytest
@@ -205,6 +206,20 @@ def test_nobody_brings_the_reference_that_judges_it(run_inline, monkeypatch):
     monkeypatch.setattr(GatherLookup, "__call__", zeros)
     monkeypatch.setattr(GatherLookup, "wanted", wanted_zeros)
     assert {row["status"] for row in run_inline("strategy=kv_on_cpu", "cases=[lookup,full]")} == {"mismatch"}
+
+
+def test_nobody_decides_how_strictly_it_is_checked(run_inline, monkeypatch):
+    calls = count()
+
+    def wrong_once(self, ids, history, original=NumbaHasher.__call__):
+        row_ids = original(self, ids, history)
+        row_ids[3, 1234] += next(calls) == 0
+        return row_ids
+
+    monkeypatch.setattr(NumbaHasher, "compares_all", False)
+    monkeypatch.setattr(NumbaHasher, "__call__", wrong_once)
+    (row,) = run_inline("hashing=numba", "cases=[hashing]", "batch_size=4", "seq_len=3000")
+    assert row["status"] == "mismatch"
 
 
 def test_a_whole_that_remembers_is_noticed(run_inline, monkeypatch):
