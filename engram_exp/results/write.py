@@ -68,14 +68,15 @@ class SampleFile:
 
     @property
     def is_due(self) -> bool:
-        """Whether the last time is long enough ago."""
+        """Whether samples were last written long enough ago."""
         return time.monotonic() - self.flushed_s >= EVERY_S
 
     def append(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Write rows of `SAMPLE_COLUMNS`. Call it between samples, when it `is_due`, never inside of one."""
-        self.flushed_s, rows = time.monotonic(), list(rows)
+        rows = list(rows)
         if self.is_broken or not rows:
-            return
+            return  # still due: the first samples of a run are written at once
+        self.flushed_s = time.monotonic()
         try:
             with self.path.open("a", encoding="utf-8", newline="") as file:
                 text = _text(SAMPLE_COLUMNS, rows)

@@ -36,6 +36,7 @@ def test_they_are_written_at_most_once_a_second(tmp_path, clock):
     kept = SampleFile(tmp_path)
     kept.append([])
     assert lines(tmp_path) == []
+    assert kept.is_due
     kept.append([sample(0)])
     assert len(lines(tmp_path)) == 2, "a header and the first sample"
     clock[0] += 0.9
