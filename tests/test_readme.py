@@ -117,7 +117,7 @@ def test_the_rooms_are_those_of_the_house():
     tree = README[README.index("```\nrun.py") :].split("```")[1]
     shown = set(re.findall(r"^  (\w+)/", tree, flags=re.MULTILINE))
     assert shown == {path.name for path in (ROOT / "engram_exp").iterdir() if path.is_dir() and path.name[0] != "_"}
-    assert len(README.splitlines()) <= 170, "for two readers, not for all"
+    assert len(README.splitlines()) <= 140, "for two readers, not for all"
 
 
 @pytest.mark.slow
