@@ -133,7 +133,14 @@ def _check_schedule(config: DictConfig) -> None:
             remedy = f"must be a whole number of at least 1, {AUTO}, or null for whole batches"
             raise ConfigError("schedule.chunk_tokens", chunk_tokens, remedy)
         if "lookup" not in on_host:
-            raise ConfigError("schedule", "pipelined", "needs a lookup on the host to overlap; use schedule=serial")
+            raise chunks_refused(chunk_tokens, "needs a lookup on the host to overlap; use schedule=serial")
+
+
+def chunks_refused(chunk_tokens: object, remedy: str) -> ConfigError:
+    """The refusal of a pipeline, naming what asked for it: the option, or a number of tokens."""
+    if chunk_tokens == AUTO:
+        return ConfigError("schedule", "pipelined", remedy)
+    return ConfigError("schedule.chunk_tokens", chunk_tokens, remedy)
 
 
 def _is_count(value: object) -> bool:

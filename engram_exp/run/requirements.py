@@ -8,7 +8,7 @@ import psutil
 import torch
 from hydra.utils import get_class
 
-from engram_exp.config.checks import check_cpus
+from engram_exp.config.checks import check_cpus, chunks_refused
 from engram_exp.config.options import check_options
 from engram_exp.config.schema import COMPONENTS
 from engram_exp.errors import ConfigError, SkippedError
@@ -124,12 +124,13 @@ def _check_schedule(plan: Plan) -> None:
         raise ConfigError("capture", "graph", f"needs a CUDA device, and this is {plan.device}; use capture=none")
     if plan.config.capture == "graph" and not plan.pins:
         raise ConfigError("capture", "graph", "a pageable upload waits for its copy: upload=pinned, or capture=none")
-    if plan.cuts is None:
+    chunk_tokens = plan.config.schedule.chunk_tokens
+    if chunk_tokens is None:
         return
     projection: Any = kind_of(get_class(plan.config.projection._target_), Projection)
     if projection.kv_buffers > 1:
         remedy = "the projection must fill one kept buffer: projection=fused, or schedule=serial"
-        raise ConfigError("schedule", "pipelined", remedy)
+        raise chunks_refused(chunk_tokens, remedy)
     if plan.has_link and not plan.pins:
         remedy = "a copy must not keep the host waiting: upload=pinned, or schedule=serial"
-        raise ConfigError("schedule", "pipelined", remedy)
+        raise chunks_refused(chunk_tokens, remedy)

@@ -11,8 +11,10 @@ from omegaconf import OmegaConf
 from places import parts_of
 
 from engram_exp.config.checks import check
+from engram_exp.config.options import CPU, GIVEN
 from engram_exp.errors import ConfigError
 from engram_exp.machine.data_sheets import DATA_SHEETS
+from engram_exp.machine.placement import Placement
 from engram_exp.run.plan import Plan
 from engram_exp.run.requirements import check_components, check_dtype
 from engram_exp.strategy.plan import needed_stages
@@ -201,3 +203,8 @@ def test_threads_are_refused_where_the_run_finds_too_few_cpus(run_inline):
     rows = run_inline("hardware.threads=4000", "cases=[hashing]")
     assert [row["status"] for row in rows] == ["refused"]
     assert rows[0]["error"].startswith("hardware.threads=4000: more threads than CPUs")
+
+
+def test_what_a_run_gives_is_what_options_may_not_be_called(configure):
+    parts = parts_of(configure(*TINY))
+    assert sorted(parts._given(1, Placement(CPU))) == sorted(GIVEN)

@@ -81,10 +81,17 @@ def test_chunks_are_a_quarter_within_bounds(configure, overrides, tokens):
         ),
     ],
 )
-def test_components_that_cannot_overlap_are_refused(run_inline, overrides, says):
-    row = run_inline(*IN_CHUNKS, *overrides)[0]
+@pytest.mark.parametrize(
+    ("asked", "named"),
+    [
+        (["schedule=pipelined"], "schedule=pipelined"),
+        (["schedule.chunk_tokens=7"], "schedule.chunk_tokens=7"),
+    ],
+)
+def test_components_that_cannot_overlap_are_refused(run_inline, overrides, says, asked, named):
+    row = run_inline(*asked, *overrides)[0]
     assert row["status"] == "refused"
-    assert row["error"].startswith("schedule=pipelined: ")
+    assert row["error"].startswith(f"{named}: ")
     assert says in row["error"]
 
 

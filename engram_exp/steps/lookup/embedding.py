@@ -20,7 +20,7 @@ class EmbeddingLookup(Lookup):
     def __init__(self, table: HostTable, max_tokens: int, columns: int, placement: Placement) -> None:
         placement.require("cpu", "lookup")
         if len(table.parts) > 1:
-            raise ConfigError("lookup", "embedding", "reads tables in one piece only: dtype.layout=packed")
+            raise ConfigError("lookup", None, "reads tables in one piece only: dtype.layout=packed")
         self.storage = table.parts[0]
 
     def __call__(self, row_ids: torch.Tensor) -> torch.Tensor:
