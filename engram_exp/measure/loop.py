@@ -23,7 +23,7 @@ WARMUP_SHARE = 0.05  # ... or this share of its budget is spent on as many calls
 SLOW_WARMUP_SHARE = 0.25  # ... or this share on fewer
 SM_CLOCK_EVERY_S = 0.05  # of a case, at most
 QUICK_MS = 1.0  # a call that takes less feels what was done before it: of such cases, only ...
-LOOKED_AT_EVERY = 8  # ... one sample in so many is prepared and looked at
+LOOKED_AT_EVERY = 8  # ... one sample in so many is prepared and looked at, and preemptions are read as seldom
 
 
 Call = Callable[[], object]
@@ -57,7 +57,8 @@ class Timing:
     stop_reason: iterations, budget or error.
     samples, order: of each iteration, and its number among those of all cases as they were taken.
     spent_s: in its samples.
-    preempted: how often another process took a CPU from a thread of this one during the samples.
+    preempted: how often another process took a CPU from a thread of this one during the samples; of quick ones, the
+        share that fell to them of the switches of some rounds.
     sm_clock_mhz_min: the lowest clock of the device that was seen behind a sample, in MHz; None without a device.
     error: what a call, or a look at what it returned, raised. It ended this case, and no other.
     """
@@ -91,7 +92,7 @@ def measure(
         progress: called between samples with the case to come and what is known about all of them.
     """
     timings = {case.name: Timing() for case in cases}
-    running = [
+    every = running = [
         _Running(case, calls, clock, iterations, budget_s, timings[case.name])
         for case, calls in zip(cases, _apart(cases), strict=True)
     ]
@@ -113,8 +114,8 @@ def measure(
                 each.take_sample(turn, next(taken))
     finally:
         gc.enable()
-    for timing in timings.values():
-        timing.steady = is_steady([sample.wall_ms for sample in timing.samples])
+    for each in every:
+        each.finish()
     return timings
 
 
@@ -147,6 +148,7 @@ class _Running:
     timing: Timing
     next_clock_s: float = 0.0
     is_quick: bool = False
+    switches: _Switches = field(default_factory=lambda: _Switches())
 
     def _fail(self, error: Exception) -> None:
         log.info("%s failed", self.case.name, exc_info=error)
@@ -176,13 +178,19 @@ class _Running:
         timing, case, call = self.timing, self.case, self.calls[turn % len(self.calls)]
         is_looked_at = not self.is_quick or len(timing.samples) % LOOKED_AT_EVERY == 0
         try:
-            if is_looked_at and case.before:
-                case.before(call)
-            before = preemptions()
+            if is_looked_at:
+                self.switches.settle()
+                if case.before:
+                    case.before(call)
+                self.switches.watch()
             sample = self.clock.time(call, uses_device=case.uses_device)
-            timing.preempted += preemptions() - before
+            self.switches.spent_s += sample.wall_ms / 1e3
+            if not self.is_quick:
+                self.switches.settle()
             if is_looked_at and case.behind:
                 case.behind(call, self.clock.result)
+                if self.is_quick:
+                    call()  # so that the next sample follows a call, and not a look
         except Exception as error:
             self._fail(error)
             return
@@ -196,11 +204,43 @@ class _Running:
         elif timing.spent_s >= self.budget_s:
             timing.stop_reason = "budget"
 
+    def finish(self) -> None:
+        """Say of all samples what one alone does not tell."""
+        self.switches.settle()
+        self.timing.preempted = round(self.switches.of_case)
+        self.timing.steady = is_steady([sample.wall_ms for sample in self.timing.samples])
+
     def _look_at_sm_clock(self) -> None:
         mhz, lowest = self.clock.sm_clock_mhz(), self.timing.sm_clock_mhz_min
         if mhz is not None:
             self.timing.sm_clock_mhz_min = mhz if lowest is None else min(mhz, lowest)
         self.next_clock_s = time.perf_counter() + SM_CLOCK_EVERY_S
+
+
+@dataclass
+class _Switches:
+    """Preemptions of one case, read around a sample. Reading them slows quick ones down: theirs are read around some
+    rounds of all cases, and its share of them is that of its samples in the time.
+
+    spent_s: in its samples, since `watch`.
+    of_case: preemptions so far.
+    """
+
+    spent_s: float = 0.0
+    of_case: float = 0.0
+    before: int = 0
+    began_s: float = 0.0
+
+    def watch(self) -> None:
+        """Count from here on."""
+        self.spent_s, self.before, self.began_s = 0.0, preemptions(), time.perf_counter()
+
+    def settle(self) -> None:
+        """Count until here, if anything was timed."""
+        if self.spent_s:
+            passed_s = max(time.perf_counter() - self.began_s, self.spent_s)
+            self.of_case += (preemptions() - self.before) * self.spent_s / passed_s
+            self.spent_s = 0.0
 
 
 def _is_warm(times_ms: Sequence[float]) -> bool:

@@ -148,7 +148,7 @@ TABLE = (
     Column("options", TEXT, OPTIONS, 3, "", "every value that was set, by the command line, a sweep or a preset, "
            "and that no other column tells: `key=value key=value`, sorted by key; `~key`: it was removed"),
     Column("layers", NUMBER, FACT, 3, "layers", "of the model that have a table"),
-    Column("preempted", NUMBER, MEASURED, 3, "switches", "involuntary context switches of the process during the case"),
+    Column("preempted", NUMBER, MEASURED, 3, "switches", "involuntary context switches of the process in the samples"),
     Column("sm_clock_mhz_min", NUMBER, MEASURED, 3, "MHz", "lowest clock of the device's multiprocessors in the case"),
 )  # fmt: skip
 SAMPLE_TABLE = (

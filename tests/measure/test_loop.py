@@ -161,6 +161,36 @@ def test_preemptions_are_those_of_the_samples(monkeypatch):
     assert (timings["busy"].preempted, timings["quiet"].preempted) == (12, 0)
 
 
+def test_preemptions_of_quick_samples_are_their_share_of_some_rounds(monkeypatch):
+    now_s, seen, reads = [0.0], [0], []
+
+    class Clock(SetClock):
+        def time(self, call, *, uses_device):
+            sample = super().time(call, uses_device=uses_device)
+            now_s[0] += sample.wall_ms / 1e3
+            seen[0] += 10
+            return sample
+
+    def preempted():
+        reads.append(seen[0])
+        return seen[0]
+
+    def other_work(*_):
+        now_s[0] += 0.0005
+
+    monkeypatch.setattr(loop, "preemptions", preempted)
+    monkeypatch.setattr(loop.time, "perf_counter", lambda: now_s[0])
+    timings = measured([Case("a", [int], False)], Clock(0.5), iterations=16, progress=other_work)
+    assert len(reads) == 2 * 2, "once before and once behind eight"
+    assert timings["a"].preempted == pytest.approx(16 * 10 / 2, abs=10), "half of the time was spent elsewhere"
+
+
+def test_behind_a_look_a_quick_case_is_called_once_more():
+    calls = []
+    measured([Case("a", [lambda: calls.append(1)], False, behind=lambda *_: None)], SetClock(0.5), iterations=16)
+    assert len(calls) == 6 + 16 + 2
+
+
 def test_the_lowest_clock_of_the_device_is_kept(monkeypatch):
     monkeypatch.setattr(loop, "SM_CLOCK_EVERY_S", 0.0)
     clock = SetClock(1.0, sm_clocks_mhz=[1980, 1755, 1900])
