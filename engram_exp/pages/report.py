@@ -12,7 +12,7 @@ from typing import Any
 import pandas as pd
 
 from engram_exp.analysis.advice_in_words import in_words, shared
-from engram_exp.analysis.answers import answer, by_weight
+from engram_exp.analysis.answers import Answer, answer, by_weight
 from engram_exp.analysis.subjects import ABOUT, STEP, WAYS, load_campaign, over_runs, subjects
 from engram_exp.pages.detail import detail
 from engram_exp.results import schema
@@ -66,9 +66,7 @@ def report(
         ReportError: nothing was measured, or the libraries that draw are missing.
         FileNotFoundError, ValueError: no such folder, or no results in it, or none with these values.
     """
-    missing = [name for name in ("altair", "jinja2", "vl_convert") if find_spec(name) is None]
-    if missing:
-        raise ReportError(f"{', '.join(missing)} missing: pip install -c constraints.txt -e '.[report]'")
+    _require_libraries()
     from engram_exp.pages.figures import figures
     from engram_exp.pages.page import write_page
 
@@ -82,25 +80,16 @@ def report(
     if not about:
         raise ReportError(f"{folder}: nothing was measured; its rows are {_counts(frame['status'])}")
     shown = by_weight(about)[:MOST_SUBJECTS]
-    answers = [answer(subject, decode, prefill, device_memory_gb) for subject in shown]
-    notes, engines = shared([in_words(one.advice) for one in answers if one.advice])
     table, throughout = _table(frame)
     facts = {
         "title": folder.resolve().name,
-        "runs": frame["run_id"].nunique(),
-        "statuses": _counts(frame["status"]),
-        "not_steady": int(frame["steady"].eq(False).sum()),
         "asked": {"decode": decode, "prefill": prefill, "device_memory_gb": device_memory_gb},
-        "details": [detail(one, notes) for one in answers],
-        "notes": notes,
-        "engines": engines,
+        **_answers([answer(subject, decode, prefill, device_memory_gb) for subject in shown]),
         "subjects_not_shown": len(about) - len(shown),
-        "failures": _failures(frame),
+        **_rows_in_words(frame),
         "left_out": [text for text in told if isinstance(text, LeftOutWarning)],
         "unchecked": [text for text in told if isinstance(text, UncheckedWarning)],
         "throughout": throughout,
-        "hardware": _distinct(frame, ("device_name", "cpu_name", "torch_version")),
-        "machines": _distinct(frame, MACHINE),
         "commands": commands,
         "environments": machines,
     }
@@ -108,6 +97,30 @@ def report(
     for text in told:
         warnings.warn(text, stacklevel=2)
     return page
+
+
+def _require_libraries() -> None:
+    missing = [name for name in ("altair", "jinja2", "vl_convert") if find_spec(name) is None]
+    if missing:
+        raise ReportError(f"{', '.join(missing)} missing: pip install -c constraints.txt -e '.[report]'")
+
+
+def _answers(answers: Sequence[Answer]) -> dict[str, Any]:
+    """What is told of each subject, and of all of them together."""
+    notes, engines = shared([in_words(one.advice) for one in answers if one.advice])
+    return {"details": [detail(one, notes) for one in answers], "notes": notes, "engines": engines}
+
+
+def _rows_in_words(frame: pd.DataFrame) -> dict[str, Any]:
+    """How many rows there are of what kind, and where they come from."""
+    return {
+        "runs": frame["run_id"].nunique(),
+        "statuses": _counts(frame["status"]),
+        "not_steady": int(frame["steady"].eq(False).sum()),
+        "failures": _failures(frame),
+        "hardware": _distinct(frame, ("device_name", "cpu_name", "torch_version")),
+        "machines": _distinct(frame, MACHINE),
+    }
 
 
 def _table(frame: pd.DataFrame) -> tuple[str, dict[str, Any]]:
