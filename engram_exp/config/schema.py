@@ -40,19 +40,22 @@ def _model_config() -> type:
     return make_dataclass("ModelConfig", [(name, kind, field(default=MISSING)) for name, kind in known])
 
 
-OF_A_RUN = ("layer", "value_bytes", "values_per_scale", "prime_source")  # numbers of a geometry that no model has
+# Of a geometry, but of no model.
+OF_A_RUN = ("layer", "value_bytes", "values_per_scale", "one_scale", "prime_source")
 ModelConfig = _model_config()
 
 
 @dataclass
 class DtypeConfig:
     """The compute dtype, how far from a float32 reference its keys and value may be, and how rows are stored: in the
-    compute dtype, or in e4m3 with a ue8m0 scale for so many values, packed behind them or split off."""
+    compute dtype, in e4m3 with a ue8m0 scale for so many values, packed behind them or split off, or in e4m3 with one
+    float32 scale for the whole table."""
 
     name: str = MISSING
     tolerance: float = MISSING
     values_per_scale: Optional[int] = None
     layout: str = "packed"
+    one_scale: Optional[float] = None
 
 
 @dataclass

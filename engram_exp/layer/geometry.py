@@ -14,6 +14,7 @@ from engram_exp.errors import ConfigError
 from engram_exp.vocabulary import EMBEDDINGS, KV, ROW_IDS, ROWS, TOKEN_IDS
 
 TOKEN_ID_BYTES = 8  # ids are int64
+ONE_SCALES = 1e-30, 1e30  # times an e4m3 value, neither leaves the range of bfloat16
 
 PrimeSource = Callable[[int, tuple[int, ...], int], Sequence[Sequence[int]]]
 
@@ -60,6 +61,7 @@ class EngramGeometry:
         value_bytes: size of one value of the compute dtype.
         values_per_scale: None if rows are stored in the compute dtype; else a row holds one byte for each value and one
             scale byte for so many of them.
+        one_scale: None, or the scale of the whole table: a row holds one byte for each value, and nothing else.
         prime_source: finds the columns' primes; called as `search_primes`.
 
     Raises:
@@ -81,6 +83,7 @@ class EngramGeometry:
     table_scale: float = 1.0
     value_bytes: int = 2
     values_per_scale: int | None = None
+    one_scale: float | None = None
     prime_source: PrimeSource = field(default=search_primes, compare=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -102,6 +105,8 @@ class EngramGeometry:
             raise ConfigError("model.table_scale", self.table_scale, "must be above 0 and at most 1")
         if self.values_per_scale is not None and self.values_per_scale < 1:
             raise ConfigError("dtype.values_per_scale", self.values_per_scale, "must be at least 1, or null")
+        if self.one_scale is not None:
+            self._check_one_scale(self.one_scale)
         if not self.norm_eps > 0:
             raise ConfigError("model.norm_eps", self.norm_eps, "must be above 0")
         if len(set(self.layers)) != len(self.layers) or any(layer < 0 for layer in self.layers):
@@ -110,6 +115,16 @@ class EngramGeometry:
             raise ConfigError(
                 "layer", self.layer, f"this model has tables on the layers {', '.join(map(str, self.layers))}"
             )
+
+    def _check_one_scale(self, scale: float) -> None:
+        least, most = ONE_SCALES
+        if not least <= scale <= most:
+            raise ConfigError("dtype.one_scale", scale, f"must be {least:g} to {most:g}, or null")
+        if self.values_per_scale is not None:
+            remedy = (
+                f"rows have scales of their own, dtype.values_per_scale={self.values_per_scale}; null one of the two"
+            )
+            raise ConfigError("dtype.one_scale", scale, remedy)
 
     @property
     def max_order(self) -> int:
@@ -159,6 +174,8 @@ class EngramGeometry:
     @property
     def row_bytes(self) -> int:
         """Bytes of one row as it is stored."""
+        if self.one_scale is not None:
+            return self.row_values
         if self.values_per_scale is None:
             return self.row_values * self.value_bytes
         return self.row_values + -(-self.row_values // self.values_per_scale)

@@ -112,6 +112,10 @@ def test_wrong_types_are_refused_by_key(configure, override):
         (["batches=some"], "batches"),
         (["strategy=uva", "lookup.order=random"], "lookup.order"),
         (["dtype=fp8", "dtype.values_per_scale=0"], "dtype.values_per_scale"),
+        (["dtype=fp8_one_scale", "dtype.one_scale=0"], "dtype.one_scale"),
+        (["dtype=fp8_one_scale", "dtype.one_scale=inf"], "dtype.one_scale"),
+        (["dtype=fp8", "dtype.one_scale=0.5"], "dtype.one_scale"),
+        (["dtype=fp8_one_scale", "dtype.layout=split"], "dtype.layout"),
         (["dtype.name=int8"], "dtype"),
     ],
 )

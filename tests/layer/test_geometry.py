@@ -70,6 +70,7 @@ def test_impossible_numbers_are_refused_by_key(change, key):
 def test_fp8_rows_have_their_scales():
     assert demo_geometry(values_per_scale=32).row_bytes == 66
     assert demo_geometry(row_values=40, values_per_scale=32).row_bytes == 42, "a scale of fewer values is one, too"
+    assert demo_geometry(row_values=160, one_scale=0.01).row_bytes == 160, "the table's scale is in no row"
 
 
 def test_row_ids_widen_as_soon_as_32_bits_are_too_few():
