@@ -8,6 +8,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from engram_exp.config.schema import HASH_KEYS
 from engram_exp.errors import ConfigError
 from engram_exp.layer.geometry import EngramGeometry, PrimeSource, search_primes
 from engram_exp.machine import cgroup
@@ -27,9 +28,10 @@ def geometry_of(config: DictConfig, prime_source: PrimeSource = search_primes) -
         ConfigError: a number out of range.
     """
     numbers: dict[str, Any] = {
-        str(name): tuple(value) if OmegaConf.is_list(value) else value for name, value in config.model.items()
+        str(name): tuple(value) if OmegaConf.is_list(value) else value
+        for name, value in config.model.items()
+        if name not in HASH_KEYS
     }
-    del numbers["tokenizer"]
     return EngramGeometry(
         **numbers,
         layer=config.layer,

@@ -18,8 +18,9 @@ from engram_exp.errors import ConfigError
 CPU = torch.device("cpu")
 GIVEN = (  # what a run passes to its components
     "plan", "table", "columns", "weights", "max_tokens", "placement", "rows", "row_format", "seed", "vocab_size",
-    "history_len", "tokenizer", "cache_dir",
+    "history_len", "tokenizer", "cache_dir", "compression", "hash_seed", "pad_id", "eos_id",
 )  # fmt: skip
+OF_HASH = ("hash_seed", "pad_id", "vocab_size", "eos_id")  # keys of a model that its hash may be built from
 UNIONS = (typing.Union, types.UnionType)
 YAML_TYPES = {float: (float, int), Path: (str,)}  # as which a value of some types may be written, besides their own
 
@@ -71,6 +72,25 @@ def check_options(group: str, node: DictConfig, choice: str | None = None) -> No
         is_named = parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
         if is_named and parameter.default is parameter.empty and name not in (*options, *GIVEN):
             raise ConfigError(f"{group}.{name}", "null", f"{target.__name__} needs it; set it, or give it a default")
+
+
+def check_hash(model: DictConfig) -> None:
+    """Hold a model's hash to its constructor: what that names must be set, and what it does not name, left out.
+
+    Raises:
+        ConfigError: naming the key.
+    """
+    check_options("model.hash", model.hash)
+    target, _ = _constructor("model.hash", model.hash, None)
+    parameters = inspect.signature(target).parameters
+    for key in OF_HASH:
+        value, parameter = model[key], parameters.get(key)
+        if parameter is None and value is not None:
+            raise ConfigError(f"model.{key}", value, f"{target.__name__} makes no use of it; null it")
+        if parameter is not None and parameter.default is parameter.empty and value is None:
+            raise ConfigError(f"model.{key}", "null", f"{target.__name__} needs it; set it")
+    if "compression" in parameters and model.tokenizer is None:
+        raise ConfigError("model.tokenizer", "null", f"{target.__name__} compresses its ids; name one")
 
 
 def _constructor(group: str, node: DictConfig, choice: str | None) -> tuple[Any, dict[str, Any]]:

@@ -9,7 +9,7 @@ import torch
 from hydra.utils import get_class
 
 from engram_exp.config.checks import check_cpus
-from engram_exp.config.options import check_options
+from engram_exp.config.options import check_hash, check_options
 from engram_exp.config.schema import COMPONENTS
 from engram_exp.errors import ConfigError, SkippedError
 from engram_exp.machine.data_sheets import DataSheet, data_sheet_of, is_of
@@ -74,6 +74,7 @@ def check_components(plan: Plan) -> None:
     """
     for group in COMPONENTS:
         check_options(group, plan.config[group], plan.choices.get(group))
+    check_hash(plan.config.model)
     table: Any = get_class(plan.config.table._target_)
     wanted = plan.config.strategy.table
     if table.place != wanted:

@@ -57,7 +57,7 @@ def test_table_scale_shrinks_the_table_and_keeps_the_true_rows():
         ({"table_scale": 0.0}, "model.table_scale"),
         ({"table_scale": 1.1}, "model.table_scale"),
         ({"hc_mult": 0}, "model.hc_mult"),
-        ({"pad_id": -1}, "model.pad_id"),
+        ({"rows_multiple_of": 0}, "model.rows_multiple_of"),
         ({"norm_eps": 0.0}, "model.norm_eps"),
         ({"layers": (1, 1)}, "model.layers"),
     ],
