@@ -101,7 +101,7 @@ def check_dtype(plan: Plan) -> None:
             build_widening(plan.row_format, 1, 1, plan.memory(DEVICE))(stored)
         except (RuntimeError, TypeError) as error:
             remedy = f"{device} cannot convert it; use dtype={dtype}, or strategy=kv_on_cpu"
-            raise ConfigError("dtype", "fp8", remedy) from error
+            raise ConfigError("dtype", plan.choices.get("dtype") or "fp8", remedy) from error
 
 
 def _require_accelerator(plan: Plan) -> None:

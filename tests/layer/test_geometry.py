@@ -67,6 +67,14 @@ def test_impossible_numbers_are_refused_by_key(change, key):
         demo_geometry(**change)
 
 
+@pytest.mark.parametrize("scale", [1.0, 0.01])
+def test_tables_are_filled_up_and_hashes_reach_the_same_rows(scale):
+    plain, filled = demo_geometry(table_scale=scale), demo_geometry(table_scale=scale, rows_multiple_of=1000)
+    assert filled.head_rows == plain.head_rows
+    assert filled.rows % 1000 == filled.true_rows % 1000 == 0
+    assert 0 < filled.rows - plain.rows < 1000
+
+
 def test_fp8_rows_have_their_scales():
     assert demo_geometry(values_per_scale=32).row_bytes == 66
     assert demo_geometry(row_values=40, values_per_scale=32).row_bytes == 42, "a scale of fewer values is one, too"
