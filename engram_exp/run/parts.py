@@ -13,7 +13,7 @@ from hydra.utils import get_class, instantiate
 from omegaconf import DictConfig
 
 from engram_exp.config.derived import batches_of
-from engram_exp.config.options import CPU, OF_HASH
+from engram_exp.config.options import COMPRESSION, CPU, OF_HASH
 from engram_exp.errors import ConfigError
 from engram_exp.layer.compression import TokenCompression, load_compression
 from engram_exp.layer.hash_plan import Hash, HashPlan
@@ -102,7 +102,7 @@ class Parts:
         """The model's hash."""
         model = self.plan.config.model
         of_model: dict[str, Callable[[], Any]] = {key: partial(model.get, key) for key in OF_HASH}
-        return _make(model.hash, {**of_model, "compression": lambda: self.compression})
+        return _make(model.hash, {**of_model, COMPRESSION: lambda: self.compression})
 
     @cached_property
     def hash_plan(self) -> HashPlan:

@@ -33,6 +33,7 @@ def test_every_model_hashes_at_full_size(tmp_path, cache_dir, model):
     assert "table   not built" in done.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layer", [2, 15])
 @pytest.mark.parametrize("reading", ["whole", "per_order"])
 @pytest.mark.parametrize("model", PAPER)
@@ -65,6 +66,8 @@ QWEN = ("model=qwen38_flash_next", *(each for each in TINY if each != "tokens=ra
 
 
 def test_a_model_without_tokenizer_takes_random_ids(configure):
+    tokens = configure("model=qwen38_flash_next", "shape=decode").tokens
+    assert (tokens._target_.rpartition(".")[2], tokens.history) == ("RandomTokens", True)
     parts = parts_of(configure(*QWEN, "model.eos_id=4", "model.vocab_size=5", "tokens.share=1"))
     assert parts.batches[0].ids.unique().tolist() == [0, 1, 2, 3, 4]
     assert (parts.hash_plan.pad, parts.hash_plan.end, parts.hash_plan.compressed_ids) == (4, 4, None)
@@ -89,6 +92,7 @@ def test_a_model_with_another_hash_runs_under_every_strategy(run_inline, strateg
     assert [row["status"] for row in rows if row["case"] == "full"] == ["ok"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("overrides", "says"),
     [
