@@ -28,7 +28,7 @@ def golden(name: str) -> dict[str, np.ndarray]:
 def demo_geometry(**changes: object) -> EngramGeometry:
     demo = EngramGeometry(
         layers=(1, 15), layer=1, orders=(2, 3), heads=8, vocab_per_order=(646400, 646400), row_values=64,
-        hidden_size=1024, hc_mult=4, bias=True, norm_eps=float(np.finfo(np.float32).eps), hash_seed=0, pad_id=2,
+        hidden_size=1024, hc_mult=4, bias=True, norm_eps=float(np.finfo(np.float32).eps),
     )  # fmt: skip
     return replace(demo, **changes)
 

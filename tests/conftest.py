@@ -68,9 +68,9 @@ def cache_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_plan(compression: TokenCompression):
-    from engram_exp.layer.hash_plan import HashPlan
+    from engram_exp.layer.deepseek_hash import DeepSeekHash
 
-    return HashPlan.build(demo_geometry(heads=2, vocab_per_order=(50, 70)), compression)
+    return DeepSeekHash(compression, hash_seed=0, pad_id=2)(demo_geometry(heads=2, vocab_per_order=(50, 70)))
 
 
 @pytest.fixture

@@ -16,6 +16,7 @@ from engram_exp import stage, vocabulary
 from engram_exp.__main__ import COMMANDS
 from engram_exp.campaign import campaign, earlier
 from engram_exp.config.checks import check
+from engram_exp.config.derived import geometry_of
 from engram_exp.machine import disturbance
 from engram_exp.measure import limits, loop, statistics
 from engram_exp.results.schema import COLUMNS, SAMPLE_COLUMNS
@@ -202,6 +203,23 @@ def test_every_status_and_exit_code_is_told():
     codes = [int(code) for row in cells("campaigns.md", "| code | when |") for code in row[0].split(", ")]
     own = [campaign.EXIT_OK, campaign.EXIT_FAILED, campaign.EXIT_REFUSED, campaign.EXIT_NOTHING]
     assert codes == [*own, 128 + 2, 128 + 15]
+
+
+@pytest.mark.slow
+def test_the_table_of_models_is_that_of_their_files(configure):
+    head = "| `model=` | layers | rows of the first | columns | values a row | hidden x copies | GB in bfloat16 |"
+    shown = cells("models.md", head)
+    assert sorted(row[0].strip("`") for row in shown) == sorted(file.stem for file in (ROOT / "conf/model").iterdir())
+    for row in shown:
+        geometry = geometry_of(configure(f"model={row[0].strip('`')}"))
+        assert row[1:] == [
+            ", ".join(map(str, geometry.layers)),
+            f"{geometry.rows:,}",
+            str(geometry.columns),
+            str(geometry.row_values),
+            f"{geometry.hidden_size} x {geometry.hc_mult}",
+            f"{geometry.table_bytes / 1e9:.1f}",
+        ]
 
 
 def test_the_parts_of_a_fingerprint_are_told():

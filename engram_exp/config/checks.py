@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue
 
 from engram_exp.config.derived import AUTO, cases_of, geometry_of, usable_cpus
-from engram_exp.config.schema import COMPONENTS
+from engram_exp.config.schema import COMPONENTS, ModelConfig
 from engram_exp.errors import ConfigError
 from engram_exp.steps.lookup.order import row_order
 from engram_exp.vocabulary import HOST, PLACED
@@ -24,6 +25,7 @@ CHOICES = {
     "dtype.layout": ("packed", "split"),
 }
 AT_LEAST_1 = ("batch_size", "seq_len", "iterations", "repeats", "schedule.ring_depth")
+AT_LEAST_0 = ("model.hash_seed", "model.pad_id", "model.vocab_size", "model.eos_id")  # or null
 ABOVE_0 = ("budget_s", "timeout_s")
 SEEDS = 2**32
 MOST_THREADS = 4096
@@ -68,6 +70,7 @@ def check_cpus(hardware: Mapping[str, Any]) -> None:
 
 
 def _check(config: DictConfig) -> None:
+    _check_model(config.model)
     _check_components(config)
     _check_ranges(config)
     _check_hardware(config)
@@ -78,19 +81,31 @@ def _check(config: DictConfig) -> None:
         row_order(config.lookup.order, 0, 0, HOST)
 
 
+def _check_model(model: DictConfig) -> None:
+    known = [each.name for each in fields(ModelConfig)]
+    for key in map(str, model):
+        if key not in known:
+            raise ConfigError(f"model.{key}", model[key], f"no model has such a key; there are {', '.join(known)}")
+    if not model.layers:
+        raise ConfigError("model.layers", "[]", "must hold a layer at least")
+
+
 def _check_components(config: DictConfig) -> None:
-    for group in COMPONENTS:
-        if not (OmegaConf.is_dict(config[group]) and isinstance(config[group].get("_target_"), str)):
-            remedy = f"must be the component's class, as in conf/{group}/: `_target_: module.Class`"
-            raise ConfigError(f"{group}._target_", "null", remedy)
-        OmegaConf.to_container(config[group], throw_on_missing=True)
+    for key, node in {**{group: config[group] for group in COMPONENTS}, "model.hash": config.model.hash}.items():
+        if not (OmegaConf.is_dict(node) and isinstance(node.get("_target_"), str)):
+            remedy = f"must be the component's class, as in conf/{key.partition('.')[0]}/: `_target_: module.Class`"
+            raise ConfigError(f"{key}._target_", "null", remedy)
+        OmegaConf.to_container(node, throw_on_missing=True)
 
 
 def _check_ranges(config: DictConfig) -> None:
-    values = {key: OmegaConf.select(config, key) for key in (*AT_LEAST_1, *ABOVE_0, *CHOICES)}
+    values = {key: OmegaConf.select(config, key) for key in (*AT_LEAST_1, *AT_LEAST_0, *ABOVE_0, *CHOICES)}
     for key in AT_LEAST_1:
         if values[key] < 1:
             raise ConfigError(key, values[key], "must be at least 1")
+    for key in AT_LEAST_0:
+        if values[key] is not None and values[key] < 0:
+            raise ConfigError(key, values[key], "must be at least 0")
     for key in ABOVE_0:
         if not values[key] > 0:
             raise ConfigError(key, values[key], "must be above 0")

@@ -8,6 +8,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from engram_exp.config.schema import HASH_KEYS
 from engram_exp.errors import ConfigError
 from engram_exp.layer.geometry import EngramGeometry, PrimeSource, search_primes
 from engram_exp.machine import cgroup
@@ -27,14 +28,16 @@ def geometry_of(config: DictConfig, prime_source: PrimeSource = search_primes) -
         ConfigError: a number out of range.
     """
     numbers: dict[str, Any] = {
-        str(name): tuple(value) if OmegaConf.is_list(value) else value for name, value in config.model.items()
+        str(name): tuple(value) if OmegaConf.is_list(value) else value
+        for name, value in config.model.items()
+        if name not in HASH_KEYS
     }
-    del numbers["tokenizer"]
     return EngramGeometry(
         **numbers,
         layer=config.layer,
         value_bytes=value_bytes_of(config.dtype.name),
         values_per_scale=config.dtype.values_per_scale,
+        one_scale=config.dtype.one_scale,
         prime_source=prime_source,
     )
 
@@ -42,7 +45,12 @@ def geometry_of(config: DictConfig, prime_source: PrimeSource = search_primes) -
 def stages_of(config: DictConfig) -> tuple[PlannedStage, ...]:
     """The stages of the strategy that a configuration names."""
     places = {str(step): str(place) for step, place in config.strategy.items()}
-    return plan_stages(places, widens=config.dtype.values_per_scale is not None)
+    return plan_stages(places, widens=is_fp8(config.dtype))
+
+
+def is_fp8(dtype: DictConfig) -> bool:
+    """Whether rows are stored in e4m3, and widened to the compute dtype."""
+    return dtype.values_per_scale is not None or dtype.one_scale is not None
 
 
 def batches_of(config: DictConfig) -> int:

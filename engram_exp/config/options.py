@@ -20,6 +20,8 @@ GIVEN = (  # what a run passes to its components
     "plan", "table", "columns", "weights", "max_tokens", "placement", "rows", "row_format", "seed", "vocab_size",
     "history_len", "tokenizer", "cache_dir",
 )  # fmt: skip
+OF_HASH = ("hash_seed", "pad_id", "vocab_size", "eos_id")  # keys of a model that its hash may be built from ...
+COMPRESSION = "compression"  # ... beside that of its tokenizer
 UNIONS = (typing.Union, types.UnionType)
 YAML_TYPES = {float: (float, int), Path: (str,)}  # as which a value of some types may be written, besides their own
 
@@ -41,13 +43,14 @@ def resolve_device(name: str) -> torch.device:
     return accelerator
 
 
-def check_options(group: str, node: DictConfig, choice: str | None = None) -> None:
+def check_options(group: str, node: DictConfig, choice: str | None = None, given: Sequence[str] = GIVEN) -> None:
     """Hold a component's options to the annotations of its constructor.
 
     Args:
         group: of the component.
         node: its class, as `_target_`, and its options.
         choice: what was chosen in the group, as it is typed; None: the name of the class's module.
+        given: arguments that are no options.
 
     Raises:
         ConfigError: naming the option.
@@ -58,19 +61,38 @@ def check_options(group: str, node: DictConfig, choice: str | None = None) -> No
     del options["_target_"]
     for name, value in options.items():
         key = f"{group}.{name}"
-        if name in GIVEN:
+        if name in given:
             raise ConfigError(key, value, "follows from the rest of the configuration; leave it out")
         if name not in parameters:
             raise ConfigError(key, value, f"{target.__name__} has no such option")
         if name not in hints:
             raise ConfigError(key, value, f"{target.__name__} does not say of what type it is; annotate it")
         if not _takes(hints[name], value):
-            given = "null" if value is None else value
-            raise ConfigError(key, given, f"must be {_in_words(hints[name])}, not of type {type(value).__name__}")
+            typed = "null" if value is None else value
+            raise ConfigError(key, typed, f"must be {_in_words(hints[name])}, not of type {type(value).__name__}")
     for name, parameter in parameters.items():
         is_named = parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
-        if is_named and parameter.default is parameter.empty and name not in (*options, *GIVEN):
+        if is_named and parameter.default is parameter.empty and name not in (*options, *given):
             raise ConfigError(f"{group}.{name}", "null", f"{target.__name__} needs it; set it, or give it a default")
+
+
+def check_hash(model: DictConfig) -> None:
+    """Hold a model's hash to its constructor: what that names must be set, and what it does not name, left out.
+
+    Raises:
+        ConfigError: naming the key.
+    """
+    check_options("model.hash", model.hash, given=(*OF_HASH, COMPRESSION))
+    target, _ = _constructor("model.hash", model.hash, None)
+    parameters = inspect.signature(target).parameters
+    for key in OF_HASH:
+        value, parameter = model[key], parameters.get(key)
+        if parameter is None and value is not None:
+            raise ConfigError(f"model.{key}", value, f"{target.__name__} makes no use of it; null it")
+        if parameter is not None and parameter.default is parameter.empty and value is None:
+            raise ConfigError(f"model.{key}", "null", f"{target.__name__} needs it; set it")
+    if COMPRESSION in parameters and model.tokenizer is None:
+        raise ConfigError("model.tokenizer", "null", f"{target.__name__} compresses its ids; name one")
 
 
 def _constructor(group: str, node: DictConfig, choice: str | None) -> tuple[Any, dict[str, Any]]:

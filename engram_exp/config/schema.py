@@ -5,7 +5,8 @@ Nothing here imports PyTorch, so that `--help`, tab completion and refusals are 
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field, fields, make_dataclass
+from dataclasses import MISSING as NO_DEFAULT
+from dataclasses import Field, asdict, dataclass, field, fields, make_dataclass
 from typing import Any, Optional, get_type_hints
 
 from hydra._internal.sources_registry import SourcesRegistry
@@ -30,29 +31,51 @@ class StrategyConfig:
     projection: str = MISSING
 
 
+@dataclass
+class HashConfig:
+    """A model's hash: its class, and what that is built from as far as its constructor names it; without a class,
+    DeepSeek's. Text is tokenised with the tokenizer, by which some hashes also compress ids."""
+
+    hash: Any = field(default_factory=lambda: {"_target_": "engram_exp.layer.deepseek_hash.DeepSeekHash"})
+    tokenizer: Optional[str] = None
+    hash_seed: Optional[int] = None
+    pad_id: Optional[int] = None
+    vocab_size: Optional[int] = None
+    eos_id: Optional[int] = None
+
+
 def _model_config() -> type:
-    """The numbers of a model, as `EngramGeometry` has them but for what a run chooses, and the tokenizer that token
-    compression is built from. OmegaConf knows lists, and no tuples."""
+    """The numbers of a model, as `EngramGeometry` has them but for what a run chooses, and its hash. OmegaConf knows
+    lists, and no tuples."""
     types = get_type_hints(EngramGeometry)
-    numbers = [each.name for each in fields(EngramGeometry) if each.name not in OF_A_RUN]
     lists = {tuple[int, ...]: list[int]}
-    known = [("tokenizer", str), *((name, lists.get(types[name], types[name])) for name in numbers)]
-    return make_dataclass("ModelConfig", [(name, kind, field(default=MISSING)) for name, kind in known])
+    numbers = [each for each in fields(EngramGeometry) if each.name not in OF_A_RUN]
+    known = [(each.name, lists.get(types[each.name], types[each.name]), _default(each)) for each in numbers]
+    return make_dataclass("ModelConfig", known, bases=(HashConfig,))
 
 
-OF_A_RUN = ("layer", "value_bytes", "values_per_scale", "prime_source")  # numbers of a geometry that no model has
+def _default(number: Field) -> Any:
+    """Of a number that most models do without."""
+    return field(default=MISSING if number.default is NO_DEFAULT else number.default)
+
+
+HASH_KEYS = tuple(each.name for each in fields(HashConfig))
+# Of a geometry, but of no model.
+OF_A_RUN = ("layer", "value_bytes", "values_per_scale", "one_scale", "prime_source")
 ModelConfig = _model_config()
 
 
 @dataclass
 class DtypeConfig:
     """The compute dtype, how far from a float32 reference its keys and value may be, and how rows are stored: in the
-    compute dtype, or in e4m3 with a ue8m0 scale for so many values, packed behind them or split off."""
+    compute dtype, in e4m3 with a ue8m0 scale for so many values, packed behind them or split off, or in e4m3 with one
+    float32 scale for the whole table."""
 
     name: str = MISSING
     tolerance: float = MISSING
     values_per_scale: Optional[int] = None
     layout: str = "packed"
+    one_scale: Optional[float] = None
 
 
 @dataclass

@@ -14,6 +14,7 @@ from engram_exp.errors import ConfigError
 from engram_exp.vocabulary import EMBEDDINGS, KV, ROW_IDS, ROWS, TOKEN_IDS
 
 TOKEN_ID_BYTES = 8  # ids are int64
+ONE_SCALES = 1e-30, 1e30  # times an e4m3 value, neither leaves the range of bfloat16
 
 PrimeSource = Callable[[int, tuple[int, ...], int], Sequence[Sequence[int]]]
 
@@ -54,12 +55,12 @@ class EngramGeometry:
         hc_mult: M, hyper-connection copies, each with a key of its own.
         bias: whether the projections add a bias.
         norm_eps: epsilon of the keys' RMSNorm.
-        hash_seed: seed of the hash multipliers.
-        pad_id: the token id that stands before the start of a sequence.
         table_scale: share of `vocab_per_order` that is used, 0 < s <= 1.
+        rows_multiple_of: the table has a multiple of so many rows; no hash reaches those that it is filled up with.
         value_bytes: size of one value of the compute dtype.
         values_per_scale: None if rows are stored in the compute dtype; else a row holds one byte for each value and one
             scale byte for so many of them.
+        one_scale: None, or the scale of the whole table: a row holds one byte for each value, and nothing else.
         prime_source: finds the columns' primes; called as `search_primes`.
 
     Raises:
@@ -76,20 +77,17 @@ class EngramGeometry:
     hc_mult: int
     bias: bool
     norm_eps: float
-    hash_seed: int = 0
-    pad_id: int = 0
     table_scale: float = 1.0
+    rows_multiple_of: int = 1
     value_bytes: int = 2
     values_per_scale: int | None = None
+    one_scale: float | None = None
     prime_source: PrimeSource = field(default=search_primes, compare=False, repr=False)
 
     def __post_init__(self) -> None:
-        for name in ("heads", "row_values", "hidden_size", "hc_mult"):
+        for name in ("heads", "row_values", "hidden_size", "hc_mult", "rows_multiple_of"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"model.{name}", getattr(self, name), "must be at least 1")
-        for name in ("hash_seed", "pad_id"):
-            if getattr(self, name) < 0:
-                raise ConfigError(f"model.{name}", getattr(self, name), "must be at least 0")
         if not self.orders or min(self.orders) < 1 or list(self.orders) != sorted(set(self.orders)):
             raise ConfigError("model.orders", list(self.orders), "must be ascending whole numbers of at least 1")
         if len(self.vocab_per_order) != len(self.orders) or min(self.vocab_per_order) < 1:
@@ -102,6 +100,8 @@ class EngramGeometry:
             raise ConfigError("model.table_scale", self.table_scale, "must be above 0 and at most 1")
         if self.values_per_scale is not None and self.values_per_scale < 1:
             raise ConfigError("dtype.values_per_scale", self.values_per_scale, "must be at least 1, or null")
+        if self.one_scale is not None:
+            self._check_one_scale(self.one_scale)
         if not self.norm_eps > 0:
             raise ConfigError("model.norm_eps", self.norm_eps, "must be above 0")
         if len(set(self.layers)) != len(self.layers) or any(layer < 0 for layer in self.layers):
@@ -110,6 +110,19 @@ class EngramGeometry:
             raise ConfigError(
                 "layer", self.layer, f"this model has tables on the layers {', '.join(map(str, self.layers))}"
             )
+
+    def _check_one_scale(self, scale: float) -> None:
+        least, most = ONE_SCALES
+        if not least <= scale <= most:
+            raise ConfigError("dtype.one_scale", scale, f"must be {least:g} to {most:g}, or null")
+        if self.values_per_scale is not None:
+            remedy = "rows have scales of their own (dtype.values_per_scale); null one of the two"
+            raise ConfigError("dtype.one_scale", scale, remedy)
+
+    @property
+    def number(self) -> int:
+        """The layer's among those with tables, from 0."""
+        return self.layers.index(self.layer)
 
     @property
     def max_order(self) -> int:
@@ -139,17 +152,19 @@ class EngramGeometry:
     @cached_property
     def rows(self) -> int:
         """Rows of this layer's table at `table_scale`."""
-        return sum(self.head_rows)
+        return self._filled_up(sum(self.head_rows))
 
     @cached_property
     def true_rows(self) -> int:
         """Rows of this layer's table in the real model, whatever `table_scale` is."""
-        return sum(self._head_rows(1.0))
+        return self._filled_up(sum(self._head_rows(1.0)))
+
+    def _filled_up(self, rows: int) -> int:
+        return -(-rows // self.rows_multiple_of) * self.rows_multiple_of
 
     def _head_rows(self, scale: float) -> tuple[int, ...]:
-        position = self.layers.index(self.layer)
         vocab_per_order = tuple(max(1, round(vocab * scale)) for vocab in self.vocab_per_order)
-        return tuple(self.prime_source(position + 1, vocab_per_order, self.heads)[position])
+        return tuple(self.prime_source(self.number + 1, vocab_per_order, self.heads)[self.number])
 
     @property
     def row_id_bytes(self) -> int:
@@ -159,6 +174,8 @@ class EngramGeometry:
     @property
     def row_bytes(self) -> int:
         """Bytes of one row as it is stored."""
+        if self.one_scale is not None:
+            return self.row_values
         if self.values_per_scale is None:
             return self.row_values * self.value_bytes
         return self.row_values + -(-self.row_values // self.values_per_scale)

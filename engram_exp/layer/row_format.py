@@ -1,10 +1,10 @@
 """How a row is stored, and what stands in it: a pure function of (seed, row id).
 
 So a gather from a table of any size can be checked without a second copy. A row is a string of bytes, one for each
-value and one for each scale; every 8 of them are one output of SplitMix64 (Steele, Lea and Flood, "Fast splittable
-pseudorandom number generators", OOPSLA 2014). In a table of the compute dtype the byte b stands for (b - 128) / 64,
-which every dtype of 8 or more significant bits holds exactly. In an fp8 table the bytes are e4m3 values, with NaN left
-out, followed by ue8m0 scales from 2^-8 to 2^-1 (OCP Microscaling Formats v1.0, sections 5.3.1 and 5.4.1).
+value and one for each scale; every 8 of them are one output of SplitMix64. In a table of the compute dtype the byte b
+stands for (b - 128) / 64, which every dtype of 8 or more significant bits holds exactly. In an fp8 table the bytes are
+e4m3 values, with NaN left out, followed by ue8m0 scales from 2^-8 to 2^-1 (OCP Microscaling Formats v1.0, sections
+5.3.1 and 5.4.1), or by none where the whole table has one scale.
 """
 
 from __future__ import annotations
@@ -16,9 +16,8 @@ import numpy as np
 import torch
 from numba import njit, prange
 
-GOLDEN_GAMMA = np.uint64(0x9E3779B97F4A7C15)
-MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
-MIX_2 = np.uint64(0x94D049BB133111EB)
+from engram_exp.layer.splitmix import GOLDEN_GAMMA, MIX_1, MIX_2, mix
+
 BYTES_PER_WORD = 8
 E4M3_NAN = 0x7F
 SMALLEST_SCALE = 127 - 8  # ue8m0: the exponent of a power of two, plus 127
@@ -34,17 +33,24 @@ class RowFormat:
         values_per_scale: None if rows are stored in the compute dtype; else they are e4m3 values followed by one ue8m0
             scale for so many of them, one byte each.
         split: values and scales are arrays of their own, as DeepSeek-V4.1-Flash publishes them.
+        one_scale: of the whole table, whose rows are e4m3 values alone, rounded to float32; None: it has no such scale.
     """
 
     values: int
     dtype: torch.dtype
     values_per_scale: int | None = None
     split: bool = False
+    one_scale: float | None = None
+
+    @property
+    def is_fp8(self) -> bool:
+        """Whether rows are stored in e4m3, and widened to the compute dtype."""
+        return self.values_per_scale is not None or self.one_scale is not None
 
     @property
     def storage_dtype(self) -> torch.dtype:
         """Type of a stored element: the compute dtype, or bytes."""
-        return torch.uint8 if self.values_per_scale else self.dtype
+        return torch.uint8 if self.is_fp8 else self.dtype
 
     @property
     def scales(self) -> int:
@@ -66,11 +72,8 @@ class RowFormat:
         words = np.uint64(self._words)
         first = row_ids.cpu().numpy().astype(np.uint64)[..., None] * words + np.arange(words, dtype=np.uint64)
         with np.errstate(over="ignore"):
-            z = _base(seed) + (first + np.uint64(1)) * GOLDEN_GAMMA
-            z = (z ^ (z >> np.uint64(30))) * MIX_1
-            z = (z ^ (z >> np.uint64(27))) * MIX_2
-            z = z ^ (z >> np.uint64(31))
-        stream = z.astype("<u8").view(np.uint8)[..., : self.width]
+            states = _base(seed) + (first + np.uint64(1)) * GOLDEN_GAMMA
+        stream = mix(states).astype("<u8").view(np.uint8)[..., : self.width]
         is_scale = (np.arange(self.width) >= self.values).astype(np.int64)
         elements = torch.from_numpy(self._elements.view(_unsigned(self.storage_dtype)).numpy()[is_scale, stream])
         return elements.view(self.storage_dtype)
@@ -87,9 +90,11 @@ class RowFormat:
 
     def widen(self, rows: torch.Tensor) -> torch.Tensor:
         """The values [..., D] of stored rows [..., width] in the compute dtype: the plain reference."""
-        if self.values_per_scale is None:
+        if not self.is_fp8:
             return rows
         values = rows[..., : self.values].contiguous().view(torch.float8_e4m3fn).float()
+        if self.values_per_scale is None:
+            return (values * torch.tensor(self.one_scale, dtype=torch.float32)).to(self.dtype)
         scales = rows[..., self.values :].contiguous().view(torch.float8_e8m0fnu).float()
         scales = scales.repeat_interleave(self.values_per_scale, dim=-1)[..., : self.values]
         return (values * scales).to(self.dtype)
@@ -102,7 +107,7 @@ class RowFormat:
     def _elements(self) -> torch.Tensor:
         """What a byte stands for, [2, 256]: as a value, and as a scale."""
         byte = torch.arange(256)
-        if self.values_per_scale is None:
+        if not self.is_fp8:
             return ((byte - 128) / 64).to(self.dtype).expand(2, 256).contiguous()
         value = torch.where(byte & E4M3_NAN == E4M3_NAN, byte - 1, byte)
         return torch.stack([value, SMALLEST_SCALE + byte % 8]).to(torch.uint8)

@@ -66,6 +66,7 @@ class TextTokens:
 
     Args:
         tokenizer: what to tokenise with.
+        vocab_size: ids that exist.
         history_len: N - 1.
         cache_dir: where the ids are kept.
         path: the user's text (a file, a folder, JSONL), or None for Python's standard library.
@@ -73,12 +74,13 @@ class TextTokens:
         history: whether sequences carry the ids before them, or start afresh.
 
     Raises:
-        ConfigError: the text is missing or empty.
+        ConfigError: the text is missing or empty, or the tokenizer makes ids that the model has not.
     """
 
     def __init__(
         self,
         tokenizer: TokenizerSource,
+        vocab_size: int,
         history_len: int,
         cache_dir: Path,
         path: str | None,
@@ -100,6 +102,9 @@ class TextTokens:
             return np.concatenate([np.array(encoding.ids, dtype=np.int32) for encoding in encodings])
 
         self.corpus = cached_array(cache_dir, f"text-{digest.hexdigest()[:32]}", tokenise)
+        if len(self.corpus) and self.corpus.max() >= vocab_size:
+            remedy = f"makes ids up to {self.corpus.max()}, and the model has {vocab_size} (model.vocab_size)"
+            raise ConfigError("model.tokenizer", tokenizer.name, remedy)
 
     def __call__(self, batch_size: int, seq_len: int, seed: int) -> Batch:
         """Cut B sequences of L ids.

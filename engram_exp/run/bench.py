@@ -192,7 +192,7 @@ class Bench:
     def _verify_whole(self) -> None:
         assert self.whole_run is not None
         first = self.parts.batches[0]
-        shifted = Batch((first.ids + 1) % self.parts.compression.vocab_size, first.history)
+        shifted = Batch((first.ids + 1) % self.parts.hash.vocab_size, first.history)
         (batch,) = self.parts.pinned([shifted])
         for tensor in self.last[FULL]:
             poison(tensor)

@@ -172,8 +172,9 @@ def fingerprint(config: DictConfig, choices: Mapping[str, str | None], repeat: i
 def _named_files(config: DictConfig) -> list[Path]:
     """The files, or folders of them, that a run's tokens come from."""
     names = [config.tokens.get("path"), config.model.tokenizer]
-    with suppress(ConfigError):  # the run will say so
-        names[1] = tokenizer_file(names[1]) or names[1]
+    if names[1]:
+        with suppress(ConfigError):  # the run will say so
+            names[1] = tokenizer_file(names[1]) or names[1]
     return [Path(name).expanduser() for name in names if name]
 
 

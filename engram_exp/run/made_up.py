@@ -39,7 +39,7 @@ class MadeUp:
     def renew(self, value: str, tensors: Tensors) -> None:
         """Write other contents to where a value lies."""
         if value == TOKEN_IDS:
-            tensors[0].random_(self.parts.compression.vocab_size)
+            tensors[0].random_(self.parts.hash.vocab_size)
         else:
             self._fill(value, tensors, self._pattern(value))
 

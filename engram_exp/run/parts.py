@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -13,9 +13,10 @@ from hydra.utils import get_class, instantiate
 from omegaconf import DictConfig
 
 from engram_exp.config.derived import batches_of
-from engram_exp.config.options import CPU
+from engram_exp.config.options import COMPRESSION, CPU, OF_HASH
+from engram_exp.errors import ConfigError
 from engram_exp.layer.compression import TokenCompression, load_compression
-from engram_exp.layer.hash_plan import HashPlan
+from engram_exp.layer.hash_plan import Hash, HashPlan
 from engram_exp.layer.tokenizer import TokenizerSource, open_tokenizer
 from engram_exp.layer.tokens import Batch, distinct_batches
 from engram_exp.layer.weights import ProjectionWeights
@@ -72,7 +73,7 @@ class Parts:
             "rows": lambda: self.geometry.rows,
             "row_format": lambda: self.row_format,
             "seed": lambda: self.seed,
-            "vocab_size": lambda: self.compression.vocab_size,
+            "vocab_size": lambda: self.hash.vocab_size,
             "history_len": lambda: self.geometry.max_order - 1,
             "tokenizer": lambda: self.tokenizer,
             "cache_dir": lambda: self.cache_dir,
@@ -80,8 +81,16 @@ class Parts:
 
     @cached_property
     def tokenizer(self) -> TokenizerSource:
-        """The model's tokenizer."""
-        return open_tokenizer(self.plan.config.model.tokenizer)
+        """The model's tokenizer.
+
+        Raises:
+            ConfigError: it has none, or it cannot be read.
+        """
+        name = self.plan.config.model.tokenizer
+        if name is None:
+            remedy = "the model has none, and text needs one; name one, or use tokens=random or tokens=ids tokens.path="
+            raise ConfigError("model.tokenizer", "null", remedy)
+        return open_tokenizer(name)
 
     @cached_property
     def compression(self) -> TokenCompression:
@@ -89,9 +98,16 @@ class Parts:
         return load_compression(self.tokenizer, self.cache_dir)
 
     @cached_property
+    def hash(self) -> Hash:
+        """The model's hash."""
+        model = self.plan.config.model
+        of_model: dict[str, Callable[[], Any]] = {key: partial(model.get, key) for key in OF_HASH}
+        return _make(model.hash, {**of_model, COMPRESSION: lambda: self.compression})
+
+    @cached_property
     def hash_plan(self) -> HashPlan:
         """The layer's hash constants."""
-        return HashPlan.build(self.geometry, self.compression)
+        return self.hash(self.geometry)
 
     @cached_property
     def batches(self) -> list[Batch]:

@@ -76,7 +76,8 @@ class Plan:
     def row_format(self) -> RowFormat:
         """How rows are stored."""
         dtype = self.config.dtype
-        return RowFormat(self.geometry.row_values, self.dtype, dtype.values_per_scale, dtype.layout == "split")
+        layout = dtype.values_per_scale, dtype.layout == "split", dtype.one_scale
+        return RowFormat(self.geometry.row_values, self.dtype, *layout)
 
     @cached_property
     def stages(self) -> tuple[PlannedStage, ...]:

@@ -9,7 +9,7 @@ import torch
 from hydra.utils import get_class
 
 from engram_exp.config.checks import check_cpus, chunks_refused
-from engram_exp.config.options import check_options
+from engram_exp.config.options import check_hash, check_options
 from engram_exp.config.schema import COMPONENTS
 from engram_exp.errors import ConfigError, SkippedError
 from engram_exp.machine.data_sheets import DataSheet, data_sheet_of, is_of
@@ -74,6 +74,7 @@ def check_components(plan: Plan) -> None:
     """
     for group in COMPONENTS:
         check_options(group, plan.config[group], plan.choices.get(group))
+    check_hash(plan.config.model)
     table: Any = get_class(plan.config.table._target_)
     wanted = plan.config.strategy.table
     if table.place != wanted:
@@ -100,7 +101,7 @@ def check_dtype(plan: Plan) -> None:
             build_widening(plan.row_format, 1, 1, plan.memory(DEVICE))(stored)
         except (RuntimeError, TypeError) as error:
             remedy = f"{device} cannot convert it; use dtype={dtype}, or strategy=kv_on_cpu"
-            raise ConfigError("dtype", "fp8", remedy) from error
+            raise ConfigError("dtype", plan.choices.get("dtype") or "fp8", remedy) from error
 
 
 def _require_accelerator(plan: Plan) -> None:

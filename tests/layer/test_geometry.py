@@ -57,7 +57,7 @@ def test_table_scale_shrinks_the_table_and_keeps_the_true_rows():
         ({"table_scale": 0.0}, "model.table_scale"),
         ({"table_scale": 1.1}, "model.table_scale"),
         ({"hc_mult": 0}, "model.hc_mult"),
-        ({"pad_id": -1}, "model.pad_id"),
+        ({"rows_multiple_of": 0}, "model.rows_multiple_of"),
         ({"norm_eps": 0.0}, "model.norm_eps"),
         ({"layers": (1, 1)}, "model.layers"),
     ],
@@ -67,9 +67,18 @@ def test_impossible_numbers_are_refused_by_key(change, key):
         demo_geometry(**change)
 
 
+@pytest.mark.parametrize("scale", [1.0, 0.01])
+def test_tables_are_filled_up_and_hashes_reach_the_same_rows(scale):
+    plain, filled = demo_geometry(table_scale=scale), demo_geometry(table_scale=scale, rows_multiple_of=1000)
+    assert filled.head_rows == plain.head_rows
+    assert filled.rows % 1000 == filled.true_rows % 1000 == 0
+    assert 0 < filled.rows - plain.rows < 1000
+
+
 def test_fp8_rows_have_their_scales():
     assert demo_geometry(values_per_scale=32).row_bytes == 66
     assert demo_geometry(row_values=40, values_per_scale=32).row_bytes == 42, "a scale of fewer values is one, too"
+    assert demo_geometry(row_values=160, one_scale=0.01).row_bytes == 160, "the table's scale is in no row"
 
 
 def test_row_ids_widen_as_soon_as_32_bits_are_too_few():

@@ -18,9 +18,17 @@ def tokenizer():
     return open_tokenizer(BUNDLED)
 
 
-def text_tokens(tokenizer, cache_dir, path=None, *, history=False, max_mb=0.2):
+def text_tokens(tokenizer, cache_dir, path=None, *, history=False, max_mb=0.2, vocab_size=129_280):
     path = None if path is None else str(path)
-    return TextTokens(tokenizer, 2, cache_dir, path, max_mb, history)
+    return TextTokens(tokenizer, vocab_size, 2, cache_dir, path, max_mb, history)
+
+
+def test_text_in_ids_that_the_model_has_not_is_refused(tokenizer, cache_dir):
+    most = int(text_tokens(tokenizer, cache_dir).corpus.max())
+    assert text_tokens(tokenizer, cache_dir, vocab_size=most + 1).corpus.max() == most
+    says = rf"^model\.tokenizer={BUNDLED}: makes ids up to {most}, and the model has {most} \(model\.vocab_size\)$"
+    with pytest.raises(ConfigError, match=says):
+        text_tokens(tokenizer, cache_dir, vocab_size=most)
 
 
 @settings(max_examples=30, deadline=None)

@@ -62,6 +62,8 @@ def row_formats(draw):
     values, dtype = draw(st.integers(1, 40)), draw(st.sampled_from(DTYPES))
     if draw(st.booleans()):
         return RowFormat(values, dtype)
+    if draw(st.booleans()):
+        return RowFormat(values, dtype, one_scale=0.01)
     return RowFormat(values, dtype, draw(st.sampled_from([1, 3, 8, 32])), draw(st.booleans()))
 
 
@@ -182,6 +184,11 @@ def test_fp8_rows_are_finite_and_use_nearly_every_value_and_scale():
     assert stored[:, 256:].float().unique().tolist() == list(range(119, 127))
     packed = row_format.contents(torch.arange(5), seed=1)
     assert torch.equal(packed, RowFormat(256, torch.float32, 32, split=True).contents(torch.arange(5), seed=1))
+    one = RowFormat(256, torch.float32, one_scale=0.01)
+    stored = one.contents(torch.arange(500), seed=1)
+    assert stored.shape == (500, 256)
+    assert len(torch.unique(stored)) == 254
+    assert one.widen(stored).abs().max() == np.float32(448) * np.float32(0.01)
 
 
 @pytest.mark.parametrize("row_id", [-1, 10])

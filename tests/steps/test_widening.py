@@ -68,3 +68,41 @@ def test_rows_wider_than_a_block(widening):
     row_format = RowFormat(1100, torch.bfloat16, values_per_scale=32)
     stored = row_format.contents(torch.arange(6), seed=1)
     assert equal(widen(widening, row_format, stored, 3), row_format.widen(stored))
+
+
+ANY_SCALE = st.floats(2.0**-100, 2.0**100)
+FOUR_BITS = st.builds(lambda bits, exponent: bits * 2.0**exponent, st.integers(8, 15), st.integers(-100, 100))
+# Triton's interpreter cuts bits off where a GPU rounds: there, products that bfloat16 holds, of four bits and four.
+SCALES = {NumbaWidening: ANY_SCALE, TritonWidening: FOUR_BITS if INTERPRETED else ANY_SCALE}
+
+
+@pytest.mark.slow
+@settings(max_examples=30, deadline=None)
+@given(data=st.data(), values=st.integers(1, 300), columns=st.integers(1, 3))
+@pytest.mark.parametrize("widening", WIDENINGS)
+def test_one_scale_for_the_whole_table(widening, data, values, columns):
+    """Of every byte there is, NaN included."""
+    row_format = RowFormat(values, torch.bfloat16, one_scale=data.draw(SCALES[widening]))
+    rows = -(-256 // values) * columns
+    stored = torch.arange(rows * values).to(torch.uint8).view(rows, values)
+    assert equal(widen(widening, row_format, stored, columns), row_format.widen(stored))
+
+
+@given(ANY_SCALE)
+def test_the_reference_rounds_the_product_with_the_one_scale(one_scale):
+    row_format = RowFormat(256, torch.bfloat16, one_scale=one_scale)
+    assert (row_format.width, row_format.scales, row_format.part_widths) == (256, 0, (256,))
+    stored = torch.arange(256, dtype=torch.uint8)
+    exact = stored.view(torch.float8_e4m3fn).double() * one_scale
+    widened = row_format.widen(stored).double()
+    assert torch.allclose(widened, exact, rtol=1.01 * 2**-8, atol=0, equal_nan=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_one_scale_in_every_compute_dtype(dtype):
+    row_format = RowFormat(160, dtype, one_scale=0.75)
+    stored = row_format.contents(torch.arange(12), seed=1)
+    for device in {CPU.device, KERNEL_DEVICE}:
+        widened = build_widening(row_format, 4, 3, Placement(device))(stored.view(4, -1).to(device))
+        assert equal(widened.cpu().view(12, -1), row_format.widen(stored))

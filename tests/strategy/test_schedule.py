@@ -42,7 +42,7 @@ def test_chunks_hash_to_what_the_batch_hashes_to(tiny_plan, batch_size, seq_len,
 
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("strategy", ["kv_on_cpu", "kv_on_gpu"])
-@pytest.mark.parametrize("dtype", ["float32", "fp8"])
+@pytest.mark.parametrize("dtype", ["float32", "fp8", "fp8_one_scale"])
 def test_a_pipeline_gives_the_same_keys_and_value(run_inline, tmp_path, device, strategy, dtype):
     common = (f"strategy={strategy}", f"hardware={device}", f"dtype={dtype}", "cases=[full]", "save_tensors=true")
     assert run_inline(*common, "schedule=serial")[0]["status"] == "ok"

@@ -1,9 +1,9 @@
 """Compiled, parallel over blocks of tokens, without intermediate arrays.
 
 A division costs ten times a multiplication and cannot be vectorised, so remainders are taken by the reciprocal of the
-modulus in double precision. With 0 <= x < 2^63 the three roundings in `float(x) * (1 / p)` put the quotient off by less
+modulus in double precision. With |x| <= 2^63 the three roundings in `float(x) * (1 / p)` put the quotient off by less
 than 3 * 2^10 / p + 1, which leaves |x - q p| below 2^12 + p; of so small a number the same step leaves a remainder in
-[-p, p], which one correction in either direction mends. The result is exact for every modulus up to 2^50.
+[-p, p], which one correction in either direction mends. The result is exact for every modulus from 2 to 2^50.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ class NumbaHasher(Hashing):
             history.numpy(),
             plan.compressed_ids,
             plan.pad,
+            plan.end,
             plan.multipliers,
             plan.moduli,
             self.reciprocals,
@@ -48,12 +49,15 @@ class NumbaHasher(Hashing):
 
 
 @njit(parallel=True, cache=True, error_model="numpy")
-def _hash(ids, history, compressed_ids, pad, multipliers, moduli, reciprocals, offsets, first_column, out):  # type: ignore[no-untyped-def]
+def _hash(ids, history, compressed_ids, pad, end, multipliers, moduli, reciprocals, offsets, first_column, out):  # type: ignore[no-untyped-def]
+    # What asks for an argument that is None is not compiled.
     seq_len, history_len = ids.shape[1], history.shape[1]
     for block in prange((ids.size + BLOCK_TOKENS - 1) // BLOCK_TOKENS):
         first = block * BLOCK_TOKENS
         tokens = min(BLOCK_TOKENS, ids.size - first)
         mixed = np.zeros(BLOCK_TOKENS, dtype=np.int64)
+        if end is not None:
+            newer = np.full(BLOCK_TOKENS, -1)  # what was hashed one position further on; the token at hand ends nothing
         for back in range(len(multipliers)):
             sequence, position = first // seq_len, first % seq_len
             for token in range(tokens):
@@ -61,7 +65,14 @@ def _hash(ids, history, compressed_ids, pad, multipliers, moduli, reciprocals, o
                     token_id = ids[sequence, position - back]
                 else:
                     token_id = history[sequence, history_len + position - back]
-                mixed[token] ^= (compressed_ids[token_id] if token_id >= 0 else pad) * multipliers[back]
+                if compressed_ids is not None:
+                    hashed = compressed_ids[token_id] if token_id >= 0 else pad
+                else:
+                    hashed = token_id if token_id >= 0 else pad
+                if end is not None:
+                    hashed = end if newer[token] == end else hashed
+                    newer[token] = hashed if back else -1
+                mixed[token] ^= hashed * multipliers[back]
                 position += 1
                 if position == seq_len:
                     sequence, position = sequence + 1, 0

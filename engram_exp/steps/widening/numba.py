@@ -1,4 +1,5 @@
-"""Compiled, parallel over rows, into bfloat16 on the CPU: value and scale are looked up and multiplied."""
+"""Compiled, parallel over rows, into bfloat16 on the CPU: value and scale are looked up and multiplied; with one scale
+for the whole table, their product is."""
 
 from __future__ import annotations
 
@@ -22,18 +23,19 @@ class NumbaWidening(Widening):
         self.row_format = row_format
         self.value_of = byte.view(torch.float8_e4m3fn).float().numpy()
         self.scale_of = byte.view(torch.float8_e8m0fnu).float().numpy()
+        if row_format.values_per_scale is None:
+            self.bits_of = row_format.widen(byte[:, None]).view(torch.uint16).flatten().numpy()
         self.embeddings = placement.empty(max_tokens, columns * row_format.values, dtype=torch.bfloat16)
 
     def __call__(self, rows: torch.Tensor) -> torch.Tensor:
         """Embeddings [T, H * D] of stored rows [T, H * width]; overwritten by the next call."""
         row_format, out = self.row_format, self.embeddings[: len(rows)]
-        _widen(
-            rows.view(-1, row_format.width).numpy(),
-            self.value_of,
-            self.scale_of,
-            row_format.values_per_scale,
-            out.view(-1, row_format.values).view(torch.uint16).numpy(),
-        )
+        stored = rows.view(-1, row_format.width).numpy()
+        bits = out.view(-1, row_format.values).view(torch.uint16).numpy()
+        if row_format.values_per_scale is None:
+            _look_up(stored, self.bits_of, bits)
+        else:
+            _widen(stored, self.value_of, self.scale_of, row_format.values_per_scale, bits)
         return out
 
 
@@ -45,3 +47,10 @@ def _widen(rows: Any, value_of: Any, scale_of: Any, values_per_scale: int, out: 
             scale = scale_of[rows[row, values + first // values_per_scale]]
             for value in range(first, min(values, first + values_per_scale)):
                 out[row, value] = float_to_bits(value_of[rows[row, value]] * scale)
+
+
+@njit(parallel=True, cache=True, error_model="numpy")
+def _look_up(rows: Any, bits_of: Any, out: Any) -> None:
+    for row in prange(len(rows)):
+        for value in range(out.shape[1]):
+            out[row, value] = bits_of[rows[row, value]]

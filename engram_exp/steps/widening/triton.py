@@ -37,6 +37,7 @@ class TritonWidening(Widening):
             VALUES=row_format.values,
             WIDTH=row_format.width,
             VALUES_PER_SCALE=row_format.values_per_scale,
+            ONE_SCALE=row_format.one_scale,
             BLOCK=self.block,
             ROWS=self.rows_per_program,
         )
@@ -51,6 +52,7 @@ def _widen_kernel(  # type: ignore[no-untyped-def]
     VALUES: tl.constexpr,
     WIDTH: tl.constexpr,
     VALUES_PER_SCALE: tl.constexpr,
+    ONE_SCALE: tl.constexpr,
     BLOCK: tl.constexpr,
     ROWS: tl.constexpr,
 ):
@@ -61,8 +63,11 @@ def _widen_kernel(  # type: ignore[no-untyped-def]
     half = ((byte & 0x80) << 8 | (byte & 0x7F) << 7).to(tl.float16, bitcast=True)
     widened = half.to(tl.float32) * 256.0
     widened = tl.where((byte & 0x7F) == 0x7F, float("nan"), widened)
-    exponent = tl.load(rows + row * WIDTH + VALUES + value // VALUES_PER_SCALE, mask=mask, other=0).to(tl.int32)
-    bits = tl.where(exponent == 0, 0x00400000, exponent << 23)  # 2^-127 is subnormal
-    bits = tl.where(exponent == 255, 0x7FC00000, bits)
-    scale = bits.to(tl.float32, bitcast=True)
+    if ONE_SCALE is None:
+        exponent = tl.load(rows + row * WIDTH + VALUES + value // VALUES_PER_SCALE, mask=mask, other=0).to(tl.int32)
+        bits = tl.where(exponent == 0, 0x00400000, exponent << 23)  # 2^-127 is subnormal
+        bits = tl.where(exponent == 255, 0x7FC00000, bits)
+        scale = bits.to(tl.float32, bitcast=True)
+    else:
+        scale = tl.full([1, 1], ONE_SCALE, tl.float32)
     tl.store(out + row * VALUES + value, (widened * scale).to(out.dtype.element_ty), mask=mask)
