@@ -10,11 +10,11 @@ from typing import Any
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue
 
-from engram_exp.config.derived import AUTO, cases_of, geometry_of, usable_cpus
+from engram_exp.config.derived import cases_of, geometry_of, usable_cpus
 from engram_exp.config.schema import COMPONENTS
 from engram_exp.errors import ConfigError
-from engram_exp.steps.lookup.order import row_order
-from engram_exp.vocabulary import HOST, PLACED
+from engram_exp.steps.lookup.order import check_order
+from engram_exp.vocabulary import AUTO, HOST, PLACED
 
 CHOICES = {
     "retry": ("none", "failed"),
@@ -75,7 +75,7 @@ def _check(config: DictConfig) -> None:
     cases_of(config)
     _check_schedule(config)
     if "sort_from_rows" in config.lookup:
-        row_order(config.lookup.order, 0, 0, HOST)
+        check_order(config.lookup.order)
 
 
 def _check_components(config: DictConfig) -> None:

@@ -11,9 +11,10 @@ from omegaconf import DictConfig, OmegaConf
 from engram_exp.errors import ConfigError
 from engram_exp.layer.geometry import EngramGeometry, PrimeSource, search_primes
 from engram_exp.machine import cgroup
+from engram_exp.steps.lookup.order import Reading, reading
 from engram_exp.strategy.plan import PlannedStage, plan_stages, select_cases
+from engram_exp.vocabulary import AUTO, DEVICE, EMBEDDINGS, LOOKUP, PARTS, ROWS
 
-AUTO = "auto"
 BATCHES, ROTATED_BYTES = (4, 256), 2**30
 CHUNKS = 4
 CHUNK_BYTES = (4 * 2**20, 32 * 2**20)
@@ -42,7 +43,33 @@ def geometry_of(config: DictConfig, prime_source: PrimeSource = search_primes) -
 def stages_of(config: DictConfig) -> tuple[PlannedStage, ...]:
     """The stages of the strategy that a configuration names."""
     places = {str(step): str(place) for step, place in config.strategy.items()}
-    return plan_stages(places, widens=config.dtype.values_per_scale is not None)
+    widens = config.dtype.values_per_scale is not None
+    return plan_stages(places, widens=widens, looked_up=_looked_up(config.lookup, places[LOOKUP.name]))
+
+
+def _looked_up(lookup: DictConfig, place: str) -> str:
+    """What a lookup makes of fp8 rows: its options say so. On the host it does not widen them: fp8 bytes cross."""
+    if lookup.get("widen") and place == DEVICE:
+        return EMBEDDINGS
+    return PARTS if lookup.get("apart") else ROWS
+
+
+def reading_of(config: DictConfig, table_bytes: int = 0, multiprocessors: int = 1) -> Reading | None:
+    """How a kernel reads the rows of a batch; None of a lookup that knows no orders. The order follows from the
+    configuration alone, the launch also from the bytes of the table and the multiprocessors of the device."""
+    lookup = config.lookup
+    if "sort_from_rows" not in lookup:
+        return None
+    return reading(
+        lookup.order,
+        lookup.rows_per_program,
+        lookup.programs,
+        sort_from_rows=lookup.sort_from_rows,
+        rows=config.batch_size * config.seq_len * geometry_of(config).columns,
+        table=config.strategy.table,
+        table_bytes=table_bytes,
+        multiprocessors=multiprocessors,
+    )
 
 
 def batches_of(config: DictConfig) -> int:

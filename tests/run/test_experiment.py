@@ -72,20 +72,25 @@ def test_a_run_gives_a_row_for_every_case(run_inline, tmp_path, strategy, compon
     assert environment["cpu_name"] == frame["cpu_name"][0]
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "fp8"])
+@pytest.mark.parametrize(
+    ("dtype", "options"),
+    [("bfloat16", []), ("fp8", []), ("fp8", ["lookup.widen=false"]), ("fp8", ["dtype.layout=split"])],
+)
 @pytest.mark.parametrize("strategy", ["uva", "device"])
-def test_steps_on_the_device_have_their_rows(run_inline, tmp_path, strategy, dtype):
+def test_steps_on_the_device_have_their_rows(run_inline, tmp_path, strategy, dtype, options):
     device = KERNEL_DEVICE.type
     capture = [] if device == "cuda" else ["capture=none"]
-    rows = run_inline(f"strategy={strategy}", f"hardware={device}", f"dtype={dtype}", *capture)
+    rows = run_inline(f"strategy={strategy}", f"hardware={device}", f"dtype={dtype}", *capture, *options)
     statuses = {row["case"]: row["status"] for row in rows}
-    widening = {"widening": "ok"} if dtype == "fp8" else {}
+    widening = {"widening": "ok"} if options == ["lookup.widen=false"] else {}
     upload = "ok" if device == "cuda" else "skipped"
     assert statuses == {
         "up_ids": upload, "hashing": "ok", "lookup": "ok", **widening, "projection": "ok", "full": "ok",
     }  # fmt: skip
     frame = load_results(tmp_path)
     assert (frame["row_order"] == "as_asked").all(), "too few rows to sort"
+    assert set(frame["rows_per_program"]) == {16 if strategy == "uva" else 32}
+    assert set(frame["programs"].fillna(0)) == {528 if strategy == "uva" else 0}
     assert (frame["table_bytes"] == frame["used_rows"] * (9 if dtype == "fp8" else 16))[frame["status"] == "ok"].all()
 
 
