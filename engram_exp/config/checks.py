@@ -68,6 +68,7 @@ def check_cpus(hardware: Mapping[str, Any]) -> None:
 
 
 def _check(config: DictConfig) -> None:
+    _check_engine(config)
     _check_components(config)
     _check_ranges(config)
     _check_hardware(config)
@@ -76,6 +77,15 @@ def _check(config: DictConfig) -> None:
     _check_schedule(config)
     if "sort_from_rows" in config.lookup:
         check_order(config.lookup.order)
+
+
+def _check_engine(config: DictConfig) -> None:
+    """Refuse a bundle under a strategy that its engine has no path for."""
+    engine = config.engine
+    for key in ("table", *PLACED) if engine.name else ():
+        if config.strategy[key] != engine[key]:
+            remedy = f"has no path with strategy.{key}={config.strategy[key]}; it takes strategy={engine.strategy}"
+            raise ConfigError("components", engine.name, remedy)
 
 
 def _check_components(config: DictConfig) -> None:

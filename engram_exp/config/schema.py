@@ -30,6 +30,19 @@ class StrategyConfig:
     projection: str = MISSING
 
 
+@dataclass
+class EngineConfig:
+    """What the engine that a bundle stands for has a path for: the bundle's name, its strategy and its places. Empty:
+    the bundle goes with any strategy."""
+
+    name: str = ""
+    strategy: str = ""
+    table: str = ""
+    hashing: str = ""
+    lookup: str = ""
+    projection: str = ""
+
+
 def _model_config() -> type:
     """The numbers of a model, as `EngramGeometry` has them but for what a run chooses, and the tokenizer that token
     compression is built from. OmegaConf knows lists, and no tuples."""
@@ -103,6 +116,7 @@ class RunConfig:
     limits_dir: str = MISSING
     cache_dir: str = MISSING
     strategy: StrategyConfig = MISSING
+    engine: EngineConfig = field(default_factory=EngineConfig)
     model: ModelConfig = MISSING  # type: ignore[valid-type]
     dtype: DtypeConfig = MISSING
     schedule: ScheduleConfig = MISSING

@@ -18,6 +18,7 @@ from engram_exp.machine.placement import Placement
 from engram_exp.steps.lookup.embedding import EmbeddingLookup
 from engram_exp.steps.lookup.gather import GatherLookup
 from engram_exp.steps.lookup.order import ON_THE_DEVICE, ORDERED, UNORDERED
+from engram_exp.steps.lookup.staged import StagedLookup
 from engram_exp.steps.lookup.triton import TritonLookup
 from engram_exp.steps.tables.device import DeviceTable
 from engram_exp.steps.tables.host import HostTable
@@ -88,6 +89,26 @@ def test_a_gathered_row_equals_the_contents(lookup, rows, row_format, seed, huge
     got = lookup(table, row_ids.shape[0] * row_ids.shape[1], row_ids.shape[2], CPU)(row_ids)
     assert got.shape == (row_ids.shape[0] * row_ids.shape[1], row_ids.shape[2] * row_format.width)
     assert torch.equal(got, table.contents(row_ids).reshape(got.shape))
+
+
+@pytest.mark.slow
+@settings(max_examples=40, deadline=None)
+@given(rows=st.integers(1, 300), row_format=row_formats(), seed=st.integers(0, 2**31), apart=st.booleans(),
+       data=st.data())  # fmt: skip
+def test_staged_rows_equal_the_contents_whole_or_in_two_parts(rows, row_format, seed, apart, data):
+    table = host_table(rows, row_format, seed)
+    row_ids = some_row_ids(data, rows, seed)
+    tokens, columns = row_ids.shape[0] * row_ids.shape[1], row_ids.shape[2]
+    if apart and row_format.values_per_scale and not row_format.split:
+        with pytest.raises(ConfigError, match=r"^lookup\.apart=True: .*dtype\.layout=split"):
+            StagedLookup(table, tokens, columns, CPU, apart)
+        return
+    lookup = StagedLookup(table, tokens, columns, CPU, apart)
+    got, stored = lookup(row_ids), table.contents(row_ids).view(tokens, columns, -1)
+    want = stored.split(row_format.part_widths, dim=-1) if apart and row_format.split else (stored,)
+    assert len(got) == len(want)
+    assert all(torch.equal(one, other.flatten(1)) for one, other in zip(got, want, strict=True))
+    assert lookup(row_ids)[0].data_ptr() != got[0].data_ptr(), "fresh memory"
 
 
 @pytest.mark.slow

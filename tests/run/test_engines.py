@@ -1,0 +1,60 @@
+"""Each engine's way makes what ours makes."""
+
+import pytest
+import torch
+from places import KERNEL_DEVICE
+from safetensors.torch import load_file
+
+BUNDLES = ("vllm_0_33", "sglang_0_5_23", "sglang_staged", "tuned_uva", "tuned")
+SHAPE = ("model.row_values=40", "dtype=fp8", "dtype.layout=split", f"hardware={KERNEL_DEVICE.type}")
+
+
+def shape_of(bundle):
+    captures = KERNEL_DEVICE.type == "cuda" and bundle in ("vllm_0_33", "sglang_0_5_23", "tuned_uva")
+    return (*SHAPE, f"components={bundle}", f"capture={'graph' if captures else 'none'}")
+
+
+def test_all_bundles_make_the_same_embeddings_keys_and_value(run_inline, tmp_path):
+    found = {}
+    for bundle in BUNDLES:
+        rows = run_inline(*shape_of(bundle), "save_tensors=true")
+        assert {row["status"] for row in rows} <= {"ok", "skipped"}, rows
+        assert next(row for row in rows if row["case"] == "full")["status"] == "ok"
+        found[bundle] = load_file(tmp_path / "tensors.safetensors")
+    ours = found["tuned"]
+    for bundle, theirs in found.items():
+        assert torch.equal(theirs["row_ids"], ours["row_ids"]), bundle
+        assert torch.equal(theirs["embeddings"], ours["embeddings"]), bundle
+        for name in ("keys", "value"):
+            torch.testing.assert_close(theirs[name].float(), ours[name].float(), rtol=2e-2, atol=2e-2)
+    staged = found["sglang_staged"]
+    columns, tokens = ours["row_ids"].shape[-1], len(ours["keys"])
+    parts = staged["stored_values"].view(tokens, columns, -1), staged["stored_scales"].view(tokens, columns, -1)
+    assert torch.equal(torch.cat(parts, dim=-1).view(tokens, -1), ours["stored_rows"])
+
+
+def test_the_rows_say_how_each_engine_reads(run_inline):
+    columns = ("row_order", "rows_per_program", "warps", "programs")
+    told = {bundle: run_inline(*shape_of(bundle), "cases=[lookup]")[0] for bundle in BUNDLES[:3]}
+    processors = 1 if KERNEL_DEVICE.type == "cpu" else torch.cuda.get_device_properties(0).multi_processor_count
+    assert [told["vllm_0_33"][name] for name in columns] == ["as_asked", 16, 4, processors]
+    assert [told["sglang_0_5_23"][name] for name in columns] == ["sorted", 1, 4, None]
+    assert [told["sglang_staged"][name] for name in columns] == ["", None, None, None]
+
+
+@pytest.mark.parametrize("cases", ["[widening]", "[projection]", "[lookup,widening]"])
+def test_parts_are_made_up_where_nothing_makes_them(run_inline, cases):
+    rows = run_inline(*shape_of("sglang_staged"), f"cases={cases}")
+    assert {row["status"] for row in rows} == {"ok"}, rows
+
+
+@pytest.mark.accelerator
+def test_parts_that_are_made_up_cross_the_link(run_inline):
+    rows = run_inline(*shape_of("sglang_staged"), "cases=[up_embed]")
+    assert {row["status"] for row in rows} == {"ok"}, rows
+
+
+def test_scales_that_are_not_split_off_are_not_staged_apart(run_inline):
+    rows = run_inline(*shape_of("sglang_staged"), "dtype.layout=packed", "cases=[lookup]")
+    assert {row["status"] for row in rows} == {"refused"}
+    assert rows[0]["error"].startswith("lookup.apart=True: scales lie behind their values; use dtype.layout=split")
