@@ -2,8 +2,13 @@
 
 import pytest
 import torch
+from common import TINY
 from places import KERNEL_DEVICE
 from safetensors.torch import load_file
+
+from engram_exp.errors import ConfigError
+from engram_exp.run.plan import Plan
+from engram_exp.run.requirements import check_plan
 
 BUNDLES = ("vllm_0_33", "sglang_0_5_23", "sglang_staged", "tuned_uva", "tuned")
 SHAPE = ("model.row_values=40", "dtype=fp8", "dtype.layout=split", f"hardware={KERNEL_DEVICE.type}")
@@ -52,6 +57,21 @@ def test_parts_are_made_up_where_nothing_makes_them(run_inline, cases):
 def test_parts_that_are_made_up_cross_the_link(run_inline):
     rows = run_inline(*shape_of("sglang_staged"), "cases=[up_embed]")
     assert {row["status"] for row in rows} == {"ok"}, rows
+
+
+@pytest.mark.parametrize(
+    ("overrides", "says"),
+    [
+        (["lookup=staged"], "lookup=None: hands out other pinned memory .*: upload=fresh"),
+        (["upload=fresh", "schedule=pipelined"], "schedule=pipelined: .*: upload=pinned, or schedule=serial"),
+    ],
+)
+def test_memory_that_is_not_kept_is_refused_where_it_must_be(configure, monkeypatch, overrides, says):
+    monkeypatch.setattr(Plan, "has_link", True)  # as if there were a GPU
+    plan = Plan(configure(*TINY, *overrides))
+    with pytest.raises(ConfigError, match=f"^{says}"):
+        check_plan(plan)
+    check_plan(Plan(configure(*TINY, "lookup=staged", "upload=fresh", "schedule=serial")))
 
 
 def test_scales_that_are_not_split_off_are_not_staged_apart(run_inline):

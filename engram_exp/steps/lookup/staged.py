@@ -25,6 +25,8 @@ class StagedLookup(Lookup):
         ConfigError: scales that are not split off cannot be handed on apart.
     """
 
+    fresh = True
+
     def __init__(self, table: HostTable, max_tokens: int, columns: int, placement: Placement, apart: bool) -> None:
         placement.require("cpu", "lookup")
         self.apart = apart and table.row_format.values_per_scale is not None

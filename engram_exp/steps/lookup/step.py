@@ -20,6 +20,7 @@ class Lookup(Stage):
     """
 
     makes: ClassVar[str] = ROWS
+    fresh: ClassVar[bool] = False  # it hands out other pinned memory on each call
     built_from = ("table", "max_tokens", "columns", "placement")
     reads_table = True
     rotates = True

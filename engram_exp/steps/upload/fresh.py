@@ -15,6 +15,8 @@ class FreshUpload(Upload):
     source that is not pinned keeps the host waiting.
     """
 
+    fresh = True
+
     def __init__(self, placement: Placement) -> None:
         self.device = placement.device
 
