@@ -62,8 +62,8 @@ def reading_of(config: DictConfig, table_bytes: int = 0, multiprocessors: int = 
         return None
     return reading(
         lookup.order,
-        lookup.rows_per_program,
-        lookup.programs,
+        lookup.get("rows_per_program", AUTO),
+        lookup.get("programs", AUTO),
         sort_from_rows=lookup.sort_from_rows,
         rows=config.batch_size * config.seq_len * geometry_of(config).columns,
         table=config.strategy.table,

@@ -94,6 +94,24 @@ def test_steps_on_the_device_have_their_rows(run_inline, tmp_path, strategy, dty
     assert (frame["table_bytes"] == frame["used_rows"] * (9 if dtype == "fp8" else 16))[frame["status"] == "ok"].all()
 
 
+@pytest.mark.parametrize(
+    ("options", "order"),
+    [
+        (["lookup.order=partitioned", "lookup.rows_per_program=4", "lookup.programs=3"], "partitioned"),
+        (["lookup.order=sorted"], "sorted"),
+        (["lookup.sort_from_rows=1"], "partitioned"),
+    ],
+)
+def test_rows_that_are_read_in_order_come_back_to_their_places(run_inline, options, order):
+    device = KERNEL_DEVICE.type
+    capture = [] if device == "cuda" else ["capture=none"]
+    cases = "cases=[lookup,full]"
+    rows = run_inline("strategy=uva", f"hardware={device}", "dtype=fp8", cases, *capture, *options)
+    assert [(row["status"], row["row_order"]) for row in rows] == [("ok", order)] * 2, rows
+    launch = (4, 3) if "lookup.programs=3" in options else (16, 528)
+    assert {(row["rows_per_program"], row["programs"]) for row in rows} == {launch}
+
+
 @pytest.mark.parametrize("strategy", ["uva", "device"])
 def test_a_strategy_of_the_device_is_skipped_without_one(run_inline, monkeypatch, strategy):
     monkeypatch.setenv("TRITON_INTERPRET", "0")
