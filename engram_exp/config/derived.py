@@ -41,17 +41,26 @@ def geometry_of(config: DictConfig, prime_source: PrimeSource = search_primes) -
 
 
 def stages_of(config: DictConfig) -> tuple[PlannedStage, ...]:
-    """The stages of the strategy that a configuration names."""
+    """The stages of the strategy that a configuration names.
+
+    Raises:
+        ConfigError: as `plan_stages`, or scales that are not split off cannot be handed on apart.
+    """
     places = {str(step): str(place) for step, place in config.strategy.items()}
-    widens = config.dtype.values_per_scale is not None
-    return plan_stages(places, widens=widens, looked_up=_looked_up(config.lookup, places[LOOKUP.name]))
+    if config.dtype.values_per_scale is None:
+        return plan_stages(places)
+    return plan_stages(places, widens=True, looked_up=_looked_up(config, places[LOOKUP.name]))
 
 
-def _looked_up(lookup: DictConfig, place: str) -> str:
+def _looked_up(config: DictConfig, place: str) -> str:
     """What a lookup makes of fp8 rows: its options say so. On the host it does not widen them: fp8 bytes cross."""
-    if lookup.get("widen") and place == DEVICE:
+    if config.lookup.get("widen") and place == DEVICE:
         return EMBEDDINGS
-    return PARTS if lookup.get("apart") else ROWS
+    if not config.lookup.get("apart"):
+        return ROWS
+    if config.dtype.layout != "split":
+        raise ConfigError("lookup.apart", config.lookup.apart, "scales lie behind their values; use dtype.layout=split")
+    return PARTS
 
 
 def reading_of(config: DictConfig, table_bytes: int = 0, multiprocessors: int = 1) -> Reading | None:

@@ -6,6 +6,7 @@ from common import TINY
 from places import KERNEL_DEVICE
 from safetensors.torch import load_file
 
+from engram_exp.config.checks import check
 from engram_exp.errors import ConfigError
 from engram_exp.run.plan import Plan
 from engram_exp.run.requirements import check_plan
@@ -74,7 +75,7 @@ def test_memory_that_is_not_kept_is_refused_where_it_must_be(configure, monkeypa
     check_plan(Plan(configure(*TINY, "lookup=staged", "upload=fresh", "schedule=serial")))
 
 
-def test_scales_that_are_not_split_off_are_not_staged_apart(run_inline):
-    rows = run_inline(*shape_of("sglang_staged"), "dtype.layout=packed", "cases=[lookup]")
-    assert {row["status"] for row in rows} == {"refused"}
-    assert rows[0]["error"].startswith("lookup.apart=True: scales lie behind their values; use dtype.layout=split")
+def test_scales_that_are_not_split_off_are_not_staged_apart(configure):
+    with pytest.raises(ConfigError, match=r"^lookup\.apart=True: scales lie behind .*; use dtype\.layout=split"):
+        check(configure("components=sglang_staged", "dtype.layout=packed"))
+    check(configure("components=sglang_staged", "dtype.layout=packed", "lookup.apart=false"))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import torch
 
-from engram_exp.errors import ConfigError
 from engram_exp.machine.placement import Placement
 from engram_exp.stage import Tensors
 from engram_exp.steps.lookup.step import Lookup
@@ -19,20 +18,14 @@ class StagedLookup(Lookup):
         table: in host memory.
         max_tokens, columns: T, at most, and H.
         placement: of the output.
-        apart: return values and scales as two tensors, each gathered from an array of its own, and not side by side.
-
-    Raises:
-        ConfigError: scales that are not split off cannot be handed on apart.
+        apart: return values and scales that lie in arrays of their own as two tensors, and not side by side.
     """
 
     fresh = True
 
     def __init__(self, table: HostTable, max_tokens: int, columns: int, placement: Placement, apart: bool) -> None:
         placement.require("cpu", "lookup")
-        self.apart = apart and table.row_format.values_per_scale is not None
-        if self.apart and len(table.parts) == 1:
-            raise ConfigError("lookup.apart", apart, "scales lie behind their values; use dtype.layout=split")
-        self.parts, self.pinned = table.parts, placement.pinned
+        self.apart, self.parts, self.pinned = apart, table.parts, placement.pinned
         self.widths = table.row_format.part_widths
 
     def __call__(self, row_ids: torch.Tensor) -> Tensors:
