@@ -11,7 +11,10 @@ from typing import NamedTuple
 HOST, DEVICE, LINK = "host", "device", "link"
 
 TOKEN_IDS, ROW_IDS, ROWS, EMBEDDINGS, KV = "token_ids", "row_ids", "rows", "embeddings", "kv"
-TENSORS_OF = {TOKEN_IDS: ("token_ids", "history"), KV: ("keys", "value")}  # values of more than one tensor
+PARTS = "parts"  # rows whose values and scales lie apart
+TENSORS_OF = {  # values of more than one tensor
+    TOKEN_IDS: ("token_ids", "history"), PARTS: ("values", "scales"), KV: ("keys", "value"),
+}  # fmt: skip
 BY_SEQUENCE = (TOKEN_IDS, ROW_IDS)  # tensors [B, L, ...]; those of other values are [T, ...]
 
 
@@ -24,20 +27,24 @@ class Step(NamedTuple):
 
 
 HASHING = Step("hashing", TOKEN_IDS, ROW_IDS)
-LOOKUP = Step("lookup", ROW_IDS, ROWS)
-WIDENING = Step("widening", ROWS, EMBEDDINGS)  # left out where rows are stored in the compute dtype
+LOOKUP = Step("lookup", ROW_IDS, ROWS)  # or what `looked_up` of a plan says: embeddings or parts
+WIDENING = Step("widening", ROWS, EMBEDDINGS)  # left out where the lookup makes what the projection needs
 PROJECTION = Step("projection", EMBEDDINGS, KV)
 STEPS = (HASHING, LOOKUP, WIDENING, PROJECTION)
 PLACED_WITH = {WIDENING.name: PROJECTION.name}  # steps that a strategy does not place by themselves
 PLACED = tuple(step.name for step in STEPS if step.name not in PLACED_WITH)
 
-UPLOAD_OF = {TOKEN_IDS: "up_ids", ROW_IDS: "up_rows", ROWS: "up_embed", EMBEDDINGS: "up_embed", KV: "up_kv"}
+UPLOAD_OF = {
+    TOKEN_IDS: "up_ids", ROW_IDS: "up_rows", ROWS: "up_embed", PARTS: "up_embed", EMBEDDINGS: "up_embed", KV: "up_kv",
+}  # fmt: skip
 UPLOADS = tuple(dict.fromkeys(UPLOAD_OF.values()))
 FULL = "full"
 CASES = (*(step.name for step in STEPS), *UPLOADS, FULL)
 ALIASES = {"hash": (HASHING.name, LOOKUP.name), "compute": (PROJECTION.name,)}  # the original's names
 
-AS_ASKED, SORTED, AUTO_ORDER = ROW_ORDERS = ("as_asked", "sorted", "auto")
+AUTO = "auto"
+AS_ASKED, SORTED, PARTITIONED, _ = ROW_ORDERS = ("as_asked", "sorted", "partitioned", AUTO)
+MULTIPROCESSORS = "multiprocessors"  # as many programs as the device has
 
 OK, SUSPECT, SKIPPED, REFUSED = "ok", "suspect", "skipped", "refused"
 MISMATCH, OOM_HOST, OOM_DEVICE, TIMEOUT, CRASH = "mismatch", "oom_host", "oom_device", "timeout", "crash"

@@ -10,7 +10,7 @@ from itertools import groupby, pairwise
 import pandas as pd
 
 from engram_exp.analysis.subjects import Way, fastest_ways, over_runs, ways_told, with_tokens
-from engram_exp.vocabulary import AS_ASKED, DEVICE, FULL, OK, SORTED
+from engram_exp.vocabulary import AS_ASKED, DEVICE, FULL, OK, PARTITIONED, SORTED
 
 MEASURED, INTERPOLATED, NOT_MEASURED = "measured", "interpolated", "not measured"
 # Between neighbouring sizes, at most, to say anything of what lies between: the spacing of experiment=crossover. Over
@@ -142,12 +142,13 @@ def _takeover(
 
 
 def sort_thresholds(lookups: pd.DataFrame) -> tuple[int | None, int | None]:
-    """The most row ids at which sorting costs time, and the fewest from which on it saves some: by their
-    intervals, where both orders were measured; None where that was nowhere so.
+    """The most row ids at which sorting, or partitioning, costs time, and the fewest from which on it saves some: by
+    their intervals, where both orders were measured; None where that was nowhere so.
 
     Args:
         lookups: measured rows of the case `lookup`.
     """
+    lookups = lookups.assign(row_order=lookups["row_order"].replace(PARTITIONED, SORTED))
     through_link = lookups[(lookups["table"] != DEVICE) & lookups["row_order"].isin([AS_ASKED, SORTED])]
     rows = (through_link["rows_per_s"] * through_link["wall_ms_median"] / 1e3).round().rename("rows")
     ends = through_link.groupby([rows, "row_order"]).agg(lo=("wall_ms_lo", "min"), hi=("wall_ms_hi", "max"))

@@ -11,11 +11,11 @@ from typing import Any
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue
 
-from engram_exp.config.derived import AUTO, cases_of, geometry_of, usable_cpus
+from engram_exp.config.derived import cases_of, geometry_of, usable_cpus
 from engram_exp.config.schema import COMPONENTS, ModelConfig
 from engram_exp.errors import ConfigError
-from engram_exp.steps.lookup.order import row_order
-from engram_exp.vocabulary import HOST, PLACED
+from engram_exp.steps.lookup.order import check_order
+from engram_exp.vocabulary import AUTO, HOST, PLACED
 
 CHOICES = {
     "retry": ("none", "failed"),
@@ -70,6 +70,7 @@ def check_cpus(hardware: Mapping[str, Any]) -> None:
 
 
 def _check(config: DictConfig) -> None:
+    _check_engine(config)
     _check_model(config.model)
     _check_components(config)
     _check_ranges(config)
@@ -78,7 +79,16 @@ def _check(config: DictConfig) -> None:
     cases_of(config)
     _check_schedule(config)
     if "sort_from_rows" in config.lookup:
-        row_order(config.lookup.order, 0, 0, HOST)
+        check_order(config.lookup.order)
+
+
+def _check_engine(config: DictConfig) -> None:
+    """Refuse a bundle under a strategy that its engine has no path for."""
+    engine = config.engine
+    for key in ("table", *PLACED) if engine.name else ():
+        if config.strategy[key] != engine[key]:
+            remedy = f"has no path with strategy.{key}={config.strategy[key]}; it takes strategy={engine.strategy}"
+            raise ConfigError("components", engine.name, remedy)
 
 
 def _check_model(model: DictConfig) -> None:

@@ -12,9 +12,10 @@ from engram_exp.config.schema import HASH_KEYS
 from engram_exp.errors import ConfigError
 from engram_exp.layer.geometry import EngramGeometry, PrimeSource, search_primes
 from engram_exp.machine import cgroup
+from engram_exp.steps.lookup.order import Reading, reading
 from engram_exp.strategy.plan import PlannedStage, plan_stages, select_cases
+from engram_exp.vocabulary import AUTO, DEVICE, EMBEDDINGS, LOOKUP, PARTS, ROWS
 
-AUTO = "auto"
 BATCHES, ROTATED_BYTES = (4, 256), 2**30
 CHUNKS = 4
 CHUNK_BYTES = (4 * 2**20, 32 * 2**20)
@@ -43,14 +44,49 @@ def geometry_of(config: DictConfig, prime_source: PrimeSource = search_primes) -
 
 
 def stages_of(config: DictConfig) -> tuple[PlannedStage, ...]:
-    """The stages of the strategy that a configuration names."""
+    """The stages of the strategy that a configuration names.
+
+    Raises:
+        ConfigError: as `plan_stages`, or scales that are not split off cannot be handed on apart.
+    """
     places = {str(step): str(place) for step, place in config.strategy.items()}
-    return plan_stages(places, widens=is_fp8(config.dtype))
+    if not is_fp8(config.dtype):
+        return plan_stages(places)
+    return plan_stages(places, widens=True, looked_up=_looked_up(config, places[LOOKUP.name]))
+
+
+def _looked_up(config: DictConfig, place: str) -> str:
+    """What a lookup makes of fp8 rows: its options say so. On the host it does not widen them: fp8 bytes cross."""
+    if config.lookup.get("widen") and place == DEVICE:
+        return EMBEDDINGS
+    if not config.lookup.get("apart"):
+        return ROWS
+    if config.dtype.layout != "split":
+        raise ConfigError("lookup.apart", config.lookup.apart, "scales lie behind their values; use dtype.layout=split")
+    return PARTS
 
 
 def is_fp8(dtype: DictConfig) -> bool:
     """Whether rows are stored in e4m3, and widened to the compute dtype."""
     return dtype.values_per_scale is not None or dtype.one_scale is not None
+
+
+def reading_of(config: DictConfig, table_bytes: int = 0, multiprocessors: int = 1) -> Reading | None:
+    """How a kernel reads the rows of a batch; None of a lookup that knows no orders. The order follows from the
+    configuration alone, the launch also from the bytes of the table and the multiprocessors of the device."""
+    lookup = config.lookup
+    if "sort_from_rows" not in lookup:
+        return None
+    return reading(
+        lookup.order,
+        lookup.get("rows_per_program", AUTO),
+        lookup.get("programs", AUTO),
+        sort_from_rows=lookup.sort_from_rows,
+        rows=config.batch_size * config.seq_len * geometry_of(config).columns,
+        table=config.strategy.table,
+        table_bytes=table_bytes,
+        multiprocessors=multiprocessors,
+    )
 
 
 def batches_of(config: DictConfig) -> int:

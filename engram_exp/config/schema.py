@@ -44,6 +44,19 @@ class HashConfig:
     eos_id: Optional[int] = None
 
 
+@dataclass
+class EngineConfig:
+    """What the engine that a bundle stands for has a path for: the bundle's name, its strategy and its places. Empty:
+    the bundle goes with any strategy."""
+
+    name: str = ""
+    strategy: str = ""
+    table: str = ""
+    hashing: str = ""
+    lookup: str = ""
+    projection: str = ""
+
+
 def _model_config() -> type:
     """The numbers of a model, as `EngramGeometry` has them but for what a run chooses, and its hash. OmegaConf knows
     lists, and no tuples."""
@@ -126,6 +139,7 @@ class RunConfig:
     limits_dir: str = MISSING
     cache_dir: str = MISSING
     strategy: StrategyConfig = MISSING
+    engine: EngineConfig = field(default_factory=EngineConfig)
     model: ModelConfig = MISSING  # type: ignore[valid-type]
     dtype: DtypeConfig = MISSING
     schedule: ScheduleConfig = MISSING

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from engram_exp.errors import ConfigError
-from engram_exp.vocabulary import EMBEDDINGS, KV, ROW_IDS, ROWS, TOKEN_IDS
+from engram_exp.vocabulary import EMBEDDINGS, KV, PARTS, ROW_IDS, ROWS, TOKEN_IDS
 
 TOKEN_ID_BYTES = 8  # ids are int64
 ONE_SCALES = 1e-30, 1e30  # times an e4m3 value, neither leaves the range of bfloat16
@@ -230,6 +230,7 @@ class EngramGeometry:
             TOKEN_IDS: self.ids_bytes(tokens, sequences),
             ROW_IDS: self.row_ids_bytes(tokens),
             ROWS: self.stored_bytes(tokens),
+            PARTS: self.stored_bytes(tokens),
             EMBEDDINGS: self.embeddings_bytes(tokens),
             KV: self.kv_bytes(tokens),
         }[value]

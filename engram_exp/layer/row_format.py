@@ -99,6 +99,15 @@ class RowFormat:
         scales = scales.repeat_interleave(self.values_per_scale, dim=-1)[..., : self.values]
         return (values * scales).to(self.dtype)
 
+    def values_and_scales(self, *stored: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, int]:
+        """Arrays [N, *] that hold the values of N fp8 rows, from column 0 on, and their scales, from the column on that
+        is returned: the same array twice for rows [N * width], two of their own for values and scales apart."""
+        if len(stored) == 1:
+            rows = stored[0].view(-1, self.width)
+            return rows, rows, self.values
+        values, scales = stored
+        return values.view(-1, self.values), scales.view(-1, self.scales), 0
+
     @property
     def _words(self) -> int:
         return -(-self.width // BYTES_PER_WORD)

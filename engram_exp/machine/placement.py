@@ -66,6 +66,12 @@ class Placement:
 
 
 @cache
+def multiprocessors(device: torch.device) -> int:
+    """Multiprocessors of a GPU; 1 where the CPU stands in for it."""
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
+
+
+@cache
 def has_triton() -> bool:
     """Whether Triton is installed, as it is with PyTorch's CUDA builds; a warning tells if it is not."""
     found = find_spec("triton") is not None

@@ -22,7 +22,7 @@ from engram_exp.run.verify import Verifier, judge_of
 from engram_exp.run.whole import WholeRun, build_whole_run
 from engram_exp.stage import BuiltStage, PlannedStage, Task, Tensors
 from engram_exp.strategy.plan import made_up_inputs
-from engram_exp.vocabulary import EMBEDDINGS, FULL, HASHING, HOST, KV, LINK, ROWS, TOKEN_IDS
+from engram_exp.vocabulary import EMBEDDINGS, FULL, HASHING, HOST, KV, LINK, PARTS, ROWS, TOKEN_IDS
 
 ROTATING = [name for name, kind in KINDS.items() if kind.rotates]  # steps whose time depends on what they read
 OF_THE_RUN = (ConfigError, SkippedError, RegistrationError)  # errors that leave nothing to time
@@ -120,11 +120,11 @@ class Bench:
                 self.verifier.require(case, self._task(case), call.args[0], result, self.verifier.positions())
 
     def named_tensors(self) -> dict[str, torch.Tensor]:
-        """What the built stages make of the first batch: token_ids, history, row_ids, stored_rows (fp8), embeddings,
-        keys, value."""
+        """What the built stages make of the first batch: token_ids, history, row_ids, stored_rows, or stored_values and
+        stored_scales (fp8), embeddings, keys, value."""
         batch = self.parts.batches[0]
         tensors: dict[str, torch.Tensor] = {"token_ids": batch.ids, "history": batch.history}
-        names = {ROWS: ("stored_rows",), KV: ("keys", "value")}
+        names = {ROWS: ("stored_rows",), PARTS: ("stored_values", "stored_scales"), KV: ("keys", "value")}
         if not any(stage.makes == EMBEDDINGS for stage in self.plan.stages):
             names[ROWS] = (EMBEDDINGS,)
         flowing: Tensors = batch

@@ -15,7 +15,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from engram_exp.config.derived import batches_of, cases_of, chunk_tokens_of, geometry_of, threads_of
+from engram_exp.config.derived import batches_of, cases_of, chunk_tokens_of, geometry_of, reading_of, threads_of
 from engram_exp.errors import ConfigError
 from engram_exp.layer.tokenizer import tokenizer_file
 from engram_exp.machine.environment import code_digest, gpus, machine
@@ -23,7 +23,7 @@ from engram_exp.machine.files import content_digest, write_text
 from engram_exp.machine.sources import contributed_sources
 from engram_exp.results.schema import CHOICE, KEYS, of_kind
 from engram_exp.run.overridden import as_text, overridden
-from engram_exp.steps.lookup.order import row_order
+from engram_exp.vocabulary import AUTO, MULTIPROCESSORS
 
 FILE = "job.yaml"
 SAYS_NOTHING = (  # of what a run measures
@@ -127,20 +127,20 @@ class Job:
             "chunk_tokens": chunk_tokens_of(config),
             "ring_depth": config.schedule.ring_depth,
             "capture": config.capture,
-            **{name: config.lookup.get(key.removeprefix("lookup.")) for name, key in KEYS.items() if "lookup." in key},
-            "row_order": self._row_order(),
+            **self._reading(),
             "row_bytes": geometry_of(config).row_bytes,
             "layout": config.dtype.layout if config.dtype.values_per_scale else "",
             "started_at": self.started_at,
         }
         return {**known, "options": as_text(self.overridden, known)}
 
-    def _row_order(self) -> str:
-        config, lookup = self.config, self.config.lookup
-        if "sort_from_rows" not in lookup:  # it reads rows as they are asked for
-            return ""
-        rows = config.batch_size * config.seq_len * geometry_of(config).columns
-        return row_order(lookup.order, rows, lookup.sort_from_rows, config.strategy.table)
+    def _reading(self) -> dict[str, Any]:
+        """How the lookup reads rows, as far as it is known before there are a table and a device."""
+        keys = {name: key.removeprefix("lookup.") for name, key in KEYS.items() if key.startswith("lookup.")}
+        options = {name: self.config.lookup.get(key) for name, key in keys.items()}
+        known = {name: None if value in (AUTO, MULTIPROCESSORS) else value for name, value in options.items()}
+        found = reading_of(self.config)
+        return {**known, "row_order": found.order if found else ""}
 
     def failed_rows(self, status: str, error: str) -> list[dict[str, Any]]:
         """A row for every case of a run that gave none."""

@@ -32,6 +32,8 @@ UNTOLD = (
     "iterations", "budget_s", "cases",
     # What stands beside the measurement.
     "limits", "save_tensors", "hardware.data_sheet",
+    # What would be refused.
+    "engine",
 )  # fmt: skip
 COLUMN_OF = {key: name for name, key in KEYS.items()}
 PLAIN = re.compile(

@@ -21,7 +21,7 @@ from engram_exp.machine.environment import code_cache, cpu_name
 from engram_exp.machine.placement import Placement
 from engram_exp.stage import Load, PlannedStage, Stage, Task, kind_of
 from engram_exp.steps.hashing.step import Hashing
-from engram_exp.steps.lookup.step import Lookup
+from engram_exp.steps.lookup.step import Lookup, PartsLookup, WideningLookup
 from engram_exp.steps.projection.step import Projection
 from engram_exp.steps.upload.step import Upload
 from engram_exp.steps.widening.step import Widening
@@ -33,6 +33,7 @@ from engram_exp.vocabulary import FULL, HASHING, HOST, LINK, LOOKUP, PROJECTION,
 KINDS: Mapping[str, type[Stage]] = {
     HASHING.name: Hashing, LOOKUP.name: Lookup, WIDENING.name: Widening, PROJECTION.name: Projection,
 }  # fmt: skip
+LOOKUPS: Mapping[str, type[Stage]] = {kind.makes: kind for kind in (Lookup, WideningLookup, PartsLookup)}
 
 
 class Plan:
@@ -121,8 +122,7 @@ class Plan:
             staged: in chunks.
         """
         config = self.config
-        group, step = ("upload", Upload) if stage.place == LINK else (stage.name, KINDS[stage.name])
-        node = config.get(group)
+        step, node = step_of(stage), config.get("upload" if stage.place == LINK else stage.name)
         load = Load(
             stage=stage,
             geometry=self.geometry,
@@ -172,6 +172,13 @@ class Plan:
             [task for task in tasks.values() if task.kind.rotates],
             ring,
         )
+
+
+def step_of(stage: PlannedStage) -> type[Stage]:
+    """What a stage usually is, and whose reference it is held to."""
+    if stage.place == LINK:
+        return Upload
+    return LOOKUPS[stage.makes] if stage.name == LOOKUP.name else KINDS[stage.name]
 
 
 def bytes_moved(tasks: Sequence[Task]) -> int:

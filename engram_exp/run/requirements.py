@@ -16,7 +16,9 @@ from engram_exp.machine.data_sheets import DataSheet, data_sheet_of, is_of
 from engram_exp.machine.placement import triton_is_interpreted
 from engram_exp.run.plan import KINDS, Plan, device_name
 from engram_exp.stage import kind_of
+from engram_exp.steps.lookup.step import Lookup
 from engram_exp.steps.projection.step import Projection
+from engram_exp.steps.upload.step import Upload
 from engram_exp.steps.widening import build_widening
 from engram_exp.vocabulary import DEVICE, FULL, HOST, WIDENING
 
@@ -35,6 +37,7 @@ def check_plan(plan: Plan) -> None:
     if sheet:
         require_data_sheet(sheet.gpu, sheet.memory_gb, device_name(plan.device), total_device_bytes(plan.device))
     check_components(plan)
+    _check_sources(plan)
     if FULL in plan.cases:
         _check_schedule(plan)
     check_dtype(plan)
@@ -119,6 +122,20 @@ def _require_readable_table(plan: Plan) -> None:
         raise SkippedError("a kernel reads host memory only where it is pinned: table=pinned or table=huge")
 
 
+def _check_sources(plan: Plan) -> None:
+    """Refuse an upload that would keep all memory that a lookup ever handed out."""
+    lookup, upload = _kinds(plan)
+    if plan.has_link and lookup.fresh and upload.keeps_sources:
+        remedy = "hands out other pinned memory on each call, all of which this upload would keep: upload=fresh"
+        raise ConfigError("lookup", None, remedy)
+
+
+def _kinds(plan: Plan) -> tuple[Any, Any]:
+    """The kinds of the lookup and of the upload."""
+    config = plan.config
+    return kind_of(get_class(config.lookup._target_), Lookup), kind_of(get_class(config.upload._target_), Upload)
+
+
 def _check_schedule(plan: Plan) -> None:
     """Refuse components that a pipeline cannot chain, and a graph where there are none."""
     if plan.config.capture == "graph" and plan.device.type != "cuda":
@@ -132,6 +149,6 @@ def _check_schedule(plan: Plan) -> None:
     if projection.kv_buffers > 1:
         remedy = "the projection must fill one kept buffer: projection=fused, or schedule=serial"
         raise chunks_refused(chunk_tokens, remedy)
-    if plan.has_link and not plan.pins:
-        remedy = "a copy must not keep the host waiting: upload=pinned, or schedule=serial"
+    if plan.has_link and (not plan.pins or _kinds(plan)[1].fresh):
+        remedy = "a copy must not keep the host waiting, nor end in other memory: upload=pinned, or schedule=serial"
         raise chunks_refused(chunk_tokens, remedy)

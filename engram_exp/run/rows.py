@@ -10,9 +10,11 @@ from typing import Any
 
 import torch
 
+from engram_exp.config.derived import reading_of
 from engram_exp.errors import status_of, text_of
 from engram_exp.machine.environment import gpus, stamp
 from engram_exp.machine.memory import peak_bytes
+from engram_exp.machine.placement import multiprocessors
 from engram_exp.measure.limits import is_beaten, possible_ms
 from engram_exp.measure.loop import Timing
 from engram_exp.measure.rates import Limit
@@ -40,7 +42,10 @@ def run_columns(plan: Plan, parts: Parts, table_bytes: int, distinct_rows: float
         distinct_rows: share of the rows asked for that are distinct; None where none were.
     """
     device, geometry = plan.device, plan.geometry
+    reading = reading_of(plan.config, geometry.table_bytes, multiprocessors(device))
+    launch = {"rows_per_program": reading.rows_per_program, "programs": reading.programs} if reading else {}
     return {
+        **launch,
         "device": str(device),
         "device_name": device_name(device),
         "driver": gpus()[0]["driver"] if device.type == "cuda" and gpus() else None,

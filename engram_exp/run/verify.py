@@ -8,9 +8,8 @@ import torch
 
 from engram_exp.errors import MismatchError
 from engram_exp.run.parts import Parts
-from engram_exp.run.plan import KINDS
+from engram_exp.run.plan import step_of
 from engram_exp.stage import Stage, Task, Tensors, excerpt
-from engram_exp.steps.upload.step import Upload
 from engram_exp.vocabulary import KV, TENSORS_OF
 
 EDGE = 32  # tokens at each end of a batch and of its parts ...
@@ -111,7 +110,7 @@ class Verifier:
 
 def judge_of(task: Task) -> type[Stage]:
     """Whose reference counts: the step's, and never the component's own."""
-    return KINDS.get(task.load.stage.name, Upload)
+    return step_of(task.load.stage)
 
 
 def require_tensors(what: str, result: object, device: torch.device) -> Tensors:

@@ -19,6 +19,7 @@ from engram_exp.vocabulary import (
     KV,
     LINK,
     LOOKUP,
+    PARTS,
     PLACED_WITH,
     ROWS,
     STEPS,
@@ -27,19 +28,22 @@ from engram_exp.vocabulary import (
     WIDENING,
 )
 
+OF_FP8 = (PARTS, EMBEDDINGS)  # values that stand only where rows are not stored in the compute dtype
+
 
 def upload_of(value: str) -> PlannedStage:
     """The stage that takes a value across the link."""
     return PlannedStage(UPLOAD_OF[value], LINK, value, value)
 
 
-def plan_stages(places: Mapping[str, str], *, widens: bool = False) -> tuple[PlannedStage, ...]:
+def plan_stages(places: Mapping[str, str], *, widens: bool = False, looked_up: str = ROWS) -> tuple[PlannedStage, ...]:
     """Put the steps in order, and an upload wherever a value is needed in another place than where it was made. Token
     ids are made on the host, and keys and value must end on the device.
 
     Args:
         places: `host` or `device` for each step that is placed, and for the table.
         widens: stored rows are not yet in the compute dtype; otherwise they are the embeddings.
+        looked_up: what the lookup then makes: rows, parts, or embeddings, which leave nothing to widen behind it.
 
     Raises:
         ConfigError: an unknown place, a step on the host behind one on the device, or one that cannot reach the table.
@@ -50,18 +54,21 @@ def plan_stages(places: Mapping[str, str], *, widens: bool = False) -> tuple[Pla
         raise ConfigError(f"strategy.{LOOKUP.name}", HOST, "must be device, since the table is there")
     stages: list[PlannedStage] = []
     made_on = {TOKEN_IDS: HOST}
-    for step in STEPS if widens else [step for step in STEPS if step != WIDENING]:
+    values = {ROWS: looked_up} if widens else {EMBEDDINGS: ROWS}
+    for step in STEPS:
+        needs, makes = (values.get(value, value) for value in (step.needs, step.makes))
+        if needs == makes:  # nothing is left to widen
+            continue
         key = PLACED_WITH.get(step.name, step.name)
         place = places[key]
-        needs = step.needs if widens or step.needs != EMBEDDINGS else ROWS
         if place not in (HOST, DEVICE):
             raise ConfigError(f"strategy.{key}", place, f"must be {HOST} or {DEVICE}")
         if (made_on[needs], place) == (DEVICE, HOST):
             raise ConfigError(f"strategy.{key}", place, "must be device, since the step before it runs there")
         if made_on[needs] != place:
             stages.append(upload_of(needs))
-        stages.append(PlannedStage(step.name, place, needs, step.makes))
-        made_on[step.makes] = place
+        stages.append(PlannedStage(step.name, place, needs, makes))
+        made_on[makes] = place
     if made_on[KV] != DEVICE:
         stages.append(upload_of(KV))
     return tuple(stages)
@@ -88,7 +95,7 @@ def select_cases(requested: object, stages: Sequence[PlannedStage]) -> tuple[str
         elif name in ALIASES:
             selected.update(ALIASES[name])
         elif name == WIDENING.name and name not in own:
-            raise ConfigError("cases", name, "rows are stored in the compute dtype; with dtype=fp8 they are widened")
+            raise ConfigError("cases", name, _why_nothing_widens(stages))
         elif name in CASES:
             selected.add(name)
         else:
@@ -106,8 +113,8 @@ def needed_stages(cases: Sequence[str], stages: Sequence[PlannedStage]) -> tuple
     if LOOKUP.name in needed:
         before = list(own)[: list(own).index(LOOKUP.name)]
         needed.update(before)
-    widens = WIDENING.name in own
-    uploads = {UPLOAD_OF[value]: upload_of(value) for value in UPLOAD_OF if widens or value != EMBEDDINGS}
+    made = {stage.makes for stage in stages}
+    uploads = {UPLOAD_OF[value]: upload_of(value) for value in UPLOAD_OF if value in made or value not in OF_FP8}
     others = {name: stage for name, stage in uploads.items() if name not in own}
     return tuple(stage for name, stage in (own | others).items() if name in needed)
 
@@ -128,6 +135,12 @@ def made_up_inputs(built: Sequence[PlannedStage], stages: Sequence[PlannedStage]
             made_up.append(stage)
         made.add((stage.makes, stage.side if crosses else HOST))
     return tuple(made_up)
+
+
+def _why_nothing_widens(stages: Sequence[PlannedStage]) -> str:
+    if any(stage.makes == EMBEDDINGS for stage in stages):
+        return "the lookup widens rows while it gathers them; with lookup.widen=false they are widened behind it"
+    return "rows are stored in the compute dtype; with dtype=fp8 they are widened"
 
 
 def _choices() -> str:

@@ -241,9 +241,9 @@ def test_what_limits_the_advice_is_said():
     assert any("table_scale" in note for note in advice.notes)
 
 
-def lookups(sorted_ms):
+def lookups(sorted_ms, order="sorted"):
     """A lookup in either order, by rows: as asked it takes 1 us a row."""
-    orders = [("as_asked", {size: size / 1e3 for size in sorted_ms}), ("sorted", sorted_ms)]
+    orders = [("as_asked", {size: size / 1e3 for size in sorted_ms}), (order, sorted_ms)]
     parts = [rows("uva", times, case="lookup", row_order=order) for order, times in orders]
     return pd.concat(parts).assign(rows_per_s=lambda frame: frame["batch_size"] / frame["wall_ms_median"] * 1e3)
 
@@ -258,8 +258,9 @@ def lookups(sorted_ms):
         ({100: 0.1}, (None, None)),
     ],
 )
-def test_sorting_pays_where_intervals_say_so(sorted_ms, expected):
-    frame = pd.concat([three(), lookups(sorted_ms)])
+@pytest.mark.parametrize("order", ["sorted", "partitioned"])
+def test_sorting_pays_where_intervals_say_so(sorted_ms, expected, order):
+    frame = pd.concat([three(), lookups(sorted_ms, order)])
     assert ask(frame).sort_rows == expected
     others = [lookups({100: 50.0}).assign(dtype="fp8"), lookups({100: 50.0}).assign(row_order="")]
     assert ask(pd.concat([frame, *others]), dtype="bfloat16").sort_rows == expected

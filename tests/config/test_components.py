@@ -22,6 +22,7 @@ from engram_exp.vocabulary import UPLOADS
 
 FILES = [(file.parent.name, file.stem) for file in sorted((ROOT / "conf").glob("*/*.yaml"))]
 OPTIONS = [choice for choice in FILES if choice[0] != "hydra"] + [("hardware", option) for option in DATA_SHEETS]
+ENGINES = ("vllm_0_33", "sglang_0_5_23", "sglang_staged")
 STEPS = [["hashing", "lookup", "projection"], ["hashing", "lookup", "widening", "projection"]]
 
 
@@ -34,8 +35,8 @@ def test_every_option_composes_and_builds(configure, tmp_path, group, option):
     overrides = [f"{group}={option}", "batch_size=2", "seq_len=4", "model.table_scale=0.001", "tokens.history=false"]
     if group != "tokens":
         overrides.append("tokens=random")
-    if option in ("triton", "triton_link", "device", "graph"):  # steps on the device, a table there
-        overrides.append("strategy=device")
+    if option in ("triton", "triton_link", "device", "graph") or (group == "lookup" and option in ENGINES):
+        overrides.append("strategy=device")  # steps on the device, a table there
     if option == "ids":
         np.save(tmp_path / "ids.npy", np.arange(8).reshape(2, 4))
         overrides.append(f"tokens.path={tmp_path / 'ids.npy'}")
@@ -45,7 +46,9 @@ def test_every_option_composes_and_builds(configure, tmp_path, group, option):
     check_components(parts.plan)
     check_dtype(parts.plan)
     names = [parts.stage(stage).name for stage in needed_stages(["full"], parts.plan.stages)]
-    assert [name for name in names if name not in UPLOADS] == STEPS[option.startswith("fp8")]
+    # The lookups of the other engines widen by themselves.
+    widens = option.startswith("fp8") or option in ("engines", "sglang_staged")
+    assert [name for name in names if name not in UPLOADS] == STEPS[widens]
     batch = parts.batches[0]
     assert batch.ids.shape == (2, 4)
     assert batch.history.shape == (2, parts.geometry.max_order - 1)

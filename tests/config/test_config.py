@@ -49,6 +49,32 @@ def test_the_original_is_assembled_and_each_part_can_be_replaced(configure):
     assert config.lookup._target_.endswith("EmbeddingLookup")
 
 
+ENGINES = {"vllm_0_33": "uva", "sglang_0_5_23": "uva", "sglang_staged": "kv_on_gpu"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("engine", "own"), ENGINES.items())
+def test_an_engine_brings_its_strategy_and_has_no_path_with_another(configure, engine, own):
+    chosen = configure(f"components={engine}")
+    assert chosen.strategy == configure(f"strategy={own}").strategy
+    assert (chosen.dtype.values_per_scale, chosen.dtype.layout, chosen.schedule.chunk_tokens) == (32, "split", None)
+    check(chosen)
+    for strategy in {"kv_on_cpu", "kv_on_gpu", "uva", "device"} - {own}:
+        with pytest.raises(ConfigError, match=rf"^components={engine}: has no path with .* takes strategy={own}$"):
+            check(configure(f"components={engine}", f"strategy={strategy}"))
+    with pytest.raises(ConfigError, match=r"^dtype\.layout=split: .*use it with dtype=fp8"):
+        check(configure(f"components={engine}", "dtype=bfloat16"))
+
+
+def test_engines_and_ours_stand_in_one_table(configure):
+    """A sweep over bundles takes the strategy of each; what is looked up is stored in the same way."""
+    for bundle, strategy in {**ENGINES, "tuned": "kv_on_gpu", "tuned_uva": "uva"}.items():
+        config = configure("experiment=engines", f"components={bundle}")
+        check(config)
+        assert config.strategy == configure(f"strategy={strategy}").strategy
+        assert (config.dtype.layout, config.dtype.values_per_scale, config.model.row_values) == ("split", 32, 256)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "override",

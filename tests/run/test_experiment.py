@@ -72,22 +72,51 @@ def test_a_run_gives_a_row_for_every_case(run_inline, tmp_path, strategy, compon
     assert environment["cpu_name"] == frame["cpu_name"][0]
 
 
-@pytest.mark.parametrize(("dtype", "row_bytes"), [("bfloat16", 16), ("fp8", 9), ("fp8_one_scale", 8)])
+@pytest.mark.parametrize(
+    ("dtype", "row_bytes", "options"),
+    [
+        ("bfloat16", 16, []),
+        ("fp8", 9, []),
+        ("fp8", 9, ["lookup.widen=false"]),
+        ("fp8", 9, ["dtype.layout=split"]),
+        ("fp8_one_scale", 8, []),
+    ],
+)
 @pytest.mark.parametrize("strategy", ["uva", "device"])
-def test_steps_on_the_device_have_their_rows(run_inline, tmp_path, strategy, dtype, row_bytes):
+def test_steps_on_the_device_have_their_rows(run_inline, tmp_path, strategy, dtype, row_bytes, options):
     device = KERNEL_DEVICE.type
     capture = [] if device == "cuda" else ["capture=none"]
-    rows = run_inline(f"strategy={strategy}", f"hardware={device}", f"dtype={dtype}", *capture)
+    rows = run_inline(f"strategy={strategy}", f"hardware={device}", f"dtype={dtype}", *capture, *options)
     statuses = {row["case"]: row["status"] for row in rows}
-    widening = {"widening": "ok"} if row_bytes < 16 else {}
+    widening = {"widening": "ok"} if options == ["lookup.widen=false"] else {}
     upload = "ok" if device == "cuda" else "skipped"
     assert statuses == {
         "up_ids": upload, "hashing": "ok", "lookup": "ok", **widening, "projection": "ok", "full": "ok",
     }  # fmt: skip
     frame = load_results(tmp_path)
     assert (frame["row_order"] == "as_asked").all(), "too few rows to sort"
+    assert set(frame["rows_per_program"]) == {1 if strategy == "uva" else 32}
+    assert set(frame["programs"].fillna(0)) == {0}
     assert (frame["table_bytes"] == frame["used_rows"] * row_bytes)[frame["status"] == "ok"].all()
     assert (frame["row_bytes"] == row_bytes).all()
+
+
+@pytest.mark.parametrize(
+    ("options", "order"),
+    [
+        (["lookup.order=partitioned", "lookup.rows_per_program=4", "lookup.programs=3"], "partitioned"),
+        (["lookup.order=sorted"], "sorted"),
+        (["lookup.sort_from_rows=1"], "partitioned"),
+    ],
+)
+def test_rows_that_are_read_in_order_come_back_to_their_places(run_inline, options, order):
+    device = KERNEL_DEVICE.type
+    capture = [] if device == "cuda" else ["capture=none"]
+    cases = "cases=[lookup,full]"
+    rows = run_inline("strategy=uva", f"hardware={device}", "dtype=fp8", cases, *capture, *options)
+    assert [(row["status"], row["row_order"]) for row in rows] == [("ok", order)] * 2, rows
+    launch = (4, 3) if "lookup.programs=3" in options else (16, 528)
+    assert {(row["rows_per_program"], row["programs"]) for row in rows} == {launch}
 
 
 @pytest.mark.parametrize("strategy", ["uva", "device"])

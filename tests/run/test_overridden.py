@@ -132,7 +132,9 @@ def test_a_sweep_tells_its_runs_apart(call, tmp_path):
     assert "options" in done.stdout.split("median ms of every run")[1]
 
 
-EXPLICIT = ("lookup.order=as_asked", "batches=4", "hardware.threads=2")  # what auto comes to is no other measurement
+EXPLICIT = (  # what auto comes to is no other measurement
+    "lookup.order=as_asked", "lookup.rows_per_program=16", "lookup.programs=528", "batches=4", "hardware.threads=2",
+)  # fmt: skip
 MODEL = (override for override in TINY if override.startswith("model."))
 BASE = job_of("strategy=uva", "tokens=random", "+lookup.foo=x", *EXPLICIT, *MODEL)
 TEXTS = st.text(st.characters(codec="utf-8", exclude_categories=["Cc"]), max_size=6)
@@ -143,7 +145,8 @@ VALUES = {
     "tokens.share": st.floats(0.01, 1), "tokens.history": st.booleans(), "hardware.pin_threads": st.booleans(),
     "hardware.threads": st.integers(1, 3), "hardware.affinity": st.sampled_from([None, [0]]),
     "capture": st.sampled_from(["none", "graph"]), "lookup.sort_from_rows": st.integers(0, 3),
-    "lookup.order": st.sampled_from(["as_asked", "sorted"]), "lookup.programs": st.sampled_from([None, 4, 528]),
+    "lookup.order": st.sampled_from(["as_asked", "sorted", "partitioned"]),
+    "lookup.programs": st.sampled_from([None, 4, 528]),
     "lookup.foo": st.one_of(TEXTS, st.integers(), st.booleans(), st.lists(TEXTS, max_size=2)),
     "upload.bar": st.one_of(TEXTS, st.none()), "seed": st.integers(0, 3), "batch_size": st.integers(1, 3),
     "batches": st.integers(4, 6), "schedule.ring_depth": st.integers(1, 2), "dtype.tolerance": st.floats(0.01, 0.5),

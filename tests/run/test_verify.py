@@ -6,6 +6,7 @@ from itertools import count
 import numpy as np
 import pytest
 import torch
+from places import KERNEL_DEVICE
 
 from engram_exp import load_results, load_samples
 from engram_exp.errors import MismatchError
@@ -13,6 +14,7 @@ from engram_exp.run import verify
 from engram_exp.stage import Strategy
 from engram_exp.steps.hashing.numba import NumbaHasher
 from engram_exp.steps.lookup.gather import GatherLookup
+from engram_exp.steps.lookup.triton import TritonLookup
 from engram_exp.steps.projection.fused import FusedProjection
 from engram_exp.steps.projection.rms_norm import KeyNorm
 from engram_exp.steps.upload.pinned import PinnedUpload
@@ -99,6 +101,17 @@ def test_a_wrong_widening_is_a_mismatch(run_inline, monkeypatch):
     (row,) = run_inline("dtype=fp8", "strategy=kv_on_cpu", "cases=[widening]")
     assert row["status"] == "mismatch", row
     assert row["error"].startswith("widening: ")
+
+
+def test_a_lookup_that_widens_wrongly_is_a_mismatch(run_inline, monkeypatch):
+    def doubled(self, row_ids, original=TritonLookup.__call__):
+        return original(self, row_ids).mul_(2)
+
+    monkeypatch.setattr(TritonLookup, "__call__", doubled)
+    device = KERNEL_DEVICE.type
+    rows = run_inline("dtype=fp8", "strategy=uva", "capture=none", f"hardware={device}", "cases=[lookup,projection]")
+    assert [(row["case"], row["status"]) for row in rows] == [("lookup", "mismatch"), ("projection", "ok")]
+    assert rows[0]["error"].startswith("lookup: ")
 
 
 @pytest.mark.accelerator

@@ -17,6 +17,8 @@ from engram_exp.machine.host_memory import HostMemory, _huge_page_share
 from engram_exp.machine.placement import Placement
 from engram_exp.steps.lookup.embedding import EmbeddingLookup
 from engram_exp.steps.lookup.gather import GatherLookup
+from engram_exp.steps.lookup.order import ON_THE_DEVICE, ORDERED, UNORDERED
+from engram_exp.steps.lookup.staged import StagedLookup
 from engram_exp.steps.lookup.triton import TritonLookup
 from engram_exp.steps.tables.device import DeviceTable
 from engram_exp.steps.tables.host import HostTable
@@ -92,20 +94,37 @@ def test_a_gathered_row_equals_the_contents(lookup, rows, row_format, seed, huge
 
 
 @pytest.mark.slow
+@settings(max_examples=40, deadline=None)
+@given(rows=st.integers(1, 300), row_format=row_formats(), seed=st.integers(0, 2**31), apart=st.booleans(),
+       data=st.data())  # fmt: skip
+def test_staged_rows_equal_the_contents_whole_or_in_two_parts(rows, row_format, seed, apart, data):
+    table = host_table(rows, row_format, seed)
+    row_ids = some_row_ids(data, rows, seed)
+    tokens, columns = row_ids.shape[0] * row_ids.shape[1], row_ids.shape[2]
+    lookup = StagedLookup(table, tokens, columns, CPU, apart)
+    got, stored = lookup(row_ids), table.contents(row_ids).view(tokens, columns, -1)
+    want = stored.split(row_format.part_widths, dim=-1) if apart and row_format.split else (stored,)
+    assert len(got) == len(want)
+    assert all(torch.equal(one, other.flatten(1)) for one, other in zip(got, want, strict=True))
+    assert lookup(row_ids)[0].data_ptr() != got[0].data_ptr(), "fresh memory"
+
+
+@pytest.mark.slow
 @settings(max_examples=25, deadline=None)
 @given(
     rows=st.integers(1, 300),
     row_format=row_formats(),
     seed=st.integers(0, 2**31),
-    order=st.sampled_from(["as_asked", "sorted", "auto"]),
+    order=st.sampled_from(["as_asked", "sorted", "partitioned", "auto"]),
     sort_from_rows=st.integers(0, 60),
-    rows_per_program=st.sampled_from([1, 4, 16]),
-    programs=st.sampled_from([None, 1, 3]),
+    rows_per_program=st.sampled_from([1, 4, 16, "auto"]),
+    programs=st.sampled_from([None, 1, 3, "auto", "multiprocessors"]),
+    widen=st.booleans(),
     in_host_memory=st.booleans(),
     data=st.data(),
 )
-def test_the_kernel_gathers_every_row_in_either_order(
-    rows, row_format, seed, order, sort_from_rows, rows_per_program, programs, in_host_memory, data
+def test_the_kernel_gathers_every_row_in_any_order_and_widens_it(
+    rows, row_format, seed, order, sort_from_rows, rows_per_program, programs, widen, in_host_memory, data
 ):
     if in_host_memory:
         table = HostTable(rows, row_format, seed, PINNABLE, huge_pages=False, pinned=True)
@@ -114,13 +133,15 @@ def test_the_kernel_gathers_every_row_in_either_order(
     row_ids = some_row_ids(data, rows, seed)
     tokens, columns = row_ids.shape[0] * row_ids.shape[1], row_ids.shape[2]
     launch = {"sort_from_rows": sort_from_rows, "rows_per_program": rows_per_program, "programs": programs}
-    lookup = by_triton(table, tokens + 2, columns, None, order, **launch)
+    lookup = by_triton(table, tokens + 2, columns, None, order, **launch, widen=widen)
     for asked in (row_ids, row_ids.flip(0)):
         got = lookup(asked.to(KERNEL_DEVICE)).cpu()
-        assert torch.equal(got, table.contents(asked).reshape(tokens, -1))
+        want = row_format.widen(table.contents(asked)) if widen else table.contents(asked)
+        assert got.dtype == want.dtype
+        assert torch.equal(got, want.reshape(tokens, -1))
 
 
-@pytest.mark.parametrize("order", ["as_asked", "sorted"])
+@pytest.mark.parametrize("order", ["as_asked", "sorted", "partitioned"])
 @pytest.mark.parametrize(("values", "scales_for"), [(256, 32), (160, None), (80, None), (64, None), (256, None)])
 @pytest.mark.parametrize("split", [False, True])
 def test_the_kernel_reads_the_rows_of_real_models(order, values, scales_for, split):
@@ -129,6 +150,41 @@ def test_the_kernel_reads_the_rows_of_real_models(order, values, scales_for, spl
     row_ids = torch.randint(0, 1000, (1, 37, 3), dtype=torch.int32)
     got = by_triton(table, 37, 3, None, order, rows_per_program=16)(row_ids.to(KERNEL_DEVICE)).cpu()
     assert torch.equal(got, table.contents(row_ids).reshape(37, -1))
+    wide = by_triton(table, 37, 3, None, order, rows_per_program=16, widen=True)(row_ids.to(KERNEL_DEVICE)).cpu()
+    assert torch.equal(wide, row_format.widen(table.contents(row_ids)).reshape(37, -1))
+
+
+LAUNCHES = sorted({(rule.rows_per_program, rule.programs or 0) for rule in (*ORDERED, *UNORDERED, ON_THE_DEVICE)})
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("split", [False, True])
+@pytest.mark.parametrize("order", ["as_asked", "partitioned"])
+@pytest.mark.parametrize(("rows_per_program", "programs"), LAUNCHES)
+def test_every_launch_of_auto_widens_to_the_bit(rows_per_program, programs, order, split, dtype):
+    """More blocks of rows than programs where there are few of these; the last block is not full."""
+    row_format = RowFormat(64, dtype, 32, split)
+    table = HostTable(5000, row_format, 3, PINNABLE, huge_pages=False, pinned=True)
+    row_ids = torch.randint(0, 5000, (1, 401, 3), dtype=torch.int32)
+    row_ids.view(-1)[:4] = torch.tensor([4999, 0, 0, 4999], dtype=torch.int32)
+    launch = {"rows_per_program": rows_per_program, "programs": programs or None}
+    got = by_triton(table, 401, 3, None, order, **launch, widen=True)(row_ids.to(KERNEL_DEVICE)).cpu()
+    assert torch.equal(got, row_format.widen(table.contents(row_ids)).reshape(401, -1))
+
+
+@pytest.mark.accelerator
+@pytest.mark.parametrize("split", [False, True])
+@pytest.mark.parametrize("order", ["as_asked", "sorted", "partitioned", "auto"])
+@pytest.mark.parametrize("tokens", [1, 64, 1024, 8192])
+def test_a_gpu_widens_as_many_rows_as_a_step_asks_for(tokens, order, split):
+    row_format = RowFormat(256, torch.bfloat16, 32, split)
+    table = HostTable(400_000, row_format, 3, PINNABLE, huge_pages=True, pinned=True)
+    row_ids = torch.randint(0, 400_000, (tokens, 1, 24), dtype=torch.int32)
+    launch = {"rows_per_program": "auto", "programs": "auto", "sort_from_rows": 16384}
+    lookup = by_triton(table, tokens, 24, None, order, **launch, widen=True)
+    for asked in (row_ids, row_ids.flip(0)):
+        got = lookup(asked.to(KERNEL_DEVICE)).cpu()
+        assert torch.equal(got, row_format.widen(table.contents(asked)).reshape(tokens, -1))
 
 
 @pytest.mark.parametrize(
@@ -217,8 +273,9 @@ def test_gather_keeps_its_buffer_and_embedding_does_not():
 
 def test_an_embedding_takes_a_table_in_one_piece():
     table = host_table(10, RowFormat(64, torch.bfloat16, 32, split=True))
-    with pytest.raises(ConfigError, match=r"^lookup=embedding: .*dtype\.layout=packed"):
+    with pytest.raises(ConfigError, match=r"^lookup=.*dtype\.layout=packed") as raised:
         EmbeddingLookup(table, 1, 1, CPU)
+    assert str(raised.value.with_choices({"lookup": "mine"})).startswith("lookup=mine: "), "as it was typed"
 
 
 SMAPS = """7f0000000000-7f0000400000 rw-p 00000000 00:00 0

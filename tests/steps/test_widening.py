@@ -24,9 +24,17 @@ def equal(got: torch.Tensor, want: torch.Tensor) -> bool:
 
 
 def widen(widening, row_format, stored, columns):
+    """By a component, whole and in two parts, which must give the same."""
     placement = CPU if widening is NumbaWidening else Placement(KERNEL_DEVICE)
-    rows = stored.view(len(stored) // columns, -1).to(placement.device)
-    return widening(row_format, len(rows) + 1, columns, placement)(rows).cpu().view(len(stored), -1)
+    tokens = len(stored) // columns
+    component = widening(row_format, tokens + 1, columns, placement)
+    parts = stored.split([row_format.values, row_format.scales], dim=1)
+    whole, apart = (
+        component(*(part.contiguous().view(tokens, -1).to(placement.device) for part in pieces)).cpu().clone()
+        for pieces in ([stored], parts)
+    )
+    assert equal(apart, whole)
+    return whole.view(len(stored), -1)
 
 
 @pytest.mark.parametrize("widening", WIDENINGS)
@@ -59,8 +67,10 @@ def test_every_compute_dtype(dtype):
     row_format = RowFormat(64, dtype, values_per_scale=32)
     stored = row_format.contents(torch.arange(12), seed=1)
     for device in {CPU.device, KERNEL_DEVICE}:
-        widened = build_widening(row_format, 4, 3, Placement(device))(stored.view(4, -1).to(device))
-        assert equal(widened.cpu().view(12, -1), row_format.widen(stored))
+        widening = build_widening(row_format, 4, 3, Placement(device))
+        for pieces in ([stored], stored.split([64, 2], dim=1)):
+            widened = widening(*(part.contiguous().view(4, -1).to(device) for part in pieces))
+            assert equal(widened.cpu().view(12, -1), row_format.widen(stored))
 
 
 @pytest.mark.parametrize("widening", WIDENINGS)

@@ -2,7 +2,6 @@ import pytest
 
 from engram_exp.config.derived import stages_of
 from engram_exp.errors import ConfigError
-from engram_exp.steps.lookup.order import row_order
 from engram_exp.strategy.plan import made_up_inputs, needed_stages, plan_stages, select_cases
 
 
@@ -24,6 +23,19 @@ def test_stored_bytes_cross_the_link_and_are_widened_behind_it():
     assert names("host", "host", "device", widens=True) == ["hashing", "lookup", "up_embed", "widening", "projection"]
     assert names("host", "host", "host", widens=True) == ["hashing", "lookup", "widening", "projection", "up_kv"]
     assert names("device", "device", "device", widens=True) == ["up_ids", "hashing", "lookup", "widening", "projection"]
+
+
+def test_a_lookup_that_widens_leaves_nothing_to_widen_behind_it():
+    places = dict.fromkeys(("table", "hashing", "lookup", "projection"), "device")
+    *_, lookup, projection = plan_stages(places, widens=True, looked_up="embeddings")
+    assert (lookup.name, lookup.makes, projection.needs) == ("lookup", "embeddings", "embeddings")
+    assert plan_stages(places, looked_up="embeddings") == plan_stages(places), "rows are the embeddings"
+
+
+def test_parts_cross_the_link_and_are_widened_behind_it():
+    places = {**dict.fromkeys(("table", "hashing", "lookup"), "host"), "projection": "device"}
+    lookup, upload, widening = plan_stages(places, widens=True, looked_up="parts")[1:4]
+    assert [lookup.makes, upload.makes, widening.needs, widening.makes] == [*["parts"] * 3, "embeddings"]
 
 
 @pytest.mark.parametrize(
@@ -62,6 +74,26 @@ def test_widening_needs_rows_that_are_not_yet_wide(configure):
     assert select_cases("widening", stages_of(configure("dtype=fp8"))) == ("widening",)
 
 
+@pytest.mark.parametrize("strategy", ["uva", "device"])
+def test_a_lookup_on_the_device_widens_unless_it_is_told_not_to(configure, strategy):
+    fused = stages_of(configure(f"strategy={strategy}", "dtype=fp8"))
+    assert [stage.name for stage in fused] == ["up_ids", "hashing", "lookup", "projection"]
+    with pytest.raises(ConfigError, match=r"^cases=widening: the lookup widens .* with lookup\.widen=false they are"):
+        select_cases(["widening"], fused)
+    apart = stages_of(configure(f"strategy={strategy}", "dtype=fp8", "lookup.widen=false"))
+    assert [stage.name for stage in apart] == ["up_ids", "hashing", "lookup", "widening", "projection"]
+    for one, other in (("true", "false"), ("false", "true")):
+        plain = [stages_of(configure(f"strategy={strategy}", f"lookup.widen={widen}")) for widen in (one, other)]
+        assert plain[0] == plain[1], "rows in the compute dtype are embeddings"
+
+
+def test_the_originals_upload_is_of_what_the_projection_needs(configure):
+    for widen in ("true", "false"):
+        stages = stages_of(configure("strategy=uva", "dtype=fp8", f"lookup.widen={widen}"))
+        (upload,) = needed_stages(["up_embed"], stages)
+        assert upload.makes == "embeddings"
+
+
 def needed(cases, stages):
     return [stage.name for stage in needed_stages(cases, stages)]
 
@@ -94,22 +126,3 @@ def test_without_a_link_both_sides_are_one(configure):
     stages = [stage for stage in stages_of(configure("strategy=kv_on_gpu")) if stage.place != "link"]
     assert made_up_inputs(needed_stages(["full"], stages), stages) == ()
     assert [stage.name for stage in made_up_inputs(needed_stages(["projection"], stages), stages)] == ["projection"]
-
-
-@pytest.mark.parametrize(
-    ("order", "rows", "table", "expected"),
-    [
-        ("as_asked", 10**6, "host", "as_asked"),
-        ("sorted", 1, "device", "sorted"),
-        ("auto", 16384, "host", "sorted"),
-        ("auto", 16383, "host", "as_asked"),
-        ("auto", 10**6, "device", "as_asked"),  # device memory gains nothing
-    ],
-)
-def test_rows_are_sorted_where_that_pays(order, rows, table, expected):
-    assert row_order(order, rows, 16384, table) == expected
-
-
-def test_an_unknown_order_is_refused():
-    with pytest.raises(ConfigError, match=r"^lookup\.order=random: must be one of as_asked, sorted, auto"):
-        row_order("random", 1, 1, "host")

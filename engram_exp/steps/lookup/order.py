@@ -1,21 +1,129 @@
-"""The order in which a kernel reads rows. Nothing here imports PyTorch."""
+"""In which order, and in how many programs, a kernel reads rows. Nothing here imports PyTorch.
+
+Random rows that come through the link are bound by address translation: the order of the reads decides what they cost,
+and how many may be in flight before they get into each other's way.
+"""
 
 from __future__ import annotations
 
+import math
+from typing import NamedTuple
+
 from engram_exp.errors import ConfigError
-from engram_exp.vocabulary import AS_ASKED, AUTO_ORDER, HOST, ROW_ORDERS, SORTED
+from engram_exp.vocabulary import AS_ASKED, AUTO, HOST, MULTIPROCESSORS, PARTITIONED, ROW_ORDERS
+
+BUCKET_BYTES = 2**22  # of the table, at least: rows that lie so near to each other read as fast as sorted ones
+MOST_BUCKETS = 2**13  # that one program adds up
 
 
-def row_order(order: str, rows: int, sort_from_rows: int, table: str) -> str:
-    """The order of the reads: as_asked or sorted.
+class Reading(NamedTuple):
+    """How a kernel reads rows.
 
-    `auto` means sorted from `sort_from_rows` rows on, if they come through the link.
+    order: as_asked, sorted or partitioned.
+    rows_per_program: that a program has in flight at a time.
+    programs: of a launch, at most; None: one for each block of so many rows.
+    """
+
+    order: str
+    rows_per_program: int
+    programs: int | None
+
+
+class Rule(NamedTuple):
+    """What is best up to a size of the table in bytes and up to a number of row ids."""
+
+    table_bytes: float
+    rows: float
+    rows_per_program: int
+    programs: int | None
+
+
+# Measured on one H200 (PCIe 5 x16, a virtual machine), rows of 264 bytes widened in the same kernel, ids drawn anew,
+# the partition included; the first line: rows of 128 bytes, outputs/reference/h200_tuning/launch.
+ORDERED = (  # rows that lie near each other follow each other
+    Rule(2e9, math.inf, 16, 528),
+    Rule(32e9, 2**16, 1, 132),  # 17.7 GB, 24,576 ids: 402 us; 32 rows in 16 programs 416
+    Rule(32e9, math.inf, 1, None),  # 17.7 GB, 196,608 ids: 3,412 us; 32 rows in 32 programs 3,783
+    Rule(math.inf, 2**16, 32, 16),  # 64 GB, 24,576 ids: 628 us
+    Rule(math.inf, math.inf, 1, None),  # 64 GB, 196,608 ids: 4,541 us; 32 rows in 16 programs 4,738
+)
+UNORDERED = (
+    Rule(math.inf, 2**8, 1, None),  # 24 ids: 4.2 us; 16 rows in 528 programs 5.9
+    Rule(math.inf, math.inf, 16, 528),  # 1,536 ids: 43 us packed, 58 split, the best launches 41 and 58
+)
+ON_THE_DEVICE = Rule(math.inf, math.inf, 32, None)
+
+
+def reading(
+    order: str,
+    rows_per_program: int | str,
+    programs: int | str | None,
+    *,
+    sort_from_rows: int,
+    rows: int,
+    table: str,
+    table_bytes: int,
+    multiprocessors: int = 1,
+) -> Reading:
+    """What `auto` comes to; what is not `auto` stays as it is.
+
+    Rows in device memory gain nothing from an order. Those that come through the link are partitioned from
+    `sort_from_rows` row ids on, and the launch follows from the order, the number of row ids and the size of the table.
+
+    Args:
+        order, rows_per_program, programs: as configured; `programs` may be `multiprocessors`.
+        sort_from_rows: see above.
+        rows: row ids.
+        table: host or device.
+        table_bytes: of the table.
+        multiprocessors: of the device.
+    """
+    through_link = table == HOST
+    if order == AUTO:
+        order = PARTITIONED if through_link and rows >= sort_from_rows else AS_ASKED
+    rules = (ON_THE_DEVICE,) if not through_link else UNORDERED if order == AS_ASKED else ORDERED
+    rule = next(rule for rule in rules if table_bytes <= rule.table_bytes and rows <= rule.rows)
+    if programs == MULTIPROCESSORS:
+        programs = multiprocessors
+    return Reading(
+        order,
+        rule.rows_per_program if isinstance(rows_per_program, str) else rows_per_program,
+        rule.programs if isinstance(programs, str) else programs,
+    )
+
+
+def check_order(order: str) -> None:
+    """Refuse an order that is none.
 
     Raises:
-        ConfigError: an unknown order.
+        ConfigError: naming those that there are.
     """
     if order not in ROW_ORDERS:
         raise ConfigError("lookup.order", order, f"must be one of {', '.join(ROW_ORDERS)}")
-    if order != AUTO_ORDER:
-        return order
-    return SORTED if table == HOST and rows >= sort_from_rows else AS_ASKED
+
+
+def check_launch(rows_per_program: int | str, warps: int, programs: int | str | None) -> None:
+    """Refuse what Triton cannot launch.
+
+    Raises:
+        ConfigError: a number out of range.
+    """
+    for name, number in (("rows_per_program", rows_per_program), ("warps", warps)):
+        if isinstance(number, int) and (number < 1 or number & (number - 1)):
+            raise ConfigError(f"lookup.{name}", number, "must be a power of two")
+    if isinstance(programs, int) and programs < 1:
+        remedy = f"must be at least 1, {MULTIPROCESSORS}, {AUTO}, or null for one per block of rows"
+        raise ConfigError("lookup.programs", programs, remedy)
+
+
+def bucket_shift(rows: int, row_bytes: int) -> int:
+    """By how many bits a row id is shifted to give its bucket: the fewest that leave buckets of `BUCKET_BYTES` and no
+    more than `MOST_BUCKETS` of them.
+
+    Args:
+        rows: of the table.
+        row_bytes: of a stored row.
+    """
+    by_bytes = max(0, math.ceil(math.log2(BUCKET_BYTES / row_bytes)))
+    by_number = max(0, (rows - 1).bit_length() - (MOST_BUCKETS - 1).bit_length())
+    return max(by_bytes, by_number)

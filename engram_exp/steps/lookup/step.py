@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 
 from engram_exp.stage import Load, Reference, Stage, Tensors
-from engram_exp.vocabulary import DEVICE, HOST
+from engram_exp.vocabulary import DEVICE, EMBEDDINGS, HOST, PARTS, ROWS
 
 
 class Lookup(Stage):
@@ -13,9 +15,12 @@ class Lookup(Stage):
 
     Built as `Lookup(table, max_tokens, columns, placement)`; called with row ids [B, L, H], it returns the stored rows
     side by side, [T, H * width]: embeddings in the compute dtype, or bytes of fp8 values and scales that are widened
-    behind it.
+    behind it. With an option `widen` that is true, it widens fp8 rows itself, where it runs on the device; with an
+    option `apart` that is true, it returns their values and scales as two tensors.
     """
 
+    makes: ClassVar[str] = ROWS
+    fresh: ClassVar[bool] = False  # it hands out other pinned memory on each call
     built_from = ("table", "max_tokens", "columns", "placement")
     reads_table = True
     rotates = True
@@ -29,9 +34,10 @@ class Lookup(Stage):
     def work(cls, load: Load) -> dict[str, float]:
         """Distinct rows read once, where they lie, and all rows written; those of a chunk stay in a cache."""
         row_ids, rows = load.bytes_of(load.stage.needs), load.geometry.stored_bytes(load.tokens)
-        passed_on = 0 if load.staged else row_ids + rows
+        written = load.bytes_of(load.stage.makes)
+        passed_on = 0 if load.staged else row_ids + written
         if load.stage.side == DEVICE and load.table == HOST:
-            return {"link rows": load.distinct_rows * rows, load.memory: rows}
+            return {"link rows": load.distinct_rows * rows, load.memory: written}
         streams = {load.memory: passed_on + load.distinct_rows * rows}
         if load.stage.side == HOST:
             streams["host rows"] = load.distinct_rows * load.tokens * load.geometry.columns
@@ -49,7 +55,57 @@ class Lookup(Stage):
         return reference.row_format.contents(row_ids, reference.seed).flatten(1)
 
     @classmethod
+    def arranged(cls, flat: torch.Tensor, load: Load) -> Tensors:
+        """As it is; parts as two views, all values and behind them all scales."""
+        if load.stage.makes != PARTS:
+            return (flat,)
+        tokens, whole = len(flat), flat.view(-1)
+        values = tokens * load.geometry.embedding_width
+        return whole[:values].view(tokens, -1), whole[values:].view(tokens, -1)
+
+    @classmethod
     def wanted(cls, reference: Reference, *inputs: torch.Tensor) -> tuple[Tensors, float]:
         """Stored rows [T, H * width] of row ids [T, H], computed anew from the seed."""
         (row_ids,) = inputs
         return (reference.row_format.contents(row_ids, reference.seed).flatten(1),), 0.0
+
+
+class WideningLookup(Lookup):
+    """Row ids -> embeddings [T, H * D] in the compute dtype, of fp8 rows: equal to a gather and then a widening."""
+
+    makes = EMBEDDINGS
+
+    @classmethod
+    def example(cls, reference: Reference, tokens: int) -> torch.Tensor:
+        """Embeddings [T, H * D] of random row ids."""
+        row_ids = torch.randint(reference.geometry.rows, (tokens, reference.geometry.columns))
+        (embeddings,), _ = cls.wanted(reference, row_ids)
+        return embeddings
+
+    @classmethod
+    def wanted(cls, reference: Reference, *inputs: torch.Tensor) -> tuple[Tensors, float]:
+        """Embeddings [T, H * D] of row ids [T, H], gathered and then widened by plain operations."""
+        (row_ids,) = inputs
+        stored = reference.row_format.contents(row_ids, reference.seed)
+        return (reference.row_format.widen(stored).flatten(1),), 0.0
+
+
+class PartsLookup(Lookup):
+    """Row ids -> stored values [T, H * D] and scales [T, H * S] apart, of fp8 rows."""
+
+    makes = PARTS
+
+    @classmethod
+    def example(cls, reference: Reference, tokens: int) -> torch.Tensor:
+        """Values and then scales of random row ids, in one tensor [T, H * width], as `arranged` takes it apart."""
+        row_ids = torch.randint(reference.geometry.rows, (tokens, reference.geometry.columns))
+        parts, _ = cls.wanted(reference, row_ids)
+        return torch.cat([part.flatten() for part in parts]).view(tokens, -1)
+
+    @classmethod
+    def wanted(cls, reference: Reference, *inputs: torch.Tensor) -> tuple[Tensors, float]:
+        """Stored values [T, H * D] and scales [T, H * S] of row ids [T, H], computed anew from the seed."""
+        (row_ids,) = inputs
+        stored = reference.row_format.contents(row_ids, reference.seed)
+        values = reference.row_format.values
+        return (stored[..., :values].flatten(1), stored[..., values:].flatten(1)), 0.0

@@ -2,38 +2,46 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from functools import partial
+from typing import Any, Literal, NamedTuple
+
 import torch
 import triton
 import triton.language as tl
 
-from engram_exp.errors import ConfigError, SkippedError
-from engram_exp.machine.placement import Placement
+from engram_exp.errors import SkippedError
+from engram_exp.machine.placement import Placement, multiprocessors
 from engram_exp.stage import Load
-from engram_exp.steps.lookup.order import row_order
+from engram_exp.steps.lookup.order import check_launch, check_order, reading
+from engram_exp.steps.lookup.partition_triton import Partition
 from engram_exp.steps.lookup.step import Lookup
 from engram_exp.steps.lookup.words import Words
 from engram_exp.steps.tables.device import DeviceTable
 from engram_exp.steps.tables.host import HostTable
-from engram_exp.vocabulary import HOST, SORTED
+from engram_exp.steps.widening.triton import e4m3_as_float, ue8m0_as_float
+from engram_exp.vocabulary import AS_ASKED, SORTED
 
 
 class TritonLookup(Lookup):
-    """Copies rows into a kept device buffer.
+    """Copies rows into a kept device buffer, or widens fp8 rows into it.
 
-    Sorted row ids read the link in long runs, and rows that are asked for twice cross it once; the rows are written
-    back to their places, so that the order changes nothing but the time.
+    Row ids in order, or at least one stretch of the table after the other, read the link in long runs, and rows that
+    are asked for twice cross it once; the rows are written back to their places, so that the order changes nothing but
+    the time.
 
     Args:
         table: in device memory, or in pinned host memory.
         max_tokens: T, at most.
         columns: H.
         placement: the GPU.
-        order: of the reads: as_asked, sorted, or auto: sorted from `sort_from_rows` row ids on, where rows come
-            through the link; device memory gains nothing from it.
-        sort_from_rows: see `order`.
-        rows_per_program: rows that a program has in flight at a time.
+        order: of the reads: as_asked, sorted, partitioned, or auto, as `order.reading` has it.
+        sort_from_rows: see there.
+        rows_per_program: rows that a program has in flight at a time; auto: see there.
         warps: of a program.
-        programs: of a launch; each then takes several blocks of rows. None: one for each block.
+        programs: of a launch, at most; each then takes several blocks of rows. None: one for each block;
+            multiprocessors: as many as the GPU has; auto: see there.
+        widen: make embeddings of fp8 rows. Rows that are stored in the compute dtype are that already.
 
     Raises:
         ConfigError: an unknown order, or a number that Triton cannot use.
@@ -42,7 +50,7 @@ class TritonLookup(Lookup):
 
     @classmethod
     def keeps(cls, load: Load) -> dict[str, int]:
-        """Rows, and row ids in order with what a radix sort takes."""
+        """What it makes, and row ids in order with what a radix sort takes."""
         return {load.stage.side: load.bytes_of(load.stage.makes) + load.geometry.sort_bytes(load.tokens)}
 
     def __init__(
@@ -53,69 +61,117 @@ class TritonLookup(Lookup):
         placement: Placement,
         order: str,
         sort_from_rows: int,
-        rows_per_program: int,
+        rows_per_program: int | Literal["auto"],
         warps: int,
-        programs: int | None,
+        programs: int | Literal["auto", "multiprocessors"] | None,
+        widen: bool = False,
     ) -> None:
         placement.require_triton("lookup")
-        _check(order, rows_per_program, warps, programs)
+        check_order(order)
+        check_launch(rows_per_program, warps, programs)
         readable = all(part.device.type == placement.device.type or part.is_pinned() for part in table.parts)
         if not readable:
             raise SkippedError("a kernel reads host memory only where it is pinned: table=pinned or table=huge")
-        row_format = table.row_format
-        max_rows = max_tokens * columns
-        self.rows = placement.empty(max_rows, row_format.width, dtype=row_format.storage_dtype)
-        self.words = Words(row_format)
-        self.tables = [part.view(self.words.dtype) for part in table.parts]
-        self.order, self.sort_from_rows, self.table_place = order, sort_from_rows, table.place
+        row_format, self.table_rows = table.row_format, len(table.parts[0])
+        self.row_bytes = row_format.width * row_format.storage_dtype.itemsize
+        widens = widen and row_format.is_fp8
+        width = row_format.values if widens else row_format.width
+        dtype = row_format.dtype if widens else row_format.storage_dtype
+        self.rows = placement.empty(max_tokens * columns, width, dtype=dtype)
+        self.out, self.kernels = (self.rows, [_widening(table)]) if widens else _copying(table, self.rows)
+        self.reading = partial(
+            reading,
+            order,
+            rows_per_program,
+            programs,
+            sort_from_rows=sort_from_rows,
+            table=table.place,
+            table_bytes=self.table_rows * self.row_bytes,
+            multiprocessors=multiprocessors(placement.device),
+        )
+        self.warps = warps
         self.ordered: tuple[torch.Tensor, torch.Tensor] | None = None  # row ids in order, and their places
-        self.rows_per_program, self.warps, self.programs = rows_per_program, warps, programs
+        self.partition: Partition | None = None
 
     def __call__(self, row_ids: torch.Tensor) -> torch.Tensor:
-        """Stored rows [T, H * width] of row ids [B, L, H] inside of the table; overwritten by the next call."""
-        flat = positions = row_ids.view(-1)
-        rows = self.rows[: len(flat)]
-        sorts = row_order(self.order, len(flat), self.sort_from_rows, self.table_place) == SORTED
-        if sorts:
-            if self.ordered is None:
-                self.ordered = flat.new_empty(len(self.rows)), flat.new_empty(len(self.rows), dtype=torch.int64)
-            flat, positions = (tensor[: len(flat)] for tensor in self.ordered)
-            torch.sort(row_ids.view(-1), out=(flat, positions))
-        out = rows.view(self.words.dtype)
-        blocks = triton.cdiv(len(flat), self.rows_per_program)
-        grid = (min(blocks, self.programs or blocks),)
-        for table, first_word, words in zip(self.tables, self.words.first, self.words.per_part, strict=True):
-            _gather_kernel[grid](
-                table,
-                flat,
-                positions,
-                out,
-                len(flat),
-                WORDS=words,
-                BLOCK_WORDS=triton.next_power_of_2(words),
-                FIRST_WORD=first_word,
-                OUT_WORDS=self.words.per_row,
-                ROWS=self.rows_per_program,
-                SORTED=sorts,
-                num_warps=self.warps,
-            )
-        return rows.view(row_ids.shape[0] * row_ids.shape[1], -1)
+        """Stored rows [T, H * width], or embeddings [T, H * D], of row ids [B, L, H] inside of the table; overwritten
+        by the next call."""
+        flat = row_ids.view(-1)
+        how = self.reading(rows=len(flat))
+        ordered, places = self._in_order(flat, how.order)
+        blocks = triton.cdiv(len(flat), how.rows_per_program)
+        grid = (min(blocks, how.programs or blocks),)
+        launch = {"ROWS": how.rows_per_program, "ORDERED": how.order != AS_ASKED, "num_warps": self.warps}
+        for kernel, arrays, constants in self.kernels:
+            kernel[grid](*arrays, ordered, places, self.out, len(flat), **constants, **launch)
+        return self.rows[: len(flat)].view(row_ids.shape[0] * row_ids.shape[1], -1)
+
+    def _in_order(self, row_ids: torch.Tensor, order: str) -> tuple[torch.Tensor, torch.Tensor]:
+        """Row ids as they are read, and the places of their rows: not looked at where they are read as asked for."""
+        if order == AS_ASKED:
+            return row_ids, row_ids
+        most = len(self.rows)
+        if self.ordered is None:
+            place_dtype = torch.int64 if order == SORTED else torch.int32
+            self.ordered = row_ids.new_empty(most), row_ids.new_empty(most, dtype=place_dtype)
+        ordered, places = (tensor[: len(row_ids)] for tensor in self.ordered)
+        if order == SORTED:
+            torch.sort(row_ids, out=(ordered, places))
+            return ordered, places
+        if self.partition is None:
+            self.partition = Partition(self.table_rows, self.row_bytes, most, row_ids.device)
+        self.partition(row_ids, ordered, places)
+        return ordered, places
 
 
-def _check(order: str, rows_per_program: int, warps: int, programs: int | None) -> None:
-    row_order(order, 0, 0, HOST)
-    for name, number in (("rows_per_program", rows_per_program), ("warps", warps)):
-        if number < 1 or number & (number - 1):
-            raise ConfigError(f"lookup.{name}", number, "must be a power of two")
-    if programs is not None and programs < 1:
-        raise ConfigError("lookup.programs", programs, "must be at least 1, or null for one per block of rows")
+class Kernel(NamedTuple):
+    """A kernel, the arrays of the table that it reads, and its constants."""
+
+    function: Any
+    arrays: tuple[torch.Tensor, ...]
+    constants: Mapping[str, float | None]
+
+
+def _copying(table: HostTable | DeviceTable, rows: torch.Tensor) -> tuple[torch.Tensor, list[Kernel]]:
+    """Stored rows as whole words, and what copies them: a kernel for each part of the table."""
+    words = Words(table.row_format)
+    kernels = []
+    for part, first_word, per_part in zip(table.parts, words.first, words.per_part, strict=True):
+        constants = {
+            "WORDS": per_part,
+            "BLOCK_WORDS": triton.next_power_of_2(per_part),
+            "FIRST_WORD": first_word,
+            "OUT_WORDS": words.per_row,
+        }
+        kernels.append(Kernel(_gather_kernel, (part.view(words.dtype),), constants))
+    return rows.view(words.dtype), kernels
+
+
+def _widening(table: HostTable | DeviceTable) -> Kernel:
+    """What makes embeddings of fp8 rows, packed or split."""
+    row_format = table.row_format
+    values, scales, first_scale = row_format.values_and_scales(*table.parts)
+    per_scale = min(row_format.values_per_scale or row_format.values, row_format.values)
+    scales_of_row = -(-row_format.values // per_scale)
+    constants: dict[str, float | None] = {
+        "VALUES": row_format.values,
+        "VALUES_WIDTH": values.shape[1],
+        "SCALES": scales_of_row,
+        "SCALES_WIDTH": scales.shape[1],
+        "FIRST_SCALE": first_scale,
+        "PER_SCALE": per_scale,
+        "ONE_SCALE": row_format.one_scale,
+        "BLOCK_SCALES": triton.next_power_of_2(scales_of_row),
+        "BLOCK_PER_SCALE": triton.next_power_of_2(per_scale),
+    }
+    return Kernel(_gather_and_widen_kernel, (values, scales), constants)
 
 
 @triton.jit
 def _gather_kernel(  # type: ignore[no-untyped-def]
     table,
     row_ids,
-    positions,
+    places,
     out,
     count,
     WORDS: tl.constexpr,
@@ -123,18 +179,62 @@ def _gather_kernel(  # type: ignore[no-untyped-def]
     FIRST_WORD: tl.constexpr,
     OUT_WORDS: tl.constexpr,
     ROWS: tl.constexpr,
-    SORTED: tl.constexpr,
+    ORDERED: tl.constexpr,
 ):
     word = tl.arange(0, BLOCK_WORDS)[None, :]
     for block in range(tl.program_id(0), tl.cdiv(count, ROWS), tl.num_programs(0)):
         index = block * ROWS + tl.arange(0, ROWS)
         inside = index < count
         row = tl.load(row_ids + index, mask=inside, other=0).to(tl.int64)
-        place = index.to(tl.int64)
-        if SORTED:
-            place = tl.load(positions + index, mask=inside, other=0)
+        place = index
+        if ORDERED:
+            place = tl.load(places + index, mask=inside, other=0)
         mask = inside[:, None]
         if WORDS < BLOCK_WORDS:
             mask = mask & (word < WORDS)
         values = tl.load(table + row[:, None] * WORDS + word, mask=mask)
-        tl.store(out + place[:, None] * OUT_WORDS + FIRST_WORD + word, values, mask=mask)
+        tl.store(out + place.to(tl.int64)[:, None] * OUT_WORDS + FIRST_WORD + word, values, mask=mask)
+
+
+@triton.jit
+def _gather_and_widen_kernel(  # type: ignore[no-untyped-def]
+    values,
+    scales,
+    row_ids,
+    places,
+    out,
+    count,
+    VALUES: tl.constexpr,
+    VALUES_WIDTH: tl.constexpr,
+    SCALES: tl.constexpr,
+    SCALES_WIDTH: tl.constexpr,
+    FIRST_SCALE: tl.constexpr,
+    PER_SCALE: tl.constexpr,
+    ONE_SCALE: tl.constexpr,
+    BLOCK_SCALES: tl.constexpr,
+    BLOCK_PER_SCALE: tl.constexpr,
+    ROWS: tl.constexpr,
+    ORDERED: tl.constexpr,
+):
+    scale = tl.arange(0, BLOCK_SCALES)[None, :]
+    within = tl.arange(0, BLOCK_PER_SCALE)[None, None, :]
+    value = scale[:, :, None] * PER_SCALE + within
+    for block in range(tl.program_id(0), tl.cdiv(count, ROWS), tl.num_programs(0)):
+        index = block * ROWS + tl.arange(0, ROWS)
+        inside = index < count
+        row = tl.load(row_ids + index, mask=inside, other=0).to(tl.int64)
+        place = index
+        if ORDERED:
+            place = tl.load(places + index, mask=inside, other=0)
+        mask = inside[:, None, None]
+        if BLOCK_SCALES * BLOCK_PER_SCALE > VALUES:
+            mask = mask & (within < PER_SCALE) & (value < VALUES)
+        byte = tl.load(values + (row * VALUES_WIDTH)[:, None, None] + value, mask=mask, other=0)
+        if ONE_SCALE is None:
+            exponents = scales + (row * SCALES_WIDTH + FIRST_SCALE)[:, None] + scale
+            exponent = tl.load(exponents, mask=inside[:, None] & (scale < SCALES), other=0)
+            widened = e4m3_as_float(byte) * ue8m0_as_float(exponent)[:, :, None]
+        else:
+            widened = e4m3_as_float(byte) * tl.full([1, 1, 1], ONE_SCALE, tl.float32)
+        target = out + (place.to(tl.int64) * VALUES)[:, None, None] + value
+        tl.store(target, widened.to(out.dtype.element_ty), mask=mask)

@@ -29,6 +29,8 @@ class PinnedUpload(Upload):
     buffer first.
     """
 
+    keeps_sources = True
+
     def __init__(self, placement: Placement) -> None:
         self.on_device = placement
         self.on_host = Placement(torch.device("cpu"), pinned=True)

@@ -17,6 +17,8 @@ class Upload(Stage):
 
     built_from = ("placement",)
     pinned_source: ClassVar[bool] = True  # it wants what it copies in pinned memory
+    keeps_sources: ClassVar[bool] = False  # it holds on to what it copied, which must come again
+    fresh: ClassVar[bool] = False  # it hands out other memory on each call
 
     @classmethod
     def bytes_moved(cls, load: Load) -> int:

@@ -1,4 +1,4 @@
-"""Widening: stored fp8 rows -> embeddings in the compute dtype, exact to the bit.
+"""Widening: stored fp8 rows -> embeddings in the compute dtype, exact to the bit, where the lookup does not do it.
 
 It stands before the projection, on the side of the link where the projection runs, so that fp8 bytes cross the link.
 """
@@ -11,12 +11,14 @@ import torch
 
 from engram_exp.layer.row_format import RowFormat
 from engram_exp.machine.placement import Placement, has_triton
+from engram_exp.steps.widening.step import whole_rows
 
 
 def build_widening(
     row_format: RowFormat, max_tokens: int, columns: int, placement: Placement
-) -> Callable[[torch.Tensor], torch.Tensor]:
-    """What turns stored rows [T, H * width] into embeddings [T, H * D], in the fastest way that there is."""
+) -> Callable[..., torch.Tensor]:
+    """What turns stored rows [T, H * width], or their values and scales apart, into embeddings [T, H * D], in the
+    fastest way that there is."""
     if placement.device.type == "cuda" and has_triton():
         from engram_exp.steps.widening.triton import TritonWidening
 
@@ -25,4 +27,4 @@ def build_widening(
         from engram_exp.steps.widening.numba import NumbaWidening
 
         return NumbaWidening(row_format, max_tokens, columns, placement)
-    return lambda rows: row_format.widen(rows.view(-1, row_format.width)).view(len(rows), -1)
+    return lambda *stored: row_format.widen(whole_rows(row_format, *stored)).flatten(1)

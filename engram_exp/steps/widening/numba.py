@@ -27,26 +27,30 @@ class NumbaWidening(Widening):
             self.bits_of = row_format.widen(byte[:, None]).view(torch.uint16).flatten().numpy()
         self.embeddings = placement.empty(max_tokens, columns * row_format.values, dtype=torch.bfloat16)
 
-    def __call__(self, rows: torch.Tensor) -> torch.Tensor:
-        """Embeddings [T, H * D] of stored rows [T, H * width]; overwritten by the next call."""
-        row_format, out = self.row_format, self.embeddings[: len(rows)]
-        stored = rows.view(-1, row_format.width).numpy()
+    def __call__(self, *stored: torch.Tensor) -> torch.Tensor:
+        """Embeddings [T, H * D] of stored rows [T, H * width], or of values and scales apart; overwritten by the next
+        call."""
+        row_format, out = self.row_format, self.embeddings[: len(stored[0])]
+        values, scales, first_scale = row_format.values_and_scales(*stored)
         bits = out.view(-1, row_format.values).view(torch.uint16).numpy()
         if row_format.values_per_scale is None:
-            _look_up(stored, self.bits_of, bits)
+            _look_up(values.numpy(), self.bits_of, bits)
         else:
-            _widen(stored, self.value_of, self.scale_of, row_format.values_per_scale, bits)
+            tables = self.value_of, self.scale_of, row_format.values_per_scale
+            _widen(values.numpy(), scales.numpy(), first_scale, *tables, bits)
         return out
 
 
 @njit(parallel=True, cache=True, error_model="numpy")
-def _widen(rows: Any, value_of: Any, scale_of: Any, values_per_scale: int, out: Any) -> None:
-    values = out.shape[1]
-    for row in prange(len(rows)):
-        for first in range(0, values, values_per_scale):
-            scale = scale_of[rows[row, values + first // values_per_scale]]
-            for value in range(first, min(values, first + values_per_scale)):
-                out[row, value] = float_to_bits(value_of[rows[row, value]] * scale)
+def _widen(
+    values: Any, scales: Any, first_scale: int, value_of: Any, scale_of: Any, values_per_scale: int, out: Any
+) -> None:
+    rows, width = out.shape
+    for row in prange(rows):
+        for first in range(0, width, values_per_scale):
+            scale = scale_of[scales[row, first_scale + first // values_per_scale]]
+            for value in range(first, min(width, first + values_per_scale)):
+                out[row, value] = float_to_bits(value_of[values[row, value]] * scale)
 
 
 @njit(parallel=True, cache=True, error_model="numpy")

@@ -26,16 +26,21 @@ class TritonWidening(Widening):
         self.block = triton.next_power_of_2(row_format.values)
         self.rows_per_program = max(1, BLOCK_VALUES // self.block)
 
-    def __call__(self, rows: torch.Tensor) -> torch.Tensor:
-        """Embeddings [T, H * D] of stored rows [T, H * width]; overwritten by the next call."""
-        row_format, out = self.row_format, self.embeddings[: len(rows)]
+    def __call__(self, *stored: torch.Tensor) -> torch.Tensor:
+        """Embeddings [T, H * D] of stored rows [T, H * width], or of values and scales apart; overwritten by the next
+        call."""
+        row_format, out = self.row_format, self.embeddings[: len(stored[0])]
         count = out.numel() // row_format.values
+        values, scales, first_scale = row_format.values_and_scales(*stored)
         _widen_kernel[(triton.cdiv(count, self.rows_per_program),)](
-            rows,
+            values,
+            scales,
             out,
             count,
             VALUES=row_format.values,
-            WIDTH=row_format.width,
+            VALUES_WIDTH=values.shape[1],
+            SCALES_WIDTH=scales.shape[1],
+            FIRST_SCALE=first_scale,
             VALUES_PER_SCALE=row_format.values_per_scale,
             ONE_SCALE=row_format.one_scale,
             BLOCK=self.block,
@@ -46,11 +51,14 @@ class TritonWidening(Widening):
 
 @triton.jit
 def _widen_kernel(  # type: ignore[no-untyped-def]
-    rows,
+    values,
+    scales,
     out,
     count,
     VALUES: tl.constexpr,
-    WIDTH: tl.constexpr,
+    VALUES_WIDTH: tl.constexpr,
+    SCALES_WIDTH: tl.constexpr,
+    FIRST_SCALE: tl.constexpr,
     VALUES_PER_SCALE: tl.constexpr,
     ONE_SCALE: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -59,15 +67,27 @@ def _widen_kernel(  # type: ignore[no-untyped-def]
     row = (tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS))[:, None]
     value = tl.arange(0, BLOCK)[None, :]
     mask = (row < count) & (value < VALUES)
-    byte = tl.load(rows + row * WIDTH + value, mask=mask, other=0).to(tl.int16)
-    half = ((byte & 0x80) << 8 | (byte & 0x7F) << 7).to(tl.float16, bitcast=True)
-    widened = half.to(tl.float32) * 256.0
-    widened = tl.where((byte & 0x7F) == 0x7F, float("nan"), widened)
+    byte = tl.load(values + row * VALUES_WIDTH + value, mask=mask, other=0)
     if ONE_SCALE is None:
-        exponent = tl.load(rows + row * WIDTH + VALUES + value // VALUES_PER_SCALE, mask=mask, other=0).to(tl.int32)
-        bits = tl.where(exponent == 0, 0x00400000, exponent << 23)  # 2^-127 is subnormal
-        bits = tl.where(exponent == 255, 0x7FC00000, bits)
-        scale = bits.to(tl.float32, bitcast=True)
+        scale = FIRST_SCALE + value // VALUES_PER_SCALE
+        exponent = tl.load(scales + row * SCALES_WIDTH + scale, mask=mask, other=0)
+        widened = e4m3_as_float(byte) * ue8m0_as_float(exponent)
     else:
-        scale = tl.full([1, 1], ONE_SCALE, tl.float32)
-    tl.store(out + row * VALUES + value, (widened * scale).to(out.dtype.element_ty), mask=mask)
+        widened = e4m3_as_float(byte) * tl.full([1, 1], ONE_SCALE, tl.float32)
+    tl.store(out + row * VALUES + value, widened.to(out.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def e4m3_as_float(byte):  # type: ignore[no-untyped-def]
+    """The float32 of e4m3 bytes."""
+    wide = byte.to(tl.int16)
+    half = ((wide & 0x80) << 8 | (wide & 0x7F) << 7).to(tl.float16, bitcast=True)
+    return tl.where((wide & 0x7F) == 0x7F, float("nan"), half.to(tl.float32) * 256.0)
+
+
+@triton.jit
+def ue8m0_as_float(byte):  # type: ignore[no-untyped-def]
+    """The float32 of ue8m0 bytes."""
+    exponent = byte.to(tl.int32)
+    bits = tl.where(exponent == 0, 0x00400000, exponent << 23)  # 2^-127 is subnormal
+    return tl.where(exponent == 255, 0x7FC00000, bits).to(tl.float32, bitcast=True)
