@@ -11,6 +11,7 @@ from typing import NamedTuple
 HOST, DEVICE, LINK = "host", "device", "link"
 
 TOKEN_IDS, ROW_IDS, ROWS, EMBEDDINGS, KV = "token_ids", "row_ids", "rows", "embeddings", "kv"
+HIDDEN = "hidden"
 TENSORS_OF = {TOKEN_IDS: ("token_ids", "history"), KV: ("keys", "value")}  # values of more than one tensor
 BY_SEQUENCE = (TOKEN_IDS, ROW_IDS)  # tensors [B, L, ...]; those of other values are [T, ...]
 
@@ -27,14 +28,16 @@ HASHING = Step("hashing", TOKEN_IDS, ROW_IDS)
 LOOKUP = Step("lookup", ROW_IDS, ROWS)
 WIDENING = Step("widening", ROWS, EMBEDDINGS)  # left out where rows are stored in the compute dtype
 PROJECTION = Step("projection", EMBEDDINGS, KV)
-STEPS = (HASHING, LOOKUP, WIDENING, PROJECTION)
+FUSION = Step("fusion", KV, HIDDEN)  # left out unless a fusion is chosen; on the device, as the hidden state is
+STEPS = (HASHING, LOOKUP, WIDENING, PROJECTION, FUSION)
 PLACED_WITH = {WIDENING.name: PROJECTION.name}  # steps that a strategy does not place by themselves
-PLACED = tuple(step.name for step in STEPS if step.name not in PLACED_WITH)
+PLACED = tuple(step.name for step in STEPS if step != FUSION and step.name not in PLACED_WITH)
 
 UPLOAD_OF = {TOKEN_IDS: "up_ids", ROW_IDS: "up_rows", ROWS: "up_embed", EMBEDDINGS: "up_embed", KV: "up_kv"}
 UPLOADS = tuple(dict.fromkeys(UPLOAD_OF.values()))
-FULL = "full"
-CASES = (*(step.name for step in STEPS), *UPLOADS, FULL)
+FULL, LAYER = "full", "layer"
+WHOLES = {FULL: KV, LAYER: HIDDEN}  # cases of several stages: all up to the one that delivers this on the device
+CASES = (*(step.name for step in STEPS), *UPLOADS, *WHOLES)
 ALIASES = {"hash": (HASHING.name, LOOKUP.name), "compute": (PROJECTION.name,)}  # the original's names
 
 AS_ASKED, SORTED, AUTO_ORDER = ROW_ORDERS = ("as_asked", "sorted", "auto")

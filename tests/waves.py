@@ -3,6 +3,7 @@
 import numpy as np
 import torch
 
+from engram_exp.layer.fusion import FusionWeights
 from engram_exp.layer.weights import ProjectionWeights
 
 EPS = float(np.finfo(np.float32).eps)
@@ -24,3 +25,8 @@ def golden_weights() -> ProjectionWeights:
         norm=gains(0.71),
         norm_eps=EPS,
     )
+
+
+def golden_fusion() -> FusionWeights:
+    taps = wave((4 * 64, 1, 4), 0.29, 0.5).view(4, 64, 4)
+    return FusionWeights(gains(0.71), gains(0.83), EPS, conv_norm=gains(0.91), conv_weight=taps, conv_dilation=3)

@@ -10,8 +10,7 @@ from typing import Any
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue
 
-from engram_exp.config.derived import AUTO, cases_of, geometry_of, usable_cpus
-from engram_exp.config.schema import COMPONENTS
+from engram_exp.config.derived import AUTO, cases_of, components_of, geometry_of, usable_cpus
 from engram_exp.errors import ConfigError
 from engram_exp.steps.lookup.order import row_order
 from engram_exp.vocabulary import HOST, PLACED
@@ -79,7 +78,7 @@ def _check(config: DictConfig) -> None:
 
 
 def _check_components(config: DictConfig) -> None:
-    for group in COMPONENTS:
+    for group in components_of(config):
         if not (OmegaConf.is_dict(config[group]) and isinstance(config[group].get("_target_"), str)):
             remedy = f"must be the component's class, as in conf/{group}/: `_target_: module.Class`"
             raise ConfigError(f"{group}._target_", "null", remedy)

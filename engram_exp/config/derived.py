@@ -8,10 +8,12 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from engram_exp.config.schema import COMPONENTS
 from engram_exp.errors import ConfigError
 from engram_exp.layer.geometry import EngramGeometry, PrimeSource, search_primes
 from engram_exp.machine import cgroup
 from engram_exp.strategy.plan import PlannedStage, plan_stages, select_cases
+from engram_exp.vocabulary import FUSION
 
 AUTO = "auto"
 BATCHES, ROTATED_BYTES = (4, 256), 2**30
@@ -42,7 +44,17 @@ def geometry_of(config: DictConfig, prime_source: PrimeSource = search_primes) -
 def stages_of(config: DictConfig) -> tuple[PlannedStage, ...]:
     """The stages of the strategy that a configuration names."""
     places = {str(step): str(place) for step, place in config.strategy.items()}
-    return plan_stages(places, widens=config.dtype.values_per_scale is not None)
+    return plan_stages(places, widens=config.dtype.values_per_scale is not None, fuses=fuses(config))
+
+
+def fuses(config: DictConfig) -> bool:
+    """Whether a fusion is chosen: the option `none` names no class."""
+    return bool(config.fusion.get("_target_"))
+
+
+def components_of(config: DictConfig) -> tuple[str, ...]:
+    """The groups whose options name a class."""
+    return tuple(group for group in COMPONENTS if group != FUSION.name or fuses(config))
 
 
 def batches_of(config: DictConfig) -> int:

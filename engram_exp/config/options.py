@@ -17,8 +17,8 @@ from engram_exp.errors import ConfigError
 
 CPU = torch.device("cpu")
 GIVEN = (  # what a run passes to its components
-    "plan", "table", "columns", "weights", "max_tokens", "placement", "rows", "row_format", "seed", "vocab_size",
-    "history_len", "tokenizer", "cache_dir",
+    "plan", "table", "columns", "weights", "fusion_weights", "lead", "max_tokens", "placement", "rows", "row_format",
+    "seed", "vocab_size", "history_len", "tokenizer", "cache_dir",
 )  # fmt: skip
 UNIONS = (typing.Union, types.UnionType)
 YAML_TYPES = {float: (float, int), Path: (str,)}  # as which a value of some types may be written, besides their own

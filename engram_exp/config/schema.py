@@ -35,9 +35,12 @@ def _model_config() -> type:
     compression is built from. OmegaConf knows lists, and no tuples."""
     types = get_type_hints(EngramGeometry)
     numbers = [each.name for each in fields(EngramGeometry) if each.name not in OF_A_RUN]
-    lists = {tuple[int, ...]: list[int]}
-    known = [("tokenizer", str), *((name, lists.get(types[name], types[name])) for name in numbers)]
-    return make_dataclass("ModelConfig", [(name, kind, field(default=MISSING)) for name, kind in known])
+    as_written: dict[Any, Any] = {tuple[int, ...]: list[int], int | None: Optional[int]}
+    known = [("tokenizer", str), *((name, as_written.get(types[name], types[name])) for name in numbers)]
+    values = {Optional[int]: None}  # of what a model may lack
+    return make_dataclass(
+        "ModelConfig", [(name, kind, field(default=values.get(kind, MISSING))) for name, kind in known]
+    )
 
 
 OF_A_RUN = ("layer", "value_bytes", "values_per_scale", "prime_source")  # numbers of a geometry that no model has
@@ -112,10 +115,12 @@ class RunConfig:
     table: Any = MISSING
     lookup: Any = MISSING
     projection: Any = MISSING
+    fusion: Any = MISSING
     upload: Any = MISSING
 
 
-COMPONENTS = ("tokens", "hashing", "table", "lookup", "projection", "upload")  # groups whose options name a class
+# Groups whose options name a class; `fusion=none` names none.
+COMPONENTS = ("tokens", "hashing", "table", "lookup", "projection", "fusion", "upload")
 
 
 def register_schema() -> None:
