@@ -114,7 +114,8 @@ def right(self, *tensors, original=NumbaFusion.__call__):
 
 
 def in_place(self, keys, value, hidden, *history):
-    return hidden.copy_(right(self, keys, value, hidden, *history))
+    fused = right(self, keys, value, hidden, *history)
+    return hidden[-len(fused) :].copy_(fused)
 
 
 def with_the_first_hidden_state(self, keys, value, hidden, *history):

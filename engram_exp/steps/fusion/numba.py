@@ -58,8 +58,8 @@ def _flat(tensor: torch.Tensor) -> np.ndarray:
 @njit(inline="always")
 def _exp(x):  # type: ignore[no-untyped-def]
     """e^x within 2e-7 of it, in operations that can be vectorised: Cephes' `expf`."""
-    x = min(max(x, np.float32(-87)), np.float32(88))
-    whole = np.float32(math.floor(x * np.float32(1.44269504) + np.float32(0.5)))
+    x = np.float32(-87) if x < np.float32(-87) else np.float32(88) if x > np.float32(88) else x
+    whole = np.floor(x * np.float32(1.44269504) + np.float32(0.5))
     x = x - whole * np.float32(0.693359375) + whole * np.float32(2.12194440e-4)
     y = np.float32(1.9875691500e-4)
     y = y * x + np.float32(1.3981999507e-3)
@@ -77,23 +77,44 @@ def _sigmoid(x):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, error_model="numpy", fastmath=REORDERED_SUMS)
-def _gates(keys, key_at, hidden, hidden_at, gains, norm_eps, gates):  # type: ignore[no-untyped-def]
-    """The gate of each copy of one token."""
+def _gates(keys, queries, gains, norm_eps, gates):  # type: ignore[no-untyped-def]
+    """The gate of each copy of one token, whose keys and hidden state lie in one row each."""
     copies, channels = gains.shape
     size, least = np.float32(channels), np.float32(LEAST_PRODUCT)
     for copy in range(copies):
-        at = copy * channels
+        own, other, gain = _row(keys, copy * channels, channels), _row(queries, copy * channels, channels), gains[copy]
         key_squares, query_squares, product = np.float32(0), np.float32(0), np.float32(0)
         for channel in range(channels):
-            key = to_float(keys[key_at + at + channel])
-            query = to_float(hidden[hidden_at + at + channel])
+            key, query = to_float(own[channel]), to_float(other[channel])
             key_squares += key * key
             query_squares += query * query
-            product += key * query * gains[copy, channel]
+            product += key * query * gain[channel]
         norms = np.float32(math.sqrt((key_squares / size + norm_eps) * (query_squares / size + norm_eps)))
         product = product / (norms * np.float32(math.sqrt(size)))
         root = np.float32(math.sqrt(max(abs(product), least)))
         gates[copy] = _sigmoid(root if product > 0 else -root if product < 0 else product)  # of 0: 0; of NaN: NaN
+
+
+@njit(cache=True, error_model="numpy", fastmath=REORDERED_SUMS)
+def _power(value):  # type: ignore[no-untyped-def]
+    """The mean square of a row."""
+    squares = np.float32(0)
+    for channel in range(len(value)):
+        squares += to_float(value[channel]) * to_float(value[channel])
+    return squares / np.float32(len(value))
+
+
+@njit(cache=True, error_model="numpy", fastmath=REORDERED_SUMS)
+def _add_tap(convolved, is_first, value, scale, weight):  # type: ignore[no-untyped-def]
+    for channel in range(len(weight)):
+        tap = to_float(value[channel]) * weight[channel] * scale
+        convolved[channel] = tap if is_first else convolved[channel] + tap
+
+
+@njit(inline="always")
+def _row(flat, first, length):  # type: ignore[no-untyped-def]
+    """A stretch of an array: of an index that counts from 0 it is known that it is not negative."""
+    return flat[first : first + length]
 
 
 @njit(parallel=True, cache=True, error_model="numpy", fastmath=REORDERED_SUMS)
@@ -112,49 +133,33 @@ def _fuse(  # type: ignore[no-untyped-def]
         gates = np.empty((end - start, copies), np.float32)
         scales = np.empty((end - start, copies), np.float32)
         for here in range(start, end):
-            token = first + here
-            own = gates[here - start]
-            _gates(keys, token * key_stride, hidden, token * width, gains, norm_eps, own)
+            token, own = first + here, gates[here - start]
+            _gates(_row(keys, token * key_stride, width), _row(hidden, token * width, width), gains, norm_eps, own)
             if kernel:
-                squares = np.float32(0)
-                for channel in range(channels):
-                    value = to_float(values[token * value_stride + channel])
-                    squares += value * value
+                power = _power(_row(values, token * value_stride, channels))
                 for copy in range(copies):
-                    power = own[copy] * own[copy] * (squares / np.float32(channels)) + np.float32(CONV_NORM_EPS)
-                    scales[here - start, copy] = own[copy] / np.float32(math.sqrt(power))
+                    square = own[copy] * own[copy] * power + np.float32(CONV_NORM_EPS)
+                    scales[here - start, copy] = own[copy] / np.float32(math.sqrt(square))
         convolved = np.zeros(channels, np.float32)
         for here in range(begin, end):
-            token = first + here
+            token, to = first + here, sequence * (length - lead) + here - lead
+            value = _row(values, token * value_stride, channels)
             for copy in range(copies):
-                gate, at = gates[here - start, copy], token * width + copy * channels
-                to = (sequence * (length - lead) + here - lead) * width + copy * channels
+                gate = gates[here - start, copy]
+                state = _row(hidden, token * width + copy * channels, channels)
+                fused = _row(out, to * width + copy * channels, channels)
+                if not kernel:
+                    for channel in range(channels):
+                        put(fused, channel, to_float(state[channel]) + gate * to_float(value[channel]))
+                    continue
                 for tap in range(kernel):
                     there = here - (kernel - 1 - tap) * dilation
-                    weights = taps[copy, tap]
                     if there >= 0:
-                        _add(
-                            convolved,
-                            tap == 0,
-                            scales[there - start, copy],
-                            values,
-                            (first + there) * value_stride,
-                            weights,
-                        )
+                        row, scale = _row(values, (first + there) * value_stride, channels), scales[there - start, copy]
                     else:
-                        place = sequence * reach + reach + there
+                        row = _row(earlier_values, (sequence * reach + reach + there) * channels, channels)
                         scale = earlier_scales[sequence, reach + there, copy]
-                        _add(convolved, tap == 0, scale, earlier_values, place * channels, weights)
+                    _add_tap(convolved, tap == 0, row, scale, taps[copy, tap])
                 for channel in range(channels):
-                    fused = to_float(hidden[at + channel]) + gate * to_float(values[token * value_stride + channel])
-                    if kernel:
-                        fused += convolved[channel] * _sigmoid(convolved[channel])
-                    put(out, to + channel, fused)
-
-
-@njit(cache=True, error_model="numpy", fastmath=REORDERED_SUMS)
-def _add(convolved, is_first, scale, values, at, weights):  # type: ignore[no-untyped-def]
-    """One tap more of the convolution."""
-    for channel in range(len(weights)):
-        value = to_float(values[at + channel]) * weights[channel] * scale
-        convolved[channel] = value if is_first else convolved[channel] + value
+                    gated = to_float(state[channel]) + gate * to_float(value[channel])
+                    put(fused, channel, gated + convolved[channel] * _sigmoid(convolved[channel]))
