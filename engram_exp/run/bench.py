@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 
-from engram_exp.config.derived import fuses
 from engram_exp.errors import ConfigError, RegistrationError, SkippedError
 from engram_exp.layer.tokens import Batch
 from engram_exp.machine.memory import peak_bytes
@@ -124,7 +123,7 @@ class Bench:
 
     def named_tensors(self) -> dict[str, torch.Tensor]:
         """What the built stages make of the first batch: token_ids, history, row_ids, stored_rows (fp8), embeddings,
-        keys, value, layer; with a fusion, also what the layer can be computed from."""
+        keys, value, layer; with a fusion among them, also what the layer can be computed from."""
         batch = self.parts.batches[0]
         tensors: dict[str, torch.Tensor] = {"token_ids": batch.ids, "history": batch.history}
         names = {ROWS: ("stored_rows",), KV: ("keys", "value"), HIDDEN: (LAYER,)}
@@ -140,7 +139,7 @@ class Bench:
         for case, run in self.whole_runs.items():
             if case not in self.errors:
                 tensors.update(zip(names[WHOLES[case]], self._run(partial(run, batch)), strict=True))
-        if fuses(self.plan.config):
+        if any(stage.makes == HIDDEN for stage in self.plan.built):
             tensors.update(self.parts.layer_tensors())
         return {name: tensor.cpu().clone().contiguous() for name, tensor in tensors.items()}
 

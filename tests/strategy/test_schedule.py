@@ -137,8 +137,9 @@ def no_wait(*_):
         ("kv_on_gpu", (FusedProjection, slow_projection), "link_waits"),
     ],
 )
-def test_delays_change_nothing_as_long_as_every_wait_is_there(run_inline, monkeypatch, strategy, slow, wait):
-    arguments = (f"strategy={strategy}", "hardware=cuda", "cases=full", *IN_CHUNKS)
+@pytest.mark.parametrize("whole", [("cases=full",), ("cases=layer", "fusion=gated_conv")])
+def test_delays_change_nothing_as_long_as_every_wait_is_there(run_inline, monkeypatch, strategy, slow, wait, whole):
+    arguments = (f"strategy={strategy}", "hardware=cuda", *whole, *IN_CHUNKS)
     component, slowed = slow
     monkeypatch.setattr(component, "__call__", slowed)
     assert run_inline(*arguments)[0]["status"] == "ok"

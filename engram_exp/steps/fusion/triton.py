@@ -120,9 +120,8 @@ def _fuse_kernel(  # type: ignore[no-untyped-def]
     column = copy * CHANNELS + channel
     gain = tl.load(gains + column, mask=inside, other=0.0)
     first = sequence * length
-    slot = tl.arange(0, RING)  # the scale of position p stands in slot p modulo RING
-    ring = tl.zeros([RING], dtype=tl.float32)
     if KERNEL > 1:
+        slot = tl.arange(0, RING)  # the scale of position p stands in slot p modulo RING
         position = begin - 1 - ((begin - 1 - slot) & (RING - 1))
         is_earlier = (position < 0) & (position >= -REACH)
         ring = tl.load(
