@@ -8,7 +8,6 @@ from typing import ClassVar
 import torch
 
 from engram_exp.layer.fusion import gate_of
-from engram_exp.layer.geometry import EngramGeometry
 from engram_exp.stage import Load, Reference, Stage, Tensors, Tolerance, excerpt
 from engram_exp.vocabulary import HIDDEN, HOST
 
@@ -32,8 +31,8 @@ class Fusion(Stage):
     def bytes_moved(cls, load: Load) -> int:
         """Keys, value, hidden state, weights and history read, hidden state written."""
         geometry = load.geometry
-        weights = geometry.fusion_weights * geometry.value_bytes
-        return super().bytes_moved(load) + load.bytes_of(HIDDEN) + weights + _history(load)
+        brought = load.bytes_of(HIDDEN) + geometry.history_bytes(load.tokens, load.sequences)
+        return super().bytes_moved(load) + brought + geometry.fusion_weights * geometry.value_bytes
 
     @classmethod
     def flops(cls, load: Load) -> int:
@@ -73,7 +72,8 @@ class Fusion(Stage):
         length = load.tokens // load.sequences
         sequence = (positions // length)[:, None]
         back = (places - sequence * length).clamp_max(-1)  # from the end of the history: -R to -1
-        return (*found, *(tensor.cpu()[sequence, back] for tensor in history), is_before)
+        picked = (tensor[sequence.to(tensor.device), back.to(tensor.device)].cpu() for tensor in history)
+        return (*found, *picked, is_before)
 
     @classmethod
     def wanted(cls, reference: Reference, *inputs: torch.Tensor) -> tuple[Tensors, Tolerance]:
@@ -90,21 +90,17 @@ class Fusion(Stage):
         fused = hidden[at] + gated[at]
         if history:
             values, scales, is_before = history
-            here = weights.normed(gated).unflatten(0, is_before.shape)
-            taps = torch.where(is_before[..., None, None].bool(), weights.earlier(values, scales), here)
+            here, there = weights.normed(gated).unflatten(0, is_before.shape), weights.earlier(values, scales)
+            taps = torch.where(is_before[..., None, None].bool(), there, here)
             fused = fused + weights.convolved(taps.unbind(1))
         swing = gate_of(products[at] + tolerance) - gate_of(products[at] - tolerance)
         slack = swing * value[at].norm(dim=-1, keepdim=True) / fused.norm(dim=-1)
         return (fused,), tolerance + slack
 
 
-def _history(load: Load) -> int:
-    return load.geometry.history_bytes(load.tokens, load.sequences)
-
-
 def _taps(load: Load, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Places [n, K] of the taps of some tokens among T, and whether each is before the token's sequence."""
-    geometry: EngramGeometry = load.geometry
+    geometry = load.geometry
     backs = torch.arange(geometry.conv_reach, -1, -(geometry.conv_dilation or 1))
     places = positions[:, None] - backs
     return places, places < (positions - positions % (load.tokens // load.sequences))[:, None]
