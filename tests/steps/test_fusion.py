@@ -56,6 +56,21 @@ def test_golden_layer(way):
     torch.testing.assert_close(fused - hidden, expected["output"], rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("way", "dtype"), [*((way, torch.bfloat16) for way in WAYS), *((way, torch.float16) for way in WAYS[::2])]
+)
+def test_golden_layer_of_half_the_bits(way, dtype):
+    """Everything that is read is rounded, so that a few gates near 0 are not those of the golden layer."""
+    keys, value, hidden, expected = golden_inputs()
+    weights = golden_fusion().to(dtype)
+    rounded = (tensor.to(dtype) for tensor in (keys, value, hidden))
+    fused = fused_by(way, weights, *rounded, *no_history(weights, 2)).float()
+    want = hidden + expected["output"]
+    error = (fused - want).norm(dim=-1) / want.norm(dim=-1)
+    assert (error <= TOLERANCES[dtype]).float().mean() > 0.95
+    assert error.max() < 5 * TOLERANCES[dtype]
+
+
 @pytest.mark.parametrize("way", WAYS)
 def test_golden_gates(way):
     keys, value, hidden, expected = golden_inputs()
