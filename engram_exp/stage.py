@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, Union
 
 from engram_exp.errors import MismatchError
 from engram_exp.vocabulary import BY_SEQUENCE, DEVICE, HOST, LINK
@@ -17,12 +17,14 @@ from engram_exp.vocabulary import BY_SEQUENCE, DEVICE, HOST, LINK
 if TYPE_CHECKING:
     import torch
 
+    from engram_exp.layer.fusion import FusionWeights
     from engram_exp.layer.geometry import EngramGeometry
     from engram_exp.layer.hash_plan import HashPlan
     from engram_exp.layer.row_format import RowFormat
     from engram_exp.layer.weights import ProjectionWeights
 
 Tensors = tuple["torch.Tensor", ...]
+Tolerance = Union[float, "torch.Tensor"]
 
 
 @dataclass(frozen=True)
@@ -113,6 +115,10 @@ class Reference(Protocol):
     def reference_weights(self) -> ProjectionWeights:
         """The projection's parameters on the CPU, in float32."""
 
+    @property
+    def reference_fusion(self) -> FusionWeights:
+        """The fusion's, likewise."""
+
 
 class Stage:
     """A kind of component, as far as it knows itself without being built; the base class of every step's components.
@@ -162,14 +168,29 @@ class Stage:
         return (flat,)
 
     @classmethod
-    def excerpt(cls, load: Load, inputs: Tensors, positions: torch.Tensor) -> Tensors:
-        """What some tokens, int64 positions among T, need of its inputs, on the CPU."""
-        return excerpt(load.stage.needs, inputs, positions, load.tokens)
+    def brings(cls, load: Load) -> tuple[str, ...]:
+        """Parts of the run that it is called with behind its inputs: what the model has there at each step."""
+        return ()
 
     @classmethod
-    def wanted(cls, reference: Reference, *inputs: torch.Tensor) -> tuple[Tensors, float]:
-        """What a correct component makes of inputs on the CPU, by a plain reference, and how far off a vector may be:
-        |got - wanted| / |wanted|; 0: equal to the last bit."""
+    def reads(cls, load: Load, positions: torch.Tensor) -> torch.Tensor:
+        """The tokens of whose inputs it makes some tokens, int64 positions among T."""
+        return positions
+
+    @classmethod
+    def excerpt(cls, load: Load, inputs: Tensors, positions: torch.Tensor) -> Tensors:
+        """What some tokens, int64 positions among T, need of its inputs, on the CPU."""
+        return excerpt(load.stage.needs, inputs, cls.reads(load, positions), load.tokens)
+
+    @classmethod
+    def excerpt_of_brought(cls, load: Load, brought: Tensors, positions: torch.Tensor) -> Tensors:
+        """What they need of what the model brings, on the CPU."""
+        return ()
+
+    @classmethod
+    def wanted(cls, reference: Reference, *inputs: torch.Tensor) -> tuple[Tensors, Tolerance]:
+        """What a correct component makes of inputs, and of what the model brings, on the CPU, by a plain reference; and
+        how far off a vector, or each of them, may be: |got - wanted| / |wanted|; 0: equal to the last bit."""
         raise TypeError(f"{cls.__name__} has no reference")
 
 
@@ -235,7 +256,7 @@ class BuiltStage:
 @dataclass(frozen=True)
 class Strategy:
     """Stages that follow each other; called on a batch, all of a strategy return keys [T, M, C] and value [T, C] on the
-    device."""
+    device or, with a fusion, the hidden state [T, M, C] there."""
 
     stages: Sequence[BuiltStage]
 
@@ -247,11 +268,12 @@ class Strategy:
         return tensors
 
 
-def as_stage_function(component: Callable[..., Any]) -> Callable[[Tensors], Tensors]:
-    """Let a component that takes tensors and returns one or several be chained with others."""
+def as_stage_function(component: Callable[..., Any], brought: Tensors = ()) -> Callable[[Tensors], Tensors]:
+    """Let a component that takes tensors, and behind them those that the model brings, and returns one or several be
+    chained with others."""
 
     def run(tensors: Tensors) -> Tensors:
-        result = component(*tensors)
+        result = component(*tensors, *brought)
         return result if isinstance(result, tuple) else (result,)
 
     return run

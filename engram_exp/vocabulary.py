@@ -11,6 +11,7 @@ from typing import NamedTuple
 HOST, DEVICE, LINK = "host", "device", "link"
 
 TOKEN_IDS, ROW_IDS, ROWS, EMBEDDINGS, KV = "token_ids", "row_ids", "rows", "embeddings", "kv"
+HIDDEN = "hidden"
 PARTS = "parts"  # rows whose values and scales lie apart
 TENSORS_OF = {  # values of more than one tensor
     TOKEN_IDS: ("token_ids", "history"), PARTS: ("values", "scales"), KV: ("keys", "value"),
@@ -30,16 +31,18 @@ HASHING = Step("hashing", TOKEN_IDS, ROW_IDS)
 LOOKUP = Step("lookup", ROW_IDS, ROWS)  # or what `looked_up` of a plan says: embeddings or parts
 WIDENING = Step("widening", ROWS, EMBEDDINGS)  # left out where the lookup makes what the projection needs
 PROJECTION = Step("projection", EMBEDDINGS, KV)
-STEPS = (HASHING, LOOKUP, WIDENING, PROJECTION)
+FUSION = Step("fusion", KV, HIDDEN)  # left out unless a fusion is chosen; on the device, as the hidden state is
+STEPS = (HASHING, LOOKUP, WIDENING, PROJECTION, FUSION)
 PLACED_WITH = {WIDENING.name: PROJECTION.name}  # steps that a strategy does not place by themselves
-PLACED = tuple(step.name for step in STEPS if step.name not in PLACED_WITH)
+PLACED = tuple(step.name for step in STEPS if step != FUSION and step.name not in PLACED_WITH)
 
 UPLOAD_OF = {
     TOKEN_IDS: "up_ids", ROW_IDS: "up_rows", ROWS: "up_embed", PARTS: "up_embed", EMBEDDINGS: "up_embed", KV: "up_kv",
 }  # fmt: skip
 UPLOADS = tuple(dict.fromkeys(UPLOAD_OF.values()))
-FULL = "full"
-CASES = (*(step.name for step in STEPS), *UPLOADS, FULL)
+FULL, LAYER = "full", "layer"
+WHOLES = {FULL: KV, LAYER: HIDDEN}  # cases of several stages: all up to the one that delivers this on the device
+CASES = (*(step.name for step in STEPS), *UPLOADS, *WHOLES)
 ALIASES = {"hash": (HASHING.name, LOOKUP.name), "compute": (PROJECTION.name,)}  # the original's names
 
 AUTO = "auto"

@@ -30,8 +30,8 @@ NAMES = {*COLUMNS, *SAMPLE_COLUMNS}
 
 
 def page(name: str) -> str:
-    """Of docs/, on one line."""
-    return " ".join((ROOT / "docs" / name).read_text().split())
+    """Of docs/, without its blocks, on one line."""
+    return " ".join(BLOCK.sub("", (ROOT / "docs" / name).read_text()).split())
 
 
 def cells(name: str, head: str) -> list[list[str]]:

@@ -25,7 +25,11 @@ WORKLOAD = of_role(schema.SUBJECT, schema.STEP, schema.ASKED, OPTIONS)  # two th
 CHOICES = of_role(schema.STRATEGY, schema.WAY)  # what a comparison is about, or what goes with it
 MACHINE = of_role(schema.MACHINE)
 MIXED = of_role(schema.MACHINE, schema.CODE)  # in runs that count as repetitions of one: each may have changed the time
-GOES_WITH = {"dtype": ("layout", "row_bytes"), "model": ("layer", "layout", "row_bytes"), OPTIONS: ("row_bytes",)}
+GOES_WITH = {
+    "dtype": ("layout", "row_bytes"),
+    "model": ("layer", "layout", "row_bytes", "fusion"),
+    OPTIONS: ("row_bytes",),
+}
 # What sets a column that is no choice.
 OPTIONS_OF = {"row_bytes": ("model.row_values", "dtype.values_per_scale", "dtype.one_scale")}
 SET_BY_MACHINE = ("threads", "batches")  # by default: its cores, and what exceeds its caches

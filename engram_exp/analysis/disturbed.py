@@ -10,7 +10,7 @@ from engram_exp.analysis.subjects import WAYS
 from engram_exp.machine.disturbance import is_disturbed
 from engram_exp.results import schema
 from engram_exp.results.schema import of_role
-from engram_exp.vocabulary import FULL, OK, UPLOADS
+from engram_exp.vocabulary import OK, UPLOADS, WHOLES
 
 FACTOR = 2.0  # beyond it the same component, asked for the same on the same machine, was not measured alike
 ONE_PROCESS = "of one process"  # what the interval of a single run is
@@ -80,4 +80,4 @@ def _parts(case: str, rows: pd.DataFrame) -> tuple[str, ...]:
         return LOOKUP
     if case in UPLOADS:
         return ("upload",)
-    return (case,) if case in rows and case != FULL else ("strategy", *WAYS)
+    return (case,) if case in rows and case not in WHOLES else ("strategy", *WAYS)

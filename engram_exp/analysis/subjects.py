@@ -20,6 +20,7 @@ NULL_WHERE = {"programs": "rows_per_program", "chunk_tokens": "schedule"}
 STEP = of_role(schema.STEP)
 PHRASES = {
     "tokens": "{} tokens",
+    "fusion": "fusion={}",
     "layer": "layer {:g}",
     "row_bytes": "rows of {:g} bytes",
     "table_scale": "table_scale={:g}",

@@ -11,8 +11,8 @@ from typing import Any
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue
 
-from engram_exp.config.derived import cases_of, geometry_of, usable_cpus
-from engram_exp.config.schema import COMPONENTS, ModelConfig
+from engram_exp.config.derived import cases_of, components_of, geometry_of, usable_cpus
+from engram_exp.config.schema import ModelConfig
 from engram_exp.errors import ConfigError
 from engram_exp.steps.lookup.order import check_order
 from engram_exp.vocabulary import AUTO, HOST, PLACED
@@ -101,7 +101,10 @@ def _check_model(model: DictConfig) -> None:
 
 
 def _check_components(config: DictConfig) -> None:
-    for key, node in {**{group: config[group] for group in COMPONENTS}, "model.hash": config.model.hash}.items():
+    for key, node in {
+        **{group: config[group] for group in components_of(config)},
+        "model.hash": config.model.hash,
+    }.items():
         if not (OmegaConf.is_dict(node) and isinstance(node.get("_target_"), str)):
             remedy = f"must be the component's class, as in conf/{key.partition('.')[0]}/: `_target_: module.Class`"
             raise ConfigError(f"{key}._target_", "null", remedy)

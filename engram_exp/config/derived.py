@@ -8,13 +8,13 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from engram_exp.config.schema import HASH_KEYS
+from engram_exp.config.schema import COMPONENTS, HASH_KEYS
 from engram_exp.errors import ConfigError
 from engram_exp.layer.geometry import EngramGeometry, PrimeSource, search_primes
 from engram_exp.machine import cgroup
 from engram_exp.steps.lookup.order import Reading, reading
 from engram_exp.strategy.plan import PlannedStage, plan_stages, select_cases
-from engram_exp.vocabulary import AUTO, DEVICE, EMBEDDINGS, LOOKUP, PARTS, ROWS
+from engram_exp.vocabulary import AUTO, DEVICE, EMBEDDINGS, FUSION, LOOKUP, PARTS, ROWS
 
 BATCHES, ROTATED_BYTES = (4, 256), 2**30
 CHUNKS = 4
@@ -51,8 +51,9 @@ def stages_of(config: DictConfig) -> tuple[PlannedStage, ...]:
     """
     places = {str(step): str(place) for step, place in config.strategy.items()}
     if not is_fp8(config.dtype):
-        return plan_stages(places)
-    return plan_stages(places, widens=True, looked_up=_looked_up(config, places[LOOKUP.name]))
+        return plan_stages(places, fuses=fuses(config))
+    looked_up = _looked_up(config, places[LOOKUP.name])
+    return plan_stages(places, widens=True, looked_up=looked_up, fuses=fuses(config))
 
 
 def _looked_up(config: DictConfig, place: str) -> str:
@@ -87,6 +88,16 @@ def reading_of(config: DictConfig, table_bytes: int = 0, multiprocessors: int = 
         table_bytes=table_bytes,
         multiprocessors=multiprocessors,
     )
+
+
+def fuses(config: DictConfig) -> bool:
+    """Whether a fusion is chosen: the option `none` names no class."""
+    return bool(config.fusion.get("_target_"))
+
+
+def components_of(config: DictConfig) -> tuple[str, ...]:
+    """The groups whose options name a class."""
+    return tuple(group for group in COMPONENTS if group != FUSION.name or fuses(config))
 
 
 def batches_of(config: DictConfig) -> int:

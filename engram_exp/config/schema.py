@@ -61,9 +61,9 @@ def _model_config() -> type:
     """The numbers of a model, as `EngramGeometry` has them but for what a run chooses, and its hash. OmegaConf knows
     lists, and no tuples."""
     types = get_type_hints(EngramGeometry)
-    lists = {tuple[int, ...]: list[int]}
+    as_written: dict[Any, Any] = {tuple[int, ...]: list[int], int | None: Optional[int]}
     numbers = [each for each in fields(EngramGeometry) if each.name not in OF_A_RUN]
-    known = [(each.name, lists.get(types[each.name], types[each.name]), _default(each)) for each in numbers]
+    known = [(each.name, as_written.get(types[each.name], types[each.name]), _default(each)) for each in numbers]
     return make_dataclass("ModelConfig", known, bases=(HashConfig,))
 
 
@@ -149,10 +149,12 @@ class RunConfig:
     table: Any = MISSING
     lookup: Any = MISSING
     projection: Any = MISSING
+    fusion: Any = MISSING
     upload: Any = MISSING
 
 
-COMPONENTS = ("tokens", "hashing", "table", "lookup", "projection", "upload")  # groups whose options name a class
+# Groups whose options name a class; `fusion=none` names none.
+COMPONENTS = ("tokens", "hashing", "table", "lookup", "projection", "fusion", "upload")
 
 
 def register_schema() -> None:

@@ -11,9 +11,10 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from engram_exp.errors import ConfigError
-from engram_exp.vocabulary import EMBEDDINGS, KV, PARTS, ROW_IDS, ROWS, TOKEN_IDS
+from engram_exp.vocabulary import EMBEDDINGS, HIDDEN, KV, PARTS, ROW_IDS, ROWS, TOKEN_IDS
 
 TOKEN_ID_BYTES = 8  # ids are int64
+SCALE_BYTES = 4  # of a gated value's norm, float32
 ONE_SCALES = 1e-30, 1e30  # times an e4m3 value, neither leaves the range of bfloat16
 
 PrimeSource = Callable[[int, tuple[int, ...], int], Sequence[Sequence[int]]]
@@ -57,6 +58,8 @@ class EngramGeometry:
         norm_eps: epsilon of the keys' RMSNorm.
         table_scale: share of `vocab_per_order` that is used, 0 < s <= 1.
         rows_multiple_of: the table has a multiple of so many rows; no hash reaches those that it is filled up with.
+        conv_kernel: K, taps of the short convolution behind the gate; None if the model has none.
+        conv_dilation: tokens from one tap to the next; None with it.
         value_bytes: size of one value of the compute dtype.
         values_per_scale: None if rows are stored in the compute dtype; else a row holds one byte for each value and one
             scale byte for so many of them.
@@ -79,6 +82,8 @@ class EngramGeometry:
     norm_eps: float
     table_scale: float = 1.0
     rows_multiple_of: int = 1
+    conv_kernel: int | None = None
+    conv_dilation: int | None = None
     value_bytes: int = 2
     values_per_scale: int | None = None
     one_scale: float | None = None
@@ -104,6 +109,12 @@ class EngramGeometry:
             self._check_one_scale(self.one_scale)
         if not self.norm_eps > 0:
             raise ConfigError("model.norm_eps", self.norm_eps, "must be above 0")
+        if (self.conv_kernel, self.conv_dilation) != (None, None):
+            for name, least in (("conv_kernel", 2), ("conv_dilation", 1)):
+                number = getattr(self, name)
+                if number is None or number < least:
+                    remedy = f"must be at least {least}; of a model without convolution, both its numbers are null"
+                    raise ConfigError(f"model.{name}", "null" if number is None else number, remedy)
         if len(set(self.layers)) != len(self.layers) or any(layer < 0 for layer in self.layers):
             raise ConfigError("model.layers", list(self.layers), "must be distinct whole numbers of at least 0")
         if self.layer not in self.layers:
@@ -143,6 +154,13 @@ class EngramGeometry:
     def kv_width(self) -> int:
         """(M + 1) * C, values of one token's keys and value."""
         return (self.hc_mult + 1) * self.hidden_size
+
+    @property
+    def conv_reach(self) -> int:
+        """R = (K - 1) * dilation, tokens before one that its convolution reads; 0 without one."""
+        return (
+            0 if self.conv_kernel is None or self.conv_dilation is None else (self.conv_kernel - 1) * self.conv_dilation
+        )
 
     @cached_property
     def head_rows(self) -> tuple[int, ...]:
@@ -209,6 +227,30 @@ class EngramGeometry:
         """Bytes of the keys and value of T tokens."""
         return tokens * self.kv_width * self.value_bytes
 
+    def history_bytes(self, tokens: int, sequences: int) -> int:
+        """Bytes that the convolution of T tokens in B sequences reads of what was before them: of each such token its
+        value and, in float32, M scales."""
+        if self.conv_kernel is None or self.conv_dilation is None:
+            return 0
+        length = min(tokens // sequences, self.conv_reach)  # behind these, no token reads so far back
+        backs = range(0, self.conv_reach + 1, self.conv_dilation)
+        read = {position - back for position in range(length) for back in backs if position < back}
+        return sequences * len(read) * (self.hidden_size * self.value_bytes + self.hc_mult * SCALE_BYTES)
+
+    @property
+    def fusion_weights(self) -> int:
+        """Numbers in the fusion's weights, but for the key norms, which count with the projection's."""
+        conv = 0 if self.conv_kernel is None else 1 + self.conv_kernel
+        return (1 + conv) * self.hc_mult * self.hidden_size
+
+    def fusion_flops(self, tokens: int) -> int:
+        """Multiplications and additions of the fusion: two norms and their product, the gated sum, the convolution."""
+        return (3 * 2 + 2 + 2 * (self.conv_kernel or 0)) * tokens * self.hc_mult * self.hidden_size
+
+    def hidden_bytes(self, tokens: int) -> int:
+        """Bytes of the hidden state of T tokens."""
+        return tokens * self.hc_mult * self.hidden_size * self.value_bytes
+
     @property
     def weights(self) -> int:
         """Numbers in the projection's weight, bias and key norms."""
@@ -233,4 +275,5 @@ class EngramGeometry:
             PARTS: self.stored_bytes(tokens),
             EMBEDDINGS: self.embeddings_bytes(tokens),
             KV: self.kv_bytes(tokens),
+            HIDDEN: self.hidden_bytes(tokens),
         }[value]

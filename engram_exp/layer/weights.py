@@ -19,12 +19,14 @@ class ProjectionWeights:
         bias: [(M + 1) * C], or None.
         norm: [M, C], the gain of each key's RMSNorm.
         norm_eps: its epsilon.
+        norms_keys: whether the projection applies it; where the gate does, keys are left raw.
     """
 
     weight: torch.Tensor
     bias: torch.Tensor | None
     norm: torch.Tensor
     norm_eps: float
+    norms_keys: bool = True
 
     @classmethod
     def draw(cls, geometry: EngramGeometry, dtype: torch.dtype, seed: int) -> ProjectionWeights:
@@ -61,7 +63,10 @@ class ProjectionWeights:
         )
 
     def project(self, embeddings: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Keys [n, M, C], normalised, and value [n, C] of embeddings [n, H * D] in the dtype of these parameters: the
-        plain reference."""
+        """Keys [n, M, C] and value [n, C] of embeddings [n, H * D] in the dtype of these parameters: the plain
+        reference."""
         kv = linear(embeddings, self.weight, self.bias).view(-1, self.hc_mult + 1, self.hidden_size)
-        return rms_norm(kv[:, :-1], (self.hidden_size,), eps=self.norm_eps) * self.norm, kv[:, -1]
+        keys = kv[:, :-1]
+        if self.norms_keys:
+            keys = rms_norm(keys, (self.hidden_size,), eps=self.norm_eps) * self.norm
+        return keys, kv[:, -1]

@@ -24,7 +24,7 @@ from engram_exp.pages.looks import (
     strategy_color,
 )  # fmt: skip
 from engram_exp.results.integrity import ROUNDING
-from engram_exp.vocabulary import FULL, OK
+from engram_exp.vocabulary import FULL, FUSION, LAYER, OK, WHOLES
 
 OVER_TOKENS, STAGES, LIMITS, MEMORY, EFFECTS = "tokens", "stages", "limits", "memory", "effects"
 SECTIONS = {  # heading, and how to read it
@@ -168,19 +168,20 @@ def _of_all_stages(rows: pd.DataFrame) -> pd.DataFrame:
     moved = rows.pivot_table(index="run_id", columns="case", values="bytes_moved")
     if FULL not in moved:
         return rows[:0]
-    whole = (moved.drop(columns=FULL).sum(axis=1) / moved[FULL] - 1).abs() < ROUNDING
+    stages = moved.drop(columns=[FULL, LAYER, FUSION.name], errors="ignore")
+    whole = (stages.sum(axis=1) / moved[FULL] - 1).abs() < ROUNDING
     return rows[rows["run_id"].isin(whole.index[whole])]
 
 
 def _stages(rows: pd.DataFrame) -> alt.LayerChart:
     times = _medians(rows, ["strategy", "case"])
-    times["part"] = times["case"].eq(FULL).map({True: "full", False: "stages"})
+    times["part"] = times["case"].where(times["case"].isin(list(WHOLES)), "stages")
     times["order"] = times["case"].map(CASE_ORDER.index)
     cases = [case for case in CASE_ORDER if case in set(times["case"])]
     bars = alt.Chart(times).encode(
         x=alt.X("ms:Q", title="ms", stack="zero"),
         y=alt.Y("strategy:N", sort=strategies_in(times["strategy"]), title=None),
-        yOffset=alt.YOffset("part:N", sort=["stages", "full"]),
+        yOffset=alt.YOffset("part:N", sort=["stages", *WHOLES]),
         color=case_color(cases),
         order="order:Q",
         tooltip=["strategy:N", "case:N", *numbers("ms", "lo", "hi")],

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import altair as alt
 import pandas as pd
 
-from engram_exp.vocabulary import FULL
+from engram_exp.vocabulary import FULL, LAYER
 
 Channel = TypeVar("Channel")
 
@@ -16,9 +16,12 @@ STRATEGY_ORDER = ["device", "uva", "kv_on_gpu", "kv_on_cpu"]
 STRATEGY_COLORS = ["#000000", "#0072b2", "#e69f00", "#c05a9a", "#009e73", "#8c8c8c"]  # after Okabe and Ito
 SHAPES = ["circle", "square", "triangle-up", "diamond", "cross", "triangle-down"]
 DASHES = [[1, 0], [6, 3], [2, 2], [8, 3, 2, 3], [12, 4], [1, 3]]
-CASE_ORDER = ["up_ids", "hashing", "up_rows", "lookup", "up_embed", "widening", "projection", "up_kv", FULL]
-CASE_COLORS = [  # viridis, and grey
-    "#fde725", "#addc30", "#5ec962", "#28ae80", "#21918c", "#3b528b", "#472d7b", "#440154", "#777777",
+CASE_ORDER = [
+    "up_ids", "hashing", "up_rows", "lookup", "up_embed", "widening", "projection", "up_kv", "fusion", FULL, LAYER,
+]  # fmt: skip
+CASE_COLORS = [  # viridis, and greys
+    "#fde725", "#addc30", "#5ec962", "#28ae80", "#21918c", "#3b528b", "#472d7b", "#440154", "#22002b", "#777777",
+    "#aaaaaa",
 ]  # fmt: skip
 
 
@@ -41,7 +44,7 @@ def strategy_color(order: list[str]) -> alt.Color:
 
 
 def case_color(cases: list[str]) -> alt.Color:
-    """From light to dark along the stages; `full` is grey."""
+    """From light to dark along the stages; `full` and `layer` are grey."""
     looks = [CASE_COLORS[CASE_ORDER.index(case)] for case in cases]
     return alt.Color("case:N", sort=cases, title=None, scale=alt.Scale(domain=cases, range=looks))
 

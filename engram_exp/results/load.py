@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
+FIRST_WITH_FUSION = 4  # version of the schema; before, every layer ended with keys and value
 DAMAGES = (OSError, EOFError, zlib.error, ValueError, csv.Error)  # what a file that is not whole may raise
 
 
@@ -63,7 +64,8 @@ def load_results(path: str | Path) -> pd.DataFrame:
         text = f"{copies.sum()} rows are left out: copies of runs that are there already"
         warnings.warn(text, LeftOutWarning, stacklevel=2)
     row_bytes = frame["row_bytes"].fillna(frame["table_bytes"] / frame["used_rows"])  # as the first schema had it
-    return frame.assign(row_bytes=row_bytes)[~copies].reset_index(drop=True)
+    fusion = frame["fusion"].mask(frame["schema_version"] < FIRST_WITH_FUSION, "none")
+    return frame.assign(row_bytes=row_bytes, fusion=fusion)[~copies].reset_index(drop=True)
 
 
 def load_samples(path: str | Path) -> pd.DataFrame:

@@ -11,7 +11,7 @@ from engram_exp.vocabulary import (
     SKIPPED,
 )
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 RESULTS, SAMPLES, SWEEP, ENVIRONMENT = "results.csv", "samples.csv", "sweep.csv", "environment.json"
 
 PUBLISHED = "reference"
@@ -90,7 +90,8 @@ TABLE = (
     Column("table_scale", NUMBER, SUBJECT, 1, "", "share of the model's rows that the table has", "model.table_scale"),
     Column("true_rows", NUMBER, FACT, 1, "rows", "of the real layer"),
     Column("used_rows", NUMBER, FACT, 1, "rows", "of the table that was used"),
-    Column("case", TEXT, RECORD, 1, "", "what was timed: a stage, or `full`"),
+    Column("case", TEXT, RECORD, 1, "", "what was timed: a stage, `full` (up to keys and value on the device), or "
+           "`layer` (up to the hidden state)"),
     Column("iterations", NUMBER, MEASURED, 1, "samples", "taken"),
     Column("stop_reason", TEXT, MEASURED, 1, "", "what ended them: `iterations` or `budget`"),
     Column("steady", TRUTH, MEASURED, 1, "", "whether the samples neither fell nor rose (before schema 3: whether the "
@@ -107,7 +108,7 @@ TABLE = (
     Column("enqueue_ms_median", NUMBER, MEASURED, 1, "ms", "until the call returned"),
     Column("bytes_moved", NUMBER, MEASURED, 1, "bytes", "the fewest that the case needs: all that it reads and writes, "
            "on either side of the link, rows as often as they are asked for, or once if the lookup reads each once; of "
-           "`full`: the sum of its stages"),
+           "`full` and `layer`: the sum of their stages"),
     Column("gb_per_s", NUMBER, MEASURED, 1, "10^9 bytes/s", "these over the median"),
     Column("flops", NUMBER, MEASURED, 1, "FLOP", "the fewest that the case needs"),
     Column("tflop_per_s", NUMBER, MEASURED, 1, "10^12 FLOP/s", "these over the median"),
@@ -117,8 +118,8 @@ TABLE = (
     Column("limit_by", TEXT, MEASURED, 1, "", "what sets it"),
     Column("efficiency", NUMBER, MEASURED, 1, "", "the limit over the median"),
     Column("table_bytes", NUMBER, MEASURED, 1, "bytes", "of the table"),
-    Column("peak_device_bytes", NUMBER, MEASURED, 1, "bytes", "at the row `full` what the strategy needs, at the "
-           "others at most in the run"),
+    Column("peak_device_bytes", NUMBER, MEASURED, 1, "bytes", "at the rows `full` and `layer` what these need, at "
+           "the others at most in the run"),
     Column("peak_host_bytes", NUMBER, MEASURED, 1, "bytes", "likewise, in host memory"),
     Column("pinned_bytes", NUMBER, MEASURED, 1, "bytes", "likewise, of it pinned"),
     Column("unique_row_fraction", NUMBER, MEASURED, 1, "", "distinct rows among those that the first batch asks for"),
@@ -130,11 +131,11 @@ TABLE = (
     Column("cpu_name", TEXT, MACHINE, 1, "", "of the CPU"),
     Column("host", TEXT, MACHINE, 1, "", "name of the machine"),
     Column("started_at", TEXT, RECORD, 1, "UTC", "ISO 8601"),
-    Column("schedule", CHOICE, WAY, 2, "", "how the stages of `full` follow each other"),
+    Column("schedule", CHOICE, WAY, 2, "", "how the stages of `full` and `layer` follow each other"),
     Column("chunk_tokens", NUMBER, WAY, 2, "tokens", "of a pipeline's chunk; empty: whole batches",
            "schedule.chunk_tokens"),
     Column("ring_depth", NUMBER, WAY, 2, "chunks", "that have buffers at a time", "schedule.ring_depth"),
-    Column("capture", TEXT, WAY, 2, "", "`graph`: `full` is replayed as one"),
+    Column("capture", TEXT, WAY, 2, "", "`graph`: `full` and `layer` are each replayed as one"),
     Column("row_order", TEXT, WAY, 2, "", "of a kernel's reads: `as_asked`, `sorted` or `partitioned`", "lookup.order"),
     Column("rows_per_program", NUMBER, WAY, 2, "rows", "that a kernel's program reads at a time",
            "lookup.rows_per_program"),
@@ -151,6 +152,8 @@ TABLE = (
     Column("layers", NUMBER, FACT, 3, "layers", "of the model that have a table"),
     Column("preempted", NUMBER, MEASURED, 3, "switches", "involuntary context switches of the process in the samples"),
     Column("sm_clock_mhz_min", NUMBER, MEASURED, 3, "MHz", "lowest clock of the device's multiprocessors in the case"),
+    Column("fusion", CHOICE, SUBJECT, 4, "", "component: keys, value and hidden state to hidden state; `none` (as "
+           "before schema 4): the layer ends with keys, normed by the projection, and value"),
 )  # fmt: skip
 SAMPLE_TABLE = (
     Column("run_id", TEXT, RECORD, 1, "", "as in `results.csv`"),

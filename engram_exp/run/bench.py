@@ -19,10 +19,10 @@ from engram_exp.run.made_up import MadeUp
 from engram_exp.run.parts import Parts
 from engram_exp.run.plan import KINDS
 from engram_exp.run.verify import Verifier, judge_of
-from engram_exp.run.whole import WholeRun, build_whole_run
-from engram_exp.stage import BuiltStage, PlannedStage, Task, Tensors
+from engram_exp.run.whole import ChunkStages, WholeRun, build_whole_run
+from engram_exp.stage import BuiltStage, PlannedStage, Tensors
 from engram_exp.strategy.plan import made_up_inputs
-from engram_exp.vocabulary import EMBEDDINGS, FULL, HASHING, HOST, KV, LINK, PARTS, ROWS, TOKEN_IDS
+from engram_exp.vocabulary import EMBEDDINGS, HASHING, HIDDEN, HOST, KV, LAYER, LINK, PARTS, ROWS, TOKEN_IDS, WHOLES
 
 ROTATING = [name for name, kind in KINDS.items() if kind.rotates]  # steps whose time depends on what they read
 OF_THE_RUN = (ConfigError, SkippedError, RegistrationError)  # errors that leave nothing to time
@@ -48,34 +48,34 @@ class Bench:
         self.made: dict[tuple[str, str], Tensors] = {(TOKEN_IDS, HOST): parts.batches[0]}  # by value and side
         self.last: dict[str, Tensors] = {}  # what each case returned last, before it was timed
         self.glances: dict[str, Glance] = {}
-        self.whole_run: WholeRun | None = None
-        self.whole_peaks: dict[str, int] = {}  # memory of the whole strategy, before more was built
+        self.chunks = ChunkStages(parts) if self.plan.cuts is not None else None
+        self.whole_runs: dict[str, WholeRun] = {}
+        self.whole_peaks: dict[str, dict[str, int]] = {}  # memory of a whole, before more was built
         self.errors: dict[str, Exception] = {}
 
     def build(self) -> None:
-        """Build every stage, run it on the first batch and compare it with the reference; then the whole strategy on
-        another batch, so that no stage can pass by what it left behind.
+        """Build every stage, run it on the first batch and compare it with the reference; then each whole on another
+        batch, so that no stage can pass by what it left behind.
 
-        The whole is built as soon as row ids are known to be right: stages that only single cases need, such as those
-        of whole batches beside a pipeline's, are not in its memory then.
+        A whole is built as soon as row ids are known to be right: stages that only other cases need, such as those of
+        whole batches beside a pipeline's, are not in its memory then.
 
         Raises:
             ConfigError, SkippedError, RegistrationError: as components do.
         """
         alone = made_up_inputs(self.plan.built, self.plan.stages)
-        first, later = self._in_order()
-        for stage in first:
+        for case in self.plan.wholes:
+            for stage in self._built_before(case):
+                self._build(stage, is_alone=stage in alone)
+            with self._failing(case):
+                self._build_whole(case)
+        for stage in self._still_to_build():
             self._build(stage, is_alone=stage in alone)
-        if FULL in self.plan.cases:
-            with self._failing(FULL):
-                self._build_whole()
-        for stage in later:
-            self._build(stage, is_alone=stage in alone)
-        if self.whole_run:
-            with self._failing(FULL):
-                self._require_right_rows(FULL)
-                self._verify_whole()
-        for case in [*self.stages, *([FULL] if self.whole_run else [])]:
+        for case in self.whole_runs:
+            with self._failing(case):
+                self._require_right_rows(case)
+                self._verify_whole(case)
+        for case in [*self.stages, *self.whole_runs]:
             if case not in self.errors:
                 with self._failing(case):
                     self._prepare(case)
@@ -83,17 +83,17 @@ class Bench:
     def calls(self, case: str) -> list[partial[Tensors]]:
         """What the iterations of a case call in turn. Inputs rotate where they decide which table rows are touched; the
         time of other stages does not depend on the values that they read."""
-        run: Any = self.whole_run if case == FULL else self.stages[case].run
+        run: Any = self.whole_runs[case] if case in WHOLES else self.stages[case].run
         return [partial(run, tensors) for tensors in self.inputs[case]]
 
     def leaves_device_work(self, case: str) -> bool:
         """Whether a case uses the device."""
-        return case == FULL or self.stages[case].planned.side != HOST
+        return case in WHOLES or self.stages[case].planned.side != HOST
 
     def glance_at(self, case: str) -> Glance:
         """What is looked at behind every sample of a case."""
         self.last.pop(case, None)  # what is kept beside what the strategy keeps would count as its memory
-        self.glances[case] = Glance(self.verifier, case, self._task(case), self.inputs[case])
+        self.glances[case] = Glance(self.verifier, case, self.plan.tasks_of(case), self.inputs[case])
         return self.glances[case]
 
     def verify_again(self) -> None:
@@ -107,24 +107,32 @@ class Bench:
                 continue
             with self._failing(case):
                 glance.burst(self.calls(case), self.clock.synchronize)
-        for case in [*self.stages, *([FULL] if self.whole_run else [])]:
+        for case in [*self.stages, *self.whole_runs]:
             if case in self.errors:
                 continue
             with self._failing(case):
                 self._require_right_rows(case)
-                call = self.calls(case)[0]
+                call, tasks = self.calls(case)[0], self.plan.tasks_of(case)
                 for tensor in self.glances[case].last if case in self.glances else self.last[case]:
                     poison(tensor)
-                self.made_up.renew(TOKEN_IDS if case == FULL else self.stages[case].planned.needs, call.args[0])
+                self.made_up.renew(tasks[0].load.stage.needs, call.args[0])
+                for task in tasks:
+                    self.made_up.renew_brought(task.load.stage)
                 result = self._run(call)
-                self.verifier.require(case, self._task(case), call.args[0], result, self.verifier.positions())
+                self.verifier.require(case, tasks, call.args[0], result, self.verifier.positions())
 
     def named_tensors(self) -> dict[str, torch.Tensor]:
         """What the built stages make of the first batch: token_ids, history, row_ids, stored_rows, or stored_values and
-        stored_scales (fp8), embeddings, keys, value."""
+        stored_scales (fp8), embeddings, keys, value, layer; with a fusion among them, also what the layer can be
+        computed from."""
         batch = self.parts.batches[0]
         tensors: dict[str, torch.Tensor] = {"token_ids": batch.ids, "history": batch.history}
-        names = {ROWS: ("stored_rows",), PARTS: ("stored_values", "stored_scales"), KV: ("keys", "value")}
+        names = {
+            ROWS: ("stored_rows",),
+            PARTS: ("stored_values", "stored_scales"),
+            KV: ("keys", "value"),
+            HIDDEN: (LAYER,),
+        }
         if not any(stage.makes == EMBEDDINGS for stage in self.plan.stages):
             names[ROWS] = (EMBEDDINGS,)
         flowing: Tensors = batch
@@ -134,16 +142,20 @@ class Bench:
             flowing = self._run(partial(self.stages[stage.name].run, flowing))
             if stage.needs != stage.makes:
                 tensors.update(zip(names.get(stage.makes, (stage.makes,)), flowing, strict=True))
-        if self.whole_run and FULL not in self.errors:
-            tensors.update(zip(names[KV], self.whole_run(batch), strict=True))
-            self.clock.synchronize()
+        for case, run in self.whole_runs.items():
+            if case not in self.errors:
+                tensors.update(zip(names[WHOLES[case]], self._run(partial(run, batch)), strict=True))
+        if any(stage.makes == HIDDEN for stage in self.plan.built):
+            tensors.update(self.parts.layer_tensors())
         return {name: tensor.cpu().clone().contiguous() for name, tensor in tensors.items()}
 
-    def _in_order(self) -> tuple[list[PlannedStage], list[PlannedStage]]:
-        """The stages that the whole strategy is built from, or row ids are checked with; and the others."""
-        of_whole = () if self.plan.cuts is not None else self.plan.stages
-        first = [stage for stage in self.plan.built if stage.name == HASHING.name or stage in of_whole]
-        return first, [stage for stage in self.plan.built if stage not in first]
+    def _still_to_build(self) -> list[PlannedStage]:
+        return [stage for stage in self.plan.built if stage.name not in self.stages and stage.name not in self.errors]
+
+    def _built_before(self, case: str) -> list[PlannedStage]:
+        """The stages that a whole is built from, or row ids are checked with."""
+        of_whole = () if self.plan.cuts is not None else self.plan.whole(case)
+        return [stage for stage in self._still_to_build() if stage.name == HASHING.name or stage in of_whole]
 
     @contextmanager
     def _failing(self, case: str) -> Iterator[None]:
@@ -165,45 +177,44 @@ class Bench:
             self.inputs[stage.name] = [inputs]
             result = self.last[stage.name] = self._run(partial(built.run, inputs))
             positions = torch.arange(self.plan.tokens) if judge_of(task).compares_all else self.verifier.positions()
-            self.verifier.require(stage.name, task, inputs, result, positions)
+            self.verifier.require(stage.name, [task], inputs, result, positions)
             if stage in self.plan.stages:
                 self.made[stage.makes, self._side(stage.side)] = result
 
     def _require_right_rows(self, case: str) -> None:
         """A case that depends on which rows are asked for ends with the stages that ask for them: no made-up rows would
         be as near to each other as real ones."""
-        names = [stage.name for stage in self.plan.stages]
-        before = names if case == FULL else names[: names.index(case)] if case in ROTATING else []
+        names = [stage.name for stage in (self.plan.whole(case) if case in WHOLES else self.plan.stages)]
+        before = names if case in WHOLES else names[: names.index(case)] if case in ROTATING else []
         for name in before:
             if name in self.errors:
                 raise self.errors[name]
 
-    def _build_whole(self) -> None:
-        self._require_right_rows(FULL)
+    def _build_whole(self, case: str) -> None:
+        self._require_right_rows(case)
         batches = self.parts.batches
-        self.whole_run = build_whole_run(self.parts, self.stages)
+        run = self.whole_runs[case] = build_whole_run(self.parts, case, self.stages, self.chunks)
         upload = self.stages.get(self.plan.stages[0].name)
         if upload and upload.planned.place == LINK:
             for batch in batches:  # it works out how to copy from each when it first sees it
                 self._run(partial(upload.run, batch))
-        self.last[FULL] = self._run(partial(self.whole_run, batches[0]))  # of others, rows must not be in a cache yet
-        self.whole_peaks = peak_bytes(self.plan.device)
+        self.last[case] = self._run(partial(run, batches[0]))  # of others, rows must not be in a cache yet
+        self.whole_peaks[case] = peak_bytes(self.plan.device)
 
-    def _verify_whole(self) -> None:
-        assert self.whole_run is not None
+    def _verify_whole(self, case: str) -> None:
         first = self.parts.batches[0]
         shifted = Batch((first.ids + 1) % self.parts.hash.vocab_size, first.history)
         (batch,) = self.parts.pinned([shifted])
-        for tensor in self.last[FULL]:
+        for tensor in self.last[case]:
             poison(tensor)
-        self.last[FULL] = self._run(partial(self.whole_run, batch))
-        self.verifier.require(FULL, None, batch, self.last[FULL], self.verifier.positions())
+        result = self.last[case] = self._run(partial(self.whole_runs[case], batch))
+        self.verifier.require(case, self.plan.tasks_of(case), batch, result, self.verifier.positions())
 
     def _prepare(self, case: str) -> None:
         """What each call of a case reads."""
         batches: list[Tensors] = list(self.parts.batches)
-        if case == FULL:
-            self.inputs[FULL] = batches
+        if case in WHOLES:
+            self.inputs[case] = batches
         elif self.stages[case].kind.rotates:
             self.inputs[case] = [self._flow_to(self.stages[case].planned, batch) for batch in batches]
 
@@ -224,7 +235,3 @@ class Bench:
     def _side(self, side: str) -> str:
         """Without a link, both sides are the host's memory."""
         return side if self.plan.has_link else HOST
-
-    def _task(self, case: str) -> Task | None:
-        """A case's kind and load; None: all of the strategy."""
-        return None if case == FULL else self.plan.task(self.stages[case].planned)

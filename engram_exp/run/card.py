@@ -14,7 +14,7 @@ from engram_exp.run.plan import Plan, bytes_moved, flops
 from engram_exp.run.requirements import data_sheet
 from engram_exp.stage import Task
 from engram_exp.strategy.footprint import Footprint
-from engram_exp.vocabulary import FULL, LINK
+from engram_exp.vocabulary import FULL, LINK, WHOLES
 
 
 @dataclass(frozen=True)
@@ -99,9 +99,10 @@ def _data_sheet(sheet: DataSheet, dtype: str) -> str:
 
 def _runs_on(case: str, plan: Plan, job: Job) -> str:
     """Place and component of a case."""
-    if case == FULL:
+    if case in WHOLES:
         chunks = f", {max(piece.tokens for piece in plan.cuts)} tokens at a time" if plan.cuts else ""
-        return f"all of the strategy{chunks}{', one graph' if job.config.capture == 'graph' else ''}"
+        graph = ", one graph" if job.config.capture == "graph" else ""
+        return f"all of the {'strategy' if case == FULL else 'layer'}{chunks}{graph}"
     (task,) = plan.tasks_of(case)
     stage = task.load.stage
     option = (

@@ -45,7 +45,7 @@ from engram_exp.run.terminal import Terminal
 from engram_exp.run.verify import Verifier
 from engram_exp.stage import Task
 from engram_exp.strategy.footprint import check_fits
-from engram_exp.vocabulary import CRASH, FULL
+from engram_exp.vocabulary import CRASH
 
 log = logging.getLogger(__name__)
 
@@ -188,8 +188,7 @@ class Experiment:
                 own = case_columns(self.plan, self.tasks_of(case), timings[case], self.limit_of(case))
             else:
                 own = skipped_columns()
-            peaks = bench.whole_peaks if case == FULL else {}
-            rows.append({**common, **peaks, "case": case, **own})
+            rows.append({**common, **bench.whole_peaks.get(case, {}), "case": case, **own})
         return rows
 
     def _save(self, bench: Bench) -> None:

@@ -10,9 +10,8 @@ from itertools import cycle
 import torch
 
 from engram_exp.machine.placement import poison_of
-from engram_exp.run.verify import Verifier, require_like
-from engram_exp.stage import Task, Tensors, by_token
-from engram_exp.vocabulary import TOKEN_IDS
+from engram_exp.run.verify import Tasks, Verifier, judge_of, require_like
+from engram_exp.stage import Tensors, Tolerance, by_token
 
 BURST_CALLS, BURST_S = 40, 0.4  # behind the last sample, whichever comes first
 MOST_LOOKS = 64  # that are kept before they are compared, which takes the host, and the device a wait
@@ -27,19 +26,20 @@ class Glance:
     Args:
         verifier: of the run.
         case: to look at.
-        task: its kind and load; None: all of the strategy.
+        tasks: what it comes to.
         inputs: what its calls read in turn. Where it is always the same, other cases may write to it meanwhile: what is
             looked at is put back before each sample.
     """
 
-    def __init__(self, verifier: Verifier, case: str, task: Task | None, inputs: Sequence[Tensors]) -> None:
-        self.verifier, self.case, self.task = verifier, case, task
-        self.value, self.tokens = verifier.value(task), verifier.parts.plan.tokens
+    def __init__(self, verifier: Verifier, case: str, tasks: Tasks, inputs: Sequence[Tensors]) -> None:
+        self.verifier, self.case, self.tasks = verifier, case, tasks
+        self.value, self.tokens = verifier.value(tasks), verifier.parts.plan.tokens
         self.positions = verifier.few_positions()
-        self.places: dict[torch.device, torch.Tensor] = {}
-        self.want, self.tolerance = self._wanted(inputs)
-        self.read = TOKEN_IDS if task is None else task.load.stage.needs
-        self.put_back = self._copies(self.read, inputs[0]) if len(inputs) == 1 else ()
+        self.places: dict[tuple[int, torch.device], torch.Tensor] = {}
+        self.want = self._wanted(inputs)
+        self.needs = tasks[0].load.stage.needs
+        self.read = judge_of(tasks[0]).reads(tasks[0].load, self.positions)
+        self.put_back = self._copies(self.needs, inputs[0], self.read) if len(inputs) == 1 else ()
         self.looks: list[tuple[int, Tensors]] = []
         self.last: Tensors = ()
         self.began_s = self.call_s = 0.0
@@ -48,11 +48,11 @@ class Glance:
         """Put back what is read at these tokens, and poison what was returned there last."""
         if self.put_back:
             for tensor, values in zip(call.args[0], self.put_back, strict=True):
-                if (view := by_token(self.read, tensor, self.tokens)) is not None:
-                    view.index_copy_(0, self._places(view), values)
+                if (view := by_token(self.needs, tensor, self.tokens)) is not None:
+                    view.index_copy_(0, self._places(view, self.read), values)
         for tensor in self.last:
             if (view := by_token(self.value, tensor, self.tokens)) is not None:
-                view.index_fill_(0, self._places(view), poison_of(view.dtype))
+                view.index_fill_(0, self._places(view, self.positions), poison_of(view.dtype))
         self.last = ()  # a fresh result finds the memory of the one before it
         self.began_s = time.monotonic()
 
@@ -63,8 +63,8 @@ class Glance:
             MismatchError: it is no plain tensors; or an earlier call's differed from the reference.
         """
         self.call_s = time.monotonic() - self.began_s
-        self.last = self.verifier.tensors_of(self.case, self.task, result)
-        self.looks.append((id(call.args[0]), self._copies(self.value, self.last)))
+        self.last = self.verifier.tensors_of(self.case, self.tasks, result)
+        self.looks.append((id(call.args[0]), self._copies(self.value, self.last, self.positions)))
         if len(self.looks) == MOST_LOOKS:
             self.settle()
 
@@ -94,30 +94,36 @@ class Glance:
         looks, self.looks = self.looks, []
         for number, copies in looks:
             got = tuple(tensor.cpu() for tensor in copies)
-            require_like(self.case, self.value, got, self.want[number], self.tolerance)
+            require_like(self.case, self.value, got, *self.want[number])
 
-    def _wanted(self, inputs: Sequence[Tensors]) -> tuple[dict[int, Tensors], float]:
-        """What the calls must return at these tokens, by the identity of their input, and the tolerance."""
-        excerpts = [self.verifier.excerpt(self.task, tensors, self.positions) for tensors in inputs]
+    def _wanted(self, inputs: Sequence[Tensors]) -> dict[int, tuple[Tensors, Tolerance]]:
+        """What the calls must return at these tokens, and the tolerance, by the identity of their input."""
+        excerpts = [self.verifier.excerpt(self.tasks, tensors, self.positions) for tensors in inputs]
         few = len(self.positions)
         if len(inputs) == 1:
-            want, tolerance = self.verifier.wanted(self.task, excerpts[0])
-            return {id(inputs[0]): tuple(tensor[:few] for tensor in want)}, tolerance
-        together = tuple(torch.cat(tensors) for tensors in zip(*excerpts, strict=True))  # one matrix product for all
-        want, tolerance = self.verifier.wanted(self.task, together)
+            want, tolerance = self.verifier.wanted(self.tasks, excerpts[0])
+            return {id(inputs[0]): (tuple(tensor[:few] for tensor in want), tolerance)}
+        together = tuple(tuple(map(torch.cat, zip(*parts, strict=True))) for parts in zip(*excerpts, strict=True))
+        want, tolerance = self.verifier.wanted(self.tasks, together)  # one matrix product for all
         parts = zip(*(tensor.split(few) for tensor in want), strict=True)
-        return {id(tensors): part for tensors, part in zip(inputs, parts, strict=True)}, tolerance
+        tolerances = tolerance.split(few) if isinstance(tolerance, torch.Tensor) else [tolerance] * len(inputs)
+        return {id(tensors): (part, own) for tensors, part, own in zip(inputs, parts, tolerances, strict=True)}
 
-    def _copies(self, value: str, tensors: Tensors) -> Tensors:
-        """What tensors hold at these tokens; the first rows of those without tokens, such as a history."""
+    def _copies(self, value: str, tensors: Tensors, positions: torch.Tensor) -> Tensors:
+        """What tensors hold at some tokens; the first rows of those without tokens, such as a history."""
         copies = []
         for tensor in tensors:
             view = by_token(value, tensor, self.tokens)
-            few = tensor[: len(self.positions)].clone() if view is None else view.index_select(0, self._places(view))
+            few = (
+                tensor[: len(positions)].clone()
+                if view is None
+                else view.index_select(0, self._places(view, positions))
+            )
             copies.append(few)
         return tuple(copies)
 
-    def _places(self, view: torch.Tensor) -> torch.Tensor:
-        if view.device not in self.places:
-            self.places[view.device] = self.positions.to(view.device)
-        return self.places[view.device]
+    def _places(self, view: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        key = id(positions), view.device
+        if key not in self.places:
+            self.places[key] = positions.to(view.device)
+        return self.places[key]

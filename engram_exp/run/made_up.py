@@ -6,13 +6,11 @@ from dataclasses import replace
 
 import torch
 
-from engram_exp.run.parts import Parts
+from engram_exp.run.parts import PATTERN_TOKENS, Parts, repeat
 from engram_exp.run.plan import KINDS
 from engram_exp.run.verify import judge_of
 from engram_exp.stage import PlannedStage, Task, Tensors, by_token
 from engram_exp.vocabulary import LINK, STEPS, TOKEN_IDS
-
-PATTERN_TOKENS = 256  # random ones, repeated
 
 
 class MadeUp:
@@ -43,6 +41,11 @@ class MadeUp:
         else:
             self._fill(value, tensors, self._pattern(value))
 
+    def renew_brought(self, stage: PlannedStage) -> None:
+        """Write other contents to where the model has what it brings to a stage."""
+        for tensor in self.parts.brought(stage):
+            repeat(torch.randn(min(len(tensor), PATTERN_TOKENS), *tensor.shape[1:]), tensor)
+
     def _pattern(self, value: str) -> torch.Tensor:
         return judge_of(self._maker(value)).example(self.parts, PATTERN_TOKENS)
 
@@ -53,8 +56,7 @@ class MadeUp:
             whole, few = by_token(value, tensor, self.plan.tokens), by_token(value, piece, tokens)
             assert whole is not None
             assert few is not None
-            for chunk in whole.split(tokens):
-                chunk.copy_(few[: len(chunk)])
+            repeat(few, whole)
 
     def _maker(self, value: str) -> Task:
         """The step that makes a value, as the strategy has it if it does."""

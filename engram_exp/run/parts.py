@@ -5,17 +5,19 @@ from __future__ import annotations
 import inspect
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property, partial
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from hydra.utils import get_class, instantiate
 from omegaconf import DictConfig
 
-from engram_exp.config.derived import batches_of
+from engram_exp.config.derived import batches_of, fuses
 from engram_exp.config.options import COMPRESSION, CPU, OF_HASH
 from engram_exp.errors import ConfigError
 from engram_exp.layer.compression import TokenCompression, load_compression
+from engram_exp.layer.fusion import FusionWeights
 from engram_exp.layer.hash_plan import Hash, HashPlan
 from engram_exp.layer.tokenizer import TokenizerSource, open_tokenizer
 from engram_exp.layer.tokens import Batch, distinct_batches
@@ -23,11 +25,16 @@ from engram_exp.layer.weights import ProjectionWeights
 from engram_exp.machine.environment import code_cache
 from engram_exp.machine.placement import Placement
 from engram_exp.run.plan import Plan
-from engram_exp.stage import BuiltStage, PlannedStage, as_stage_function
+from engram_exp.stage import BuiltStage, PlannedStage, Tensors, as_stage_function
 from engram_exp.steps.widening import build_widening
-from engram_exp.vocabulary import HOST, LINK
+from engram_exp.vocabulary import DEVICE, HOST, LINK
+
+FUSION_SEED, MODEL_SEED = 2**32, 2**33  # added to the seed: no run draws its other weights from these
+PATTERN_TOKENS = 256  # of random hidden state, repeated
 
 TABLE_BUILT_FROM = ("rows", "row_format", "seed", "placement")
+
+Weights = TypeVar("Weights", ProjectionWeights, FusionWeights)
 
 
 class Parts:
@@ -43,31 +50,49 @@ class Parts:
         self.seed, self.tolerance = int(plan.config.seed), float(plan.config.dtype.tolerance)
         self.cache_dir = code_cache(plan.config.cache_dir)
 
-    def stage(self, stage: PlannedStage, tokens: int | None = None, placement: Placement | None = None) -> BuiltStage:
+    def stage(
+        self,
+        stage: PlannedStage,
+        tokens: int | None = None,
+        placement: Placement | None = None,
+        brought: Tensors | None = None,
+        lead: int = 0,
+    ) -> BuiltStage:
         """Build one stage, for whole batches in buffers of its own unless told otherwise.
 
         Args:
             stage: what it is.
             tokens: it must hold, at most.
             placement: of its output.
+            brought: what the model brings to it.
+            lead: tokens at the front of each sequence that a fusion only reads.
         """
         config, kind = self.plan.config, self.plan.task(stage).kind
-        given = self._given(tokens or self.plan.tokens, placement or self.plan.placement(stage))
+        given = self._given(tokens or self.plan.tokens, placement or self.plan.placement(stage), lead)
         if stage.place == LINK:
             return BuiltStage(stage, kind, _make(config.upload, given, kind.built_from))
         if stage.name in config:
             component = _make(config[stage.name], given, kind.built_from)
         else:
             component = build_widening(**{name: given[name]() for name in kind.built_from})
-        return BuiltStage(stage, kind, as_stage_function(component))
+        return BuiltStage(
+            stage, kind, as_stage_function(component, self.brought(stage) if brought is None else brought)
+        )
 
-    def _given(self, tokens: int, placement: Placement) -> Mapping[str, Callable[[], Any]]:
+    def brought(self, stage: PlannedStage) -> Tensors:
+        """What the model brings to a stage, as the stage's kind names it."""
+        kind, load = self.plan.task(stage)
+        return tuple(getattr(self, name) for name in kind.brings(load))
+
+    def _given(self, tokens: int, placement: Placement, lead: int = 0) -> Mapping[str, Callable[[], Any]]:
         """Everything that a component may be built from, beside its own options, by the name of its argument."""
         return {
             "plan": lambda: self.hash_plan,
             "table": lambda: self.table,
             "columns": lambda: self.geometry.columns,
-            "weights": lambda: self._weights_on(placement.device),
+            "weights": lambda: self._on(placement.device, self.weights),
+            "fusion_weights": lambda: self._on(placement.device, self.fusion_weights),
+            "lead": lambda: lead,
             "max_tokens": lambda: tokens,
             "placement": lambda: placement,
             "rows": lambda: self.geometry.rows,
@@ -132,7 +157,8 @@ class Parts:
     @cached_property
     def weights(self) -> ProjectionWeights:
         """The layer's projection parameters, on the CPU."""
-        return ProjectionWeights.draw(self.geometry, self.plan.dtype, self.seed)
+        weights = ProjectionWeights.draw(self.geometry, self.plan.dtype, self.seed)
+        return replace(weights, norms_keys=not fuses(self.plan.config))
 
     @cached_property
     def reference_weights(self) -> ProjectionWeights:
@@ -140,14 +166,68 @@ class Parts:
         return self.weights.to(torch.float32)
 
     @cached_property
-    def _weights_of_device(self) -> dict[torch.device, ProjectionWeights]:
-        return {CPU: self.weights}
+    def fusion_weights(self) -> FusionWeights:
+        """The layer's fusion parameters, on the CPU."""
+        return FusionWeights.draw(self.geometry, self.weights, self.seed + FUSION_SEED)
 
-    def _weights_on(self, device: torch.device) -> ProjectionWeights:
+    @cached_property
+    def reference_fusion(self) -> FusionWeights:
+        """The same in float32."""
+        return self.fusion_weights.to(torch.float32)
+
+    @cached_property
+    def hidden(self) -> torch.Tensor:
+        """The model's hidden state [T, M, C] in the compute dtype, on the device: always there, at one place."""
+        geometry = self.geometry
+        return self._of_model(0, self.plan.tokens, geometry.hc_mult, geometry.hidden_size, dtype=self.plan.dtype)
+
+    @cached_property
+    def history_value(self) -> torch.Tensor:
+        """What the convolution reads of what was before each sequence, beside it: values [B, R, C] ..."""
+        geometry, sequences = self.geometry, self.plan.config.batch_size
+        return self._of_model(1, sequences, geometry.conv_reach, geometry.hidden_size, dtype=self.plan.dtype)
+
+    @cached_property
+    def history_scale(self) -> torch.Tensor:
+        """... and their scales, float32 [B, R, M]; 0 where sequences start afresh."""
+        geometry, sequences = self.geometry, self.plan.config.batch_size
+        scales = self._of_model(2, sequences, geometry.conv_reach, geometry.hc_mult, dtype=torch.float32)
+        return scales.zero_() if self.plan.config.tokens.get("history") is False else scales.abs_()
+
+    def _of_model(self, number: int, *shape: int, dtype: torch.dtype) -> torch.Tensor:
+        generator = torch.Generator().manual_seed(self.seed + MODEL_SEED + number)
+        buffer = self.plan.memory(DEVICE).empty(*shape, dtype=dtype)
+        repeat(torch.randn(min(shape[0], PATTERN_TOKENS), *shape[1:], generator=generator), buffer)
+        return buffer
+
+    @cached_property
+    def _copies(self) -> dict[tuple[torch.device, type], Any]:
+        return {}
+
+    def _on(self, device: torch.device, weights: Weights) -> Weights:
         """One copy for all who need it there: the chunks of a pipeline share them."""
-        if device not in self._weights_of_device:
-            self._weights_of_device[device] = self.weights.to(device)
-        return self._weights_of_device[device]
+        key = device, type(weights)
+        if key not in self._copies:
+            self._copies[key] = weights if device == CPU else weights.to(device)
+        copy: Weights = self._copies[key]
+        return copy
+
+    def layer_tensors(self) -> dict[str, torch.Tensor]:
+        """Parameters and what the model brings: all that the hidden state behind the layer follows from, beside its
+        embeddings."""
+        weights, fusion, geometry = self.weights, self.fusion_weights, self.geometry
+        found = {
+            "weight": weights.weight,
+            "bias": weights.bias,
+            "key_norm": fusion.key_norm,
+            "query_norm": fusion.query_norm,
+            "conv_norm": fusion.conv_norm,
+            "conv_weight": fusion.conv_weight,
+            "hidden": self.hidden,
+            "history_value": self.history_value if geometry.conv_kernel else None,
+            "history_scale": self.history_scale if geometry.conv_kernel else None,
+        }
+        return {name: tensor for name, tensor in found.items() if tensor is not None}
 
     def pinned(self, batches: Sequence[Batch]) -> list[Batch]:
         """Copies of batches of one shape in pinned memory, ids and history of each side by side, from where one
@@ -158,6 +238,13 @@ class Parts:
             Batch(*(part.view(of.shape).copy_(of) for part, of in zip(row.split(numbers), batch, strict=True)))
             for row, batch in zip(rows, batches, strict=True)
         ]
+
+
+def repeat(pattern: torch.Tensor, tensor: torch.Tensor) -> None:
+    """Fill a tensor with a pattern of the same shape, but for the first dimension, again and again."""
+    pattern = pattern.to(tensor.device, tensor.dtype)
+    for part in tensor.split(len(pattern)):
+        part.copy_(pattern[: len(part)])
 
 
 def wake(device: torch.device) -> None:

@@ -20,18 +20,20 @@ from engram_exp.layer.row_format import RowFormat
 from engram_exp.machine.environment import code_cache, cpu_name
 from engram_exp.machine.placement import Placement
 from engram_exp.stage import Load, PlannedStage, Stage, Task, kind_of
+from engram_exp.steps.fusion.step import Fusion
 from engram_exp.steps.hashing.step import Hashing
 from engram_exp.steps.lookup.step import Lookup, PartsLookup, WideningLookup
 from engram_exp.steps.projection.step import Projection
 from engram_exp.steps.upload.step import Upload
 from engram_exp.steps.widening.step import Widening
 from engram_exp.strategy.footprint import Footprint, Ring, footprint
-from engram_exp.strategy.plan import made_up_inputs, needed_stages
+from engram_exp.strategy.plan import made_up_inputs, needed_stages, stages_of_whole
 from engram_exp.strategy.schedule import Cut, cut
-from engram_exp.vocabulary import FULL, HASHING, HOST, LINK, LOOKUP, PROJECTION, UPLOADS, WIDENING
+from engram_exp.vocabulary import FUSION, HASHING, HOST, LINK, LOOKUP, PROJECTION, UPLOADS, WHOLES, WIDENING
 
 KINDS: Mapping[str, type[Stage]] = {
     HASHING.name: Hashing, LOOKUP.name: Lookup, WIDENING.name: Widening, PROJECTION.name: Projection,
+    FUSION.name: Fusion,
 }  # fmt: skip
 LOOKUPS: Mapping[str, type[Stage]] = {kind.makes: kind for kind in (Lookup, WideningLookup, PartsLookup)}
 
@@ -50,7 +52,7 @@ class Plan:
 
     @cached_property
     def device(self) -> torch.device:
-        """The device that keys and value must end on."""
+        """The device that keys and value must end on, and where the hidden state is."""
         return resolve_device(self.config.hardware.device)
 
     @cached_property
@@ -96,8 +98,17 @@ class Plan:
         return tuple(case for case in cases_of(self.config) if self.has_link or case not in UPLOADS)
 
     @cached_property
+    def wholes(self) -> tuple[str, ...]:
+        """The cases of several stages among them, the shorter first."""
+        return tuple(case for case in WHOLES if case in self.cases)
+
+    def whole(self, case: str) -> tuple[PlannedStage, ...]:
+        """The stages of such a case."""
+        return stages_of_whole(case, self.stages)
+
+    @cached_property
     def cuts(self) -> Sequence[Cut] | None:
-        """The chunks of a pipeline; None where `full` takes whole batches."""
+        """The chunks of a pipeline; None where wholes take whole batches."""
         chunk_tokens = chunk_tokens_of(self.config)
         return None if chunk_tokens is None else cut(self.config.batch_size, self.config.seq_len, chunk_tokens)
 
@@ -105,12 +116,12 @@ class Plan:
     def built(self) -> tuple[PlannedStage, ...]:
         """The stages that are built for whole batches; a pipeline has others, of its own."""
         whole_batches = self.cuts is None or self.config.save_tensors
-        return needed_stages([case for case in self.cases if case != FULL or whole_batches], self.stages)
+        return needed_stages([case for case in self.cases if case not in WHOLES or whole_batches], self.stages)
 
     @property
     def looks_up(self) -> bool:
         """Whether the run needs the table."""
-        stages = self.stages if FULL in self.cases else self.built
+        stages = {*self.built, *(stage for case in self.wholes for stage in self.whole(case))}
         return any(self.task(stage).kind.reads_table for stage in stages)
 
     def task(self, stage: PlannedStage, distinct_rows: float = 1.0, *, staged: bool = False) -> Task:
@@ -137,9 +148,9 @@ class Plan:
         return Task(step if node is None else kind_of(get_class(node._target_), step), load)
 
     def tasks_of(self, case: str, distinct_rows: float = 1.0) -> list[Task]:
-        """What a case comes to: one stage, or all of the strategy."""
-        if case == FULL:
-            return [self.task(stage, distinct_rows, staged=self.cuts is not None) for stage in self.stages]
+        """What a case comes to: one stage, or all of a whole."""
+        if case in WHOLES:
+            return [self.task(stage, distinct_rows, staged=self.cuts is not None) for stage in self.whole(case)]
         return [self.task(stage, distinct_rows) for stage in self.built if stage.name == case]
 
     def placement(self, stage: PlannedStage) -> Placement:
@@ -162,9 +173,9 @@ class Plan:
         """The memory that the run keeps."""
         tasks = {stage: self.task(stage) for stage in self.built}
         ring = None
-        if self.cuts is not None and FULL in self.cases:
+        if self.cuts is not None and self.wholes:
             chunks = max(piece.tokens for piece in self.cuts), min(self.config.schedule.ring_depth, len(self.cuts))
-            ring = Ring(self.tasks_of(FULL), *chunks)
+            ring = Ring(self.tasks_of(self.wholes[-1]), *chunks)
         return footprint(
             self.task(self.stages[0]).load,
             list(tasks.values()),

@@ -9,18 +9,19 @@ import torch
 from hydra.utils import get_class
 
 from engram_exp.config.checks import check_cpus, chunks_refused
+from engram_exp.config.derived import components_of
 from engram_exp.config.options import check_hash, check_options
-from engram_exp.config.schema import COMPONENTS
 from engram_exp.errors import ConfigError, SkippedError
 from engram_exp.machine.data_sheets import DataSheet, data_sheet_of, is_of
 from engram_exp.machine.placement import triton_is_interpreted
 from engram_exp.run.plan import KINDS, Plan, device_name
 from engram_exp.stage import kind_of
+from engram_exp.steps.fusion.step import Fusion
 from engram_exp.steps.lookup.step import Lookup
 from engram_exp.steps.projection.step import Projection
 from engram_exp.steps.upload.step import Upload
 from engram_exp.steps.widening import build_widening
-from engram_exp.vocabulary import DEVICE, FULL, HOST, WIDENING
+from engram_exp.vocabulary import DEVICE, FUSION, HOST, WIDENING
 
 
 def check_plan(plan: Plan) -> None:
@@ -37,8 +38,9 @@ def check_plan(plan: Plan) -> None:
     if sheet:
         require_data_sheet(sheet.gpu, sheet.memory_gb, device_name(plan.device), total_device_bytes(plan.device))
     check_components(plan)
+    check_fusion(plan)
     _check_sources(plan)
-    if FULL in plan.cases:
+    if plan.wholes:
         _check_schedule(plan)
     check_dtype(plan)
 
@@ -75,7 +77,7 @@ def check_components(plan: Plan) -> None:
     Raises:
         ConfigError: naming the key.
     """
-    for group in COMPONENTS:
+    for group in components_of(plan.config):
         check_options(group, plan.config[group], plan.choices.get(group))
     check_hash(plan.config.model)
     table: Any = get_class(plan.config.table._target_)
@@ -134,6 +136,25 @@ def _kinds(plan: Plan) -> tuple[Any, Any]:
     """The kinds of the lookup and of the upload."""
     config = plan.config
     return kind_of(get_class(config.lookup._target_), Lookup), kind_of(get_class(config.upload._target_), Upload)
+
+
+def check_fusion(plan: Plan) -> None:
+    """Refuse a fusion that the model has no parameters for, or one that leaves some of them out: what no model computes
+    should not be measured by mistake.
+
+    Raises:
+        ConfigError: saying which fusion the model has.
+    """
+    if FUSION.name not in components_of(plan.config):
+        return
+    kind: Any = kind_of(get_class(plan.config.fusion._target_), Fusion)
+    if kind.convolves and plan.geometry.conv_kernel is None:
+        raise ConfigError("fusion", None, "this model has no convolution (model.conv_kernel=null); use fusion=gated")
+    if not kind.convolves and plan.geometry.conv_kernel is not None:
+        remedy = "this model convolves what it has gated; use fusion=gated_conv"
+        raise ConfigError(
+            "fusion", None, f"{remedy}, or model.conv_kernel=null model.conv_dilation=null for one without"
+        )
 
 
 def _check_schedule(plan: Plan) -> None:

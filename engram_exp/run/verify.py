@@ -9,12 +9,15 @@ import torch
 from engram_exp.errors import MismatchError
 from engram_exp.run.parts import Parts
 from engram_exp.run.plan import step_of
-from engram_exp.stage import Stage, Task, Tensors, excerpt
-from engram_exp.vocabulary import KV, TENSORS_OF
+from engram_exp.stage import Stage, Task, Tensors, Tolerance, excerpt
+from engram_exp.vocabulary import TENSORS_OF
 
 EDGE = 32  # tokens at each end of a batch and of its parts ...
 SPREAD = 256  # ... and so many between them
 GLANCE = 2  # tokens beside the first and the last that are looked at behind every sample
+
+Tasks = Sequence[Task]  # of a case: one, or all of a whole
+Excerpt = tuple[Tensors, ...]  # of what the first of them reads, and of what the model brings to each of them
 
 
 def compared_tokens(tokens: int, lengths: Sequence[int], generator: torch.Generator) -> torch.Tensor:
@@ -45,7 +48,6 @@ class Verifier:
         self.generator = torch.Generator().manual_seed(seed)
         plan = parts.plan
         self.lengths = [plan.config.seq_len, *([plan.cuts[0].tokens] if plan.cuts else [])]
-        self.whole = [plan.task(stage) for stage in plan.stages if stage.needs != stage.makes]
 
     def positions(self) -> torch.Tensor:
         """The tokens of one comparison, drawn anew each time between the edges."""
@@ -57,12 +59,12 @@ class Verifier:
         drawn = torch.randint(tokens, (GLANCE,), generator=self.generator)
         return torch.unique(torch.cat([torch.tensor([0, tokens - 1]), drawn]))
 
-    def require(self, case: str, task: Task | None, inputs: Tensors, result: object, positions: torch.Tensor) -> None:
+    def require(self, case: str, tasks: Tasks, inputs: Tensors, result: object, positions: torch.Tensor) -> None:
         """Compare the result of one call.
 
         Args:
             case: what was called.
-            task: its kind and load; None: all of the strategy.
+            tasks: what it comes to.
             inputs: as they were read; the result has been waited for.
             result: what was returned.
             positions: the tokens to compare.
@@ -70,42 +72,53 @@ class Verifier:
         Raises:
             MismatchError: it is not what the reference makes of these inputs.
         """
-        got = self.read(case, task, result, positions)  # at once: what is written later comes too late
-        want, tolerance = self.wanted(task, self.excerpt(task, inputs, positions))
-        require_like(case, self.value(task), got, want, tolerance)
+        got = self.read(case, tasks, result, positions)  # at once: what is written later comes too late
+        want, tolerance = self.wanted(tasks, self.excerpt(tasks, inputs, positions))
+        require_like(case, self.value(tasks), got, want, tolerance)
 
-    def read(self, case: str, task: Task | None, result: object, positions: torch.Tensor) -> Tensors:
+    def read(self, case: str, tasks: Tasks, result: object, positions: torch.Tensor) -> Tensors:
         """What a result holds at some tokens, on the CPU.
 
         Raises:
             MismatchError: it is no plain tensors, or not where it should be.
         """
-        return excerpt(self.value(task), self.tensors_of(case, task, result), positions, self.parts.plan.tokens)
+        return excerpt(self.value(tasks), self.tensors_of(case, tasks, result), positions, self.parts.plan.tokens)
 
-    def tensors_of(self, case: str, task: Task | None, result: object) -> Tensors:
+    def tensors_of(self, case: str, tasks: Tasks, result: object) -> Tensors:
         """The tensors of a result.
 
         Raises:
             MismatchError: it is no plain tensors, or not where it should be.
         """
-        plan = self.parts.plan
-        return require_tensors(case, result, plan.device if task is None else plan.placement(task.load.stage).device)
+        return require_tensors(case, result, self.parts.plan.placement(tasks[-1].load.stage).device)
 
-    def value(self, task: Task | None) -> str:
+    def value(self, tasks: Tasks) -> str:
         """What a case makes."""
-        return KV if task is None else task.load.stage.makes
+        return tasks[-1].load.stage.makes
 
-    def excerpt(self, task: Task | None, inputs: Tensors, positions: torch.Tensor) -> Tensors:
-        """What some tokens need of the inputs of a case, on the CPU."""
-        task = task or self.whole[0]
-        return judge_of(task).excerpt(task.load, inputs, positions)
+    def excerpt(self, tasks: Tasks, inputs: Tensors, positions: torch.Tensor) -> Excerpt:
+        """What some tokens need of the inputs of a case, and of what the model brings to its stages, on the CPU."""
+        first, *others = _judged(tasks)
+        brought: list[Tensors] = []
+        for task in (*reversed(others), first):
+            judge, load = judge_of(task), task.load
+            brought.insert(0, judge.excerpt_of_brought(load, self.parts.brought(load.stage), positions))
+            if task is not first:
+                positions = judge.reads(load, positions)
+        return judge_of(first).excerpt(first.load, inputs, positions), *brought
 
-    def wanted(self, task: Task | None, inputs: Tensors) -> tuple[Tensors, float]:
-        """What a case must make of such inputs, and the tolerance."""
-        tolerance = 0.0
-        for each in self.whole if task is None else [task]:
-            inputs, tolerance = judge_of(each).wanted(self.parts, *inputs)
-        return inputs, tolerance
+    def wanted(self, tasks: Tasks, found: Excerpt) -> tuple[Tensors, Tolerance]:
+        """What a case must make of an excerpt, and the tolerance."""
+        tensors, *brought = found
+        tolerance: Tolerance = 0.0
+        for task, more in zip(_judged(tasks), brought, strict=True):
+            tensors, tolerance = judge_of(task).wanted(self.parts, *tensors, *more)
+        return tensors, tolerance
+
+
+def _judged(tasks: Tasks) -> Tasks:
+    """Those of several that compute something: an upload among them changes nothing."""
+    return [task for task in tasks if task.load.stage.needs != task.load.stage.makes] or tasks
 
 
 def judge_of(task: Task) -> type[Stage]:
@@ -130,7 +143,7 @@ def require_tensors(what: str, result: object, device: torch.device) -> Tensors:
     return tensors
 
 
-def require_like(what: str, value: str, got: Tensors, want: Tensors, tolerance: float) -> None:
+def require_like(what: str, value: str, got: Tensors, want: Tensors, tolerance: Tolerance) -> None:
     """Compare the tensors of a value, on the CPU, with those that are wanted.
 
     Raises:
@@ -141,7 +154,7 @@ def require_like(what: str, value: str, got: Tensors, want: Tensors, tolerance: 
     names = TENSORS_OF.get(value, ("",))
     for name, tensor, reference in zip(names, got, want, strict=True):
         label = f"{what}, {name}" if name else what
-        if tolerance:
+        if isinstance(tolerance, torch.Tensor) or tolerance:
             require_close(label, tensor, reference, tolerance)
         else:
             require_equal(label, tensor, reference)
@@ -160,8 +173,8 @@ def require_equal(what: str, got: torch.Tensor, want: torch.Tensor) -> None:
         raise MismatchError(f"{what}: {different} of {want.numel()} compared values differ from the reference")
 
 
-def require_close(what: str, got: torch.Tensor, want: torch.Tensor, tolerance: float) -> None:
-    """Compare vectors (the last dimension) by |got - want| / |want|.
+def require_close(what: str, got: torch.Tensor, want: torch.Tensor, tolerance: Tolerance) -> None:
+    """Compare vectors (the last dimension) by |got - want| / |want|, all with one tolerance or each with its own.
 
     Raises:
         MismatchError: a vector is farther off than the tolerance, or not finite.
@@ -172,8 +185,9 @@ def require_close(what: str, got: torch.Tensor, want: torch.Tensor, tolerance: f
     error = (got - want).norm(dim=-1) / want.norm(dim=-1)
     wrong = ~(error <= tolerance)  # a NaN is wrong, too
     if wrong.any():
-        worst = float(error[wrong].nan_to_num(nan=torch.inf).max())
+        worst, at = error[wrong].nan_to_num(nan=torch.inf).max(dim=0)
+        allowed = float(torch.as_tensor(tolerance).expand(error.shape)[wrong][at])
         raise MismatchError(
             f"{what}: {int(wrong.sum())} of {wrong.numel()} compared vectors differ from the float32 reference, "
-            f"by up to {worst:.2g} (tolerance {tolerance:g})"
+            f"by up to {float(worst):.2g} (tolerance {allowed:.3g})"
         )

@@ -1,55 +1,112 @@
-"""What the case `full` runs: all stages of a strategy, scheduled as configured."""
+"""What the wholes run: all stages of a strategy up to keys and value, or up to the hidden state, as scheduled."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+
+import torch
 
 from engram_exp.layer.tokens import Batch
 from engram_exp.machine.placement import Placement
 from engram_exp.run.parts import Parts
-from engram_exp.stage import BuiltStage, Strategy, Tensors
-from engram_exp.strategy.schedule import Chunk, Graph, Pipeline, Replay
-from engram_exp.vocabulary import LINK
+from engram_exp.stage import BuiltStage, PlannedStage, Strategy, Tensors
+from engram_exp.strategy.schedule import Chunk, Cut, Graph, Pipeline, Replay
+from engram_exp.vocabulary import FULL, HIDDEN, KV, LINK
 
 WholeRun = Callable[[Batch], Tensors]
 
 
-def build_whole_run(parts: Parts, stages: Mapping[str, BuiltStage]) -> WholeRun:
-    """What is called on a batch and returns keys [T, M, C] and value [T, C] on the device.
+def build_whole_run(
+    parts: Parts, case: str, stages: Mapping[str, BuiltStage], chunks: ChunkStages | None = None
+) -> WholeRun:
+    """What is called on a batch and returns what a whole ends with, on the device: keys [T, M, C] and value [T, C], or
+    the hidden state [T, M, C].
 
     Args:
         parts: of the run.
-        stages: those that were built for single cases; a pipeline builds its own.
+        case: the whole.
+        stages: those that were built for single cases.
+        chunks: what a pipeline is built from instead; None: its own.
     """
     plan = parts.plan
     if plan.cuts is not None:
-        return _build_pipeline(parts)
-    strategy = Strategy([stages[stage.name] for stage in plan.stages])
+        return (chunks or ChunkStages(parts)).pipeline(plan.whole(case))
+    strategy = Strategy([stages[stage.name] for stage in plan.whole(case)])
     if plan.config.capture == "graph" and plan.device.type == "cuda":
         return Graph(strategy, parts.pinned(parts.batches[:1])[0])
     return strategy
 
 
-def _build_pipeline(parts: Parts) -> Pipeline:
-    """Stages next to the link write into a ring of buffers, the last one into its chunk's part of the whole."""
-    plan, device, planned = parts.plan, parts.plan.device, parts.plan.stages
-    assert plan.cuts is not None
-    ring_depth = min(plan.config.schedule.ring_depth, len(plan.cuts))
-    chunk_tokens = max(piece.tokens for piece in plan.cuts)
-    crossing = next((index for index, stage in enumerate(planned) if stage.place == LINK), len(planned))
-    rings = []
-    for index, stage in enumerate(planned[:-1]):
-        copies = ring_depth if index in (crossing - 1, crossing) else 1
-        rings.append([parts.stage(stage, chunk_tokens) for _ in range(copies)])
-    whole = Placement(device).empty(plan.tokens, plan.geometry.kv_width, dtype=plan.dtype)
-    chunks, first = [], 0
-    for number, piece in enumerate(plan.cuts):
-        part = Placement(device, buffer=whole[first : first + piece.tokens])
-        first += piece.tokens
-        stages = [ring[number % len(ring)] for ring in rings] + [parts.stage(planned[-1], piece.tokens, part)]
-        upload = stages[crossing] if crossing < len(planned) else None
-        on_host, on_device = Strategy(stages[:crossing]), Strategy(stages[crossing + 1 :])
-        replays = device.type == "cuda" and on_device.stages
-        chunks.append(Chunk(piece, on_host, upload, Replay(on_device) if replays else on_device))
-    kv = whole.view(plan.tokens, -1, plan.geometry.hidden_size)
-    return Pipeline(chunks, ring_depth, device, (kv[:, :-1], kv[:, -1]))
+class ChunkStages:
+    """The stages of a pipeline's chunks, which all wholes share.
+
+    Stages next to the link write into a ring of buffers; those that deliver what a whole ends with, into their chunk's
+    part of all of it.
+
+    Args:
+        parts: of a run that is cut into chunks.
+    """
+
+    def __init__(self, parts: Parts) -> None:
+        self.parts, self.plan = parts, parts.plan
+        assert self.plan.cuts is not None
+        self.cuts: Sequence[Cut] = self.plan.cuts
+        self.ring_depth = min(self.plan.config.schedule.ring_depth, len(self.cuts))
+        self.built: list[list[BuiltStage]] = [[] for _ in self.cuts]  # so far, of each chunk
+        self.delivered: dict[str, torch.Tensor] = {}  # by value, [T, vectors, C]
+
+    def pipeline(self, planned: Sequence[PlannedStage]) -> Pipeline:
+        """All chunks through these stages."""
+        for stage in planned[len(self.built[0]) :]:
+            self._add(stage)
+        crossing = _crossing(planned)
+        chunks = []
+        for piece, built in zip(self.cuts, self.built, strict=True):
+            stages = built[: len(planned)]
+            upload = stages[crossing] if crossing < len(stages) else None
+            on_host, on_device = Strategy(stages[:crossing]), Strategy(stages[crossing + 1 :])
+            replays = self.plan.device.type == "cuda" and on_device.stages
+            chunks.append(Chunk(piece, on_host, upload, Replay(on_device) if replays else on_device))
+        return Pipeline(chunks, self.ring_depth, self.plan.device, self._result(planned[-1].makes))
+
+    def _add(self, stage: PlannedStage) -> None:
+        """Build a stage for every chunk."""
+        until_delivered = self.plan.whole(FULL)
+        if stage == until_delivered[-1] or stage.makes == HIDDEN:
+            width = self.plan.geometry.hc_mult + (stage.makes == KV)
+            shape = self.plan.tokens, width, self.plan.geometry.hidden_size
+            self.delivered[stage.makes] = Placement(self.plan.device).empty(*shape, dtype=self.plan.dtype)
+            first = 0
+            for piece, built in zip(self.cuts, self.built, strict=True):
+                built.append(self._delivering(stage, piece, first))
+                first += piece.tokens
+            return
+        index, crossing = len(self.built[0]), _crossing(until_delivered)
+        chunk_tokens = max(piece.tokens for piece in self.cuts)
+        copies = self.ring_depth if index in (crossing - 1, crossing) else 1
+        ring = [self.parts.stage(stage, chunk_tokens) for _ in range(copies)]
+        for number, built in enumerate(self.built):
+            built.append(ring[number % copies])
+
+    def _delivering(self, stage: PlannedStage, piece: Cut, first: int) -> BuiltStage:
+        """A stage that writes what it makes of a chunk, whose first token this is, to its place."""
+        end = first + piece.tokens
+        part = Placement(self.plan.device, buffer=self.delivered[stage.makes][first:end])
+        if stage.makes != HIDDEN:
+            return self.parts.stage(stage, piece.tokens, part)
+        lead = min(piece.positions.start, self.plan.geometry.conv_reach)  # what its convolution reads is there already
+        keys, value = (tensor[first - lead : end] for tensor in self._result(KV))
+        hidden, *history = self.parts.brought(stage)
+        brought = hidden[first - lead : end], *(tensor[piece.sequences] for tensor in history)
+        built = self.parts.stage(stage, piece.tokens, part, brought, lead)
+        return replace(built, run=lambda _: built.run((keys, value)))
+
+    def _result(self, value: str) -> Tensors:
+        whole = self.delivered[value]
+        return (whole[:, :-1], whole[:, -1]) if value == KV else (whole,)
+
+
+def _crossing(planned: Sequence[PlannedStage]) -> int:
+    """Where the link is crossed; behind all of them if it is not."""
+    return next((index for index, stage in enumerate(planned) if stage.place == LINK), len(planned))

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from engram_exp.errors import DoesNotFitError
 from engram_exp.stage import Load, Task
-from engram_exp.vocabulary import DEVICE, HOST, LINK, TOKEN_IDS
+from engram_exp.vocabulary import DEVICE, HOST, LINK, TOKEN_IDS, WHOLES
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Footprint:
 
 @dataclass(frozen=True)
 class Ring:
-    """A pipeline's stages, and the chunks that have buffers at a time."""
+    """The stages of a pipeline, those of the longest whole, and the chunks that have buffers at a time."""
 
     tasks: Sequence[Task]
     chunk_tokens: int
@@ -61,12 +61,13 @@ def footprint(
 
 
 def _ring_buffers(ring: Ring, tokens: int) -> Iterator[Task]:
-    """What each stage of a pipeline keeps: the last one everything, those next to the link a ring of chunks."""
+    """What each stage of a pipeline keeps: those that deliver what a whole ends with, everything; those next to the
+    link, a ring of chunks."""
     for number, task in enumerate(ring.tasks):
-        following = ring.tasks[number + 1 : number + 2]
-        if not following:
+        stage, following = task.load.stage, [after.load.stage for after in ring.tasks[number + 1 :]]
+        if stage.makes in WHOLES.values() and all(after.makes != stage.makes for after in following):
             yield task.of_tokens(tokens)
-        elif LINK in (task.load.stage.place, following[0].load.stage.place):
+        elif LINK in (stage.place, following[0].place):
             yield task.of_tokens(ring.depth * ring.chunk_tokens)
         else:
             yield task.of_tokens(ring.chunk_tokens)

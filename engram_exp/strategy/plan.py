@@ -14,9 +14,10 @@ from engram_exp.vocabulary import (
     CASES,
     DEVICE,
     EMBEDDINGS,
-    FULL,
+    FUSION,
     HOST,
     KV,
+    LAYER,
     LINK,
     LOOKUP,
     PARTS,
@@ -25,6 +26,7 @@ from engram_exp.vocabulary import (
     STEPS,
     TOKEN_IDS,
     UPLOAD_OF,
+    WHOLES,
     WIDENING,
 )
 
@@ -36,14 +38,17 @@ def upload_of(value: str) -> PlannedStage:
     return PlannedStage(UPLOAD_OF[value], LINK, value, value)
 
 
-def plan_stages(places: Mapping[str, str], *, widens: bool = False, looked_up: str = ROWS) -> tuple[PlannedStage, ...]:
+def plan_stages(
+    places: Mapping[str, str], *, widens: bool = False, looked_up: str = ROWS, fuses: bool = False
+) -> tuple[PlannedStage, ...]:
     """Put the steps in order, and an upload wherever a value is needed in another place than where it was made. Token
-    ids are made on the host, and keys and value must end on the device.
+    ids are made on the host, and keys and value must end on the device, where the model's hidden state is.
 
     Args:
         places: `host` or `device` for each step that is placed, and for the table.
         widens: stored rows are not yet in the compute dtype; otherwise they are the embeddings.
         looked_up: what the lookup then makes: rows, parts, or embeddings, which leave nothing to widen behind it.
+        fuses: keys and value are put into the hidden state.
 
     Raises:
         ConfigError: an unknown place, a step on the host behind one on the device, or one that cannot reach the table.
@@ -55,18 +60,19 @@ def plan_stages(places: Mapping[str, str], *, widens: bool = False, looked_up: s
     stages: list[PlannedStage] = []
     made_on = {TOKEN_IDS: HOST}
     values = {ROWS: looked_up} if widens else {EMBEDDINGS: ROWS}
-    for step in STEPS:
+    for step in STEPS if fuses else [step for step in STEPS if step != FUSION]:
         needs, makes = (values.get(value, value) for value in (step.needs, step.makes))
         if needs == makes:  # nothing is left to widen
             continue
         key = PLACED_WITH.get(step.name, step.name)
-        place = places[key]
+        place = DEVICE if step == FUSION else places[key]
         if place not in (HOST, DEVICE):
             raise ConfigError(f"strategy.{key}", place, f"must be {HOST} or {DEVICE}")
         if (made_on[needs], place) == (DEVICE, HOST):
             raise ConfigError(f"strategy.{key}", place, "must be device, since the step before it runs there")
         if made_on[needs] != place:
             stages.append(upload_of(needs))
+            made_on[needs] = place
         stages.append(PlannedStage(step.name, place, needs, makes))
         made_on[makes] = place
     if made_on[KV] != DEVICE:
@@ -74,12 +80,17 @@ def plan_stages(places: Mapping[str, str], *, widens: bool = False, looked_up: s
     return tuple(stages)
 
 
+def stages_of_whole(case: str, stages: Sequence[PlannedStage]) -> tuple[PlannedStage, ...]:
+    """The stages of a case of several: all up to the last that makes what it ends with."""
+    return tuple(stages[: max(n for n, stage in enumerate(stages, start=1) if stage.makes == WHOLES[case])])
+
+
 def select_cases(requested: object, stages: Sequence[PlannedStage]) -> tuple[str, ...]:
     """The cases to time, in the order of the stages.
 
     Args:
         requested: `all`, a name, or a list of names.
-        stages: of the strategy; `all` means these and `full`.
+        stages: of the strategy; `all` means these, `full` and, with a fusion, `layer`.
 
     Raises:
         ConfigError: an unknown name, an empty list, or a step that cannot be timed under this strategy.
@@ -88,28 +99,32 @@ def select_cases(requested: object, stages: Sequence[PlannedStage]) -> tuple[str
     if not isinstance(names, Sequence) or not names:
         raise ConfigError("cases", requested, f"must be a list of at least one of {_choices()}")
     own = [stage.name for stage in stages]
+    wholes = [case for case, value in WHOLES.items() if any(stage.makes == value for stage in stages)]
     selected: set[str] = set()
     for name in names:
         if name == "all":
-            selected.update(own, [FULL])
+            selected.update(own, wholes)
         elif name in ALIASES:
             selected.update(ALIASES[name])
         elif name == WIDENING.name and name not in own:
             raise ConfigError("cases", name, _why_nothing_widens(stages))
+        elif name in (FUSION.name, LAYER) and LAYER not in wholes:
+            raise ConfigError("cases", name, "no fusion is chosen; fusion=gated or fusion=gated_conv has it")
         elif name in CASES:
             selected.add(name)
         else:
             raise ConfigError("cases", name, f"unknown; choose from {_choices()}")
-    order = [*own, *(name for name in CASES if name not in own and name != FULL), FULL]
+    order = [*own, *(name for name in CASES if name not in own and name not in WHOLES), *WHOLES]
     return tuple(name for name in order if name in selected)
 
 
 def needed_stages(cases: Sequence[str], stages: Sequence[PlannedStage]) -> tuple[PlannedStage, ...]:
-    """The stages that must be built to time these cases: all of the strategy for `full`; for a lookup also those that
-    make its row ids; the others can be timed on made-up input. The original's uploads can be timed under any strategy.
+    """The stages that must be built to time these cases: all of a whole; for a lookup also those that make its row ids;
+    the others can be timed on made-up input. The original's uploads can be timed under any strategy.
     """
     own = {stage.name: stage for stage in stages}
-    needed = set(cases) | (set(own) if FULL in cases else set())
+    wholes = [stages_of_whole(case, stages) for case in cases if case in WHOLES]
+    needed = {*cases, *(stage.name for whole in wholes for stage in whole)}
     if LOOKUP.name in needed:
         before = list(own)[: list(own).index(LOOKUP.name)]
         needed.update(before)

@@ -1,4 +1,4 @@
-"""How the stages of `full` follow each other: overlapping in chunks, or replayed as one CUDA graph.
+"""How the stages of a whole follow each other: overlapping in chunks, or replayed as one CUDA graph.
 
 Without either, a `Strategy` runs them one after the other on the whole batch.
 """
@@ -93,24 +93,24 @@ class Pipeline:
     Args:
         chunks: in order; those whose numbers are equal modulo `ring_depth` share buffers on both sides of the link.
         ring_depth: chunks that have buffers at a time.
-        device: that keys and value end on.
-        keys_and_value: [T, M, C] and [T, C] on the device: what the last stages of all chunks fill between them.
+        device: that they end on.
+        result: tensors there that the last stages of all chunks fill between them.
     """
 
-    def __init__(self, chunks: Sequence[Chunk], ring_depth: int, device: torch.device, keys_and_value: Tensors) -> None:
+    def __init__(self, chunks: Sequence[Chunk], ring_depth: int, device: torch.device, result: Tensors) -> None:
         self.chunks = chunks
-        self.keys_and_value = keys_and_value
+        self.result = result
         self.device = device
         if device.type != "cpu":
             self.link = torch.Stream(device=device)
             self.slots = [Slot(device) for _ in range(ring_depth)]
 
     def __call__(self, batch: Batch) -> Tensors:
-        """Keys and value; work on the device may still be under way when this returns."""
+        """The result; work on the device may still be under way when this returns."""
         if self.device.type == "cpu":
             for chunk in self.chunks:
                 chunk.on_device(chunk.on_host(chunk.cut.of(batch)))
-            return self.keys_and_value
+            return self.result
         current = torch.accelerator.current_stream()
         self.link_waits(current)
         for number, chunk in enumerate(self.chunks):
@@ -125,10 +125,10 @@ class Pipeline:
             slot.device_waits(current)
             chunk.on_device(tensors)
             slot.used.record(current)
-        return self.keys_and_value
+        return self.result
 
     def link_waits(self, current: torch.Stream) -> None:
-        """Until the last call's keys and value have been read, which may be overwritten next."""
+        """Until the last call's result has been read, which may be overwritten next."""
         self.link.wait_stream(current)
 
 
@@ -198,13 +198,13 @@ class Graph:
         self.replayed = torch.cuda.Event()
 
     def __call__(self, batch: Batch) -> Tensors:
-        """Keys and value of a batch; work on the device may still be under way when this returns."""
+        """What the stages make of a batch; work on the device may still be under way when this returns."""
         self.host_waits()
         for target, source in zip(self.batch, batch, strict=True):
             target.copy_(source)
-        keys_and_value = self.replay(self.batch)
+        result = self.replay(self.batch)
         self.replayed.record()
-        return keys_and_value
+        return result
 
     def host_waits(self) -> None:
         """Until the last replay has read its ids."""

@@ -56,6 +56,7 @@ def test_a_row_says_why(change, why):
         ({"case": "projection"}, {"case": "projection", "wall_ms_median": 41.0, "device_ms_median": 41.0}, False),
         ({"case": "full"}, {"case": "full", "wall_ms_median": 41.0, "strategy": "kv_on_cpu"}, False),
         ({"case": "full"}, {"case": "full", "wall_ms_median": 41.0}, True),
+        ({"case": "layer"}, {"case": "layer", "wall_ms_median": 41.0, "strategy": "kv_on_cpu"}, False),
         ({"case": "lookup"}, {"case": "lookup", "wall_ms_median": 41.0, "table": "pinned"}, False),
         ({"case": "up_kv"}, {"case": "up_kv", "wall_ms_median": 41.0, "upload": "pageable"}, False),
         ({"status": "suspect", "wall_ms_median": 1e-6}, {}, False),

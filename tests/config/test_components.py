@@ -16,8 +16,7 @@ from engram_exp.errors import ConfigError
 from engram_exp.machine.data_sheets import DATA_SHEETS
 from engram_exp.machine.placement import Placement
 from engram_exp.run.plan import Plan
-from engram_exp.run.requirements import check_components, check_dtype
-from engram_exp.strategy.plan import needed_stages
+from engram_exp.run.requirements import check_components, check_dtype, check_fusion
 from engram_exp.vocabulary import UPLOADS
 
 FILES = [(file.parent.name, file.stem) for file in sorted((ROOT / "conf").glob("*/*.yaml"))]
@@ -35,6 +34,8 @@ def test_every_option_composes_and_builds(configure, tmp_path, group, option):
     overrides = [f"{group}={option}", "batch_size=2", "seq_len=4", "model.table_scale=0.001", "tokens.history=false"]
     if group != "tokens":
         overrides.append("tokens=random")
+    if (group, option) == ("fusion", "gated"):
+        overrides.append("model=deepseek_v41_flash")
     if option in ("triton", "triton_link", "device", "graph") or (group == "lookup" and option in ENGINES):
         overrides.append("strategy=device")  # steps on the device, a table there
     if option == "ids":
@@ -44,11 +45,13 @@ def test_every_option_composes_and_builds(configure, tmp_path, group, option):
     check(config)
     parts = parts_of(config)
     check_components(parts.plan)
+    check_fusion(parts.plan)
     check_dtype(parts.plan)
-    names = [parts.stage(stage).name for stage in needed_stages(["full"], parts.plan.stages)]
+    names = [parts.stage(stage).name for stage in parts.plan.stages]
     # The lookups of the other engines widen by themselves.
     widens = option.startswith("fp8") or option in ("engines", "sglang_staged")
-    assert [name for name in names if name not in UPLOADS] == STEPS[widens]
+    fusion = ["fusion"] if group == "fusion" and option != "none" else []
+    assert [name for name in names if name not in UPLOADS] == STEPS[widens] + fusion
     batch = parts.batches[0]
     assert batch.ids.shape == (2, 4)
     assert batch.history.shape == (2, parts.geometry.max_order - 1)

@@ -40,6 +40,24 @@ def test_values_have_the_sizes_that_the_original_moved():
     assert geometry.bytes_of("token_ids", 64, 64) == 64 * 3 * 8
 
 
+def test_what_a_convolution_reads_of_earlier_steps():
+    conv = demo_geometry(conv_kernel=4, conv_dilation=3)
+    assert (conv.conv_reach, demo_geometry().conv_reach) == (9, 0)
+    token_bytes = 1024 * 2 + 4 * 4
+    assert conv.history_bytes(64, 64) == 64 * 3 * token_bytes, "3, 6 and 9 tokens back"
+    assert conv.history_bytes(2 * 2, 2) == 2 * 6 * token_bytes
+    assert conv.history_bytes(64 * 4096, 64) == 64 * 9 * token_bytes
+    assert demo_geometry().history_bytes(64, 64) == 0
+
+
+def test_published_figures_of_the_gate(configure):
+    geometry = geometry_of(configure("model=deepseek_v41_flash"))
+    assert geometry.conv_kernel is None
+    assert 8192 * (geometry.kv_bytes(1) + 2 * geometry.hidden_bytes(1)) == pytest.approx(1.09e9, rel=0.01)
+    demo = geometry_of(configure("model=demo"))
+    assert (demo.conv_kernel, demo.conv_dilation) == (4, max(demo.orders))
+
+
 def test_table_scale_shrinks_the_table_and_keeps_the_true_rows():
     geometry = demo_geometry(table_scale=0.01)
     assert geometry.true_rows == 10_344_164
@@ -59,6 +77,10 @@ def test_table_scale_shrinks_the_table_and_keeps_the_true_rows():
         ({"hc_mult": 0}, "model.hc_mult"),
         ({"rows_multiple_of": 0}, "model.rows_multiple_of"),
         ({"norm_eps": 0.0}, "model.norm_eps"),
+        ({"conv_kernel": 1, "conv_dilation": 3}, "model.conv_kernel"),
+        ({"conv_kernel": 4}, "model.conv_dilation"),
+        ({"conv_dilation": 3}, "model.conv_kernel"),
+        ({"conv_kernel": 4, "conv_dilation": 0}, "model.conv_dilation"),
         ({"layers": (1, 1)}, "model.layers"),
     ],
 )

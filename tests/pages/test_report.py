@@ -192,6 +192,21 @@ def test_stages_stand_beside_their_whole(drawn):
     assert {row["part"] for row in data_of(text) if row["case"] == "full"} == {"full"}
 
 
+def test_a_layer_and_its_fusion_stand_beside_the_stages_of_full():
+    frame = load_results(H200 / "text")
+    more = [
+        frame[frame["case"] == like].assign(case=case, bytes_moved=frame["bytes_moved"] * 2, fusion="gated")
+        for like, case in (("projection", "fusion"), ("full", "layer"))
+    ]
+    frame = pd.concat([frame.assign(fusion="gated"), *more], ignore_index=True)
+    shown = [figure for figure in figures(frame, subjects(frame)) if figure.section == STAGES]
+    assert shown
+    parts = {row["case"]: row["part"] for row in data_of(shown[0])}
+    assert (parts["fusion"], parts["projection"], parts["full"], parts["layer"]) == (
+        "stages", "stages", "full", "layer",
+    )  # fmt: skip
+
+
 def test_efficiencies_and_memory_are_shown(drawn):
     near = [row for figure in drawn if figure.section == LIMITS for row in data_of(figure)]
     assert {"hashing", "lookup", "projection", "full"} <= {row.get("case") for row in near}

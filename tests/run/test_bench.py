@@ -31,8 +31,10 @@ def test_the_edge_of_the_first_chunk_is_compared(configure):
 def test_rows_of_timed_batches_are_not_read_before(configure, monkeypatch, device):
     read = []
 
-    def recorded(parts, stages, build=module.build_whole_run):
-        whole = build(parts, stages)
+    build = module.build_whole_run
+
+    def recorded(*arguments):
+        whole = build(*arguments)
         return lambda batch: (read.append(batch.ids.clone()), whole(batch))[1]
 
     monkeypatch.setattr(module, "build_whole_run", recorded)

@@ -1,12 +1,12 @@
 from dataclasses import replace
 
-import numpy as np
 import pytest
 import torch
 from common import demo_geometry, golden
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from places import CPU, DEVICES, KERNEL_DEVICE
+from waves import golden_weights
 
 from engram_exp.layer.row_format import RowFormat
 from engram_exp.layer.weights import ProjectionWeights
@@ -22,20 +22,6 @@ from engram_exp.steps.widening.numba import NumbaWidening
 
 PROJECTIONS = [LinearProjection, FusedProjection]
 TOLERANCES = {torch.float32: 1e-4, torch.float16: 2e-3, torch.bfloat16: 1e-2}
-
-
-def wave(shape: tuple[int, ...], a: float, scale: float) -> torch.Tensor:
-    return torch.from_numpy((np.sin(a * np.arange(np.prod(shape)) + a) * scale).astype(np.float32).reshape(shape))
-
-
-def golden_weights() -> ProjectionWeights:
-    keys = range(4)
-    return ProjectionWeights(
-        weight=torch.cat([*(wave((64, 128), 0.13 + 0.01 * m, 0.1) for m in keys), wave((64, 128), 0.11, 0.1)]),
-        bias=torch.cat([*(wave((64,), 0.59 + 0.01 * m, 0.1) for m in keys), wave((64,), 0.53, 0.1)]),
-        norm=torch.stack([1 + wave((64,), 0.71 + 0.01 * m, 0.2) for m in keys]),
-        norm_eps=float(np.finfo(np.float32).eps),
-    )
 
 
 @pytest.mark.slow
@@ -125,6 +111,18 @@ def test_triton_norm(tokens, copies, hidden, dtype):
     want = normed(kv, weights, with_bias=False)
     TritonKeyNorm(weights)(kv)
     torch.testing.assert_close(kv.float(), want, rtol=TOLERANCES[dtype], atol=1e-6)
+
+
+@pytest.mark.parametrize("projection", PROJECTIONS)
+@pytest.mark.parametrize("dtype", list(TOLERANCES))
+def test_raw_keys_are_left_for_a_gate(projection, dtype):
+    weights = replace(weights_for(3, 16, dtype), norms_keys=False)
+    embeddings = torch.randn(7, weights.weight.shape[1]).to(dtype)
+    keys, value = projection(weights, 7, CPU)(embeddings)
+    plain = torch.nn.functional.linear(embeddings.float(), weights.weight.float(), weights.bias.float()).view(7, 4, 16)
+    require_like("", "kv", (keys, value), (plain[:, :-1], plain[:, -1]), 2 * TOLERANCES[dtype])
+    want = weights.to(torch.float32).project(embeddings.float())
+    torch.testing.assert_close(want[0], plain[:, :-1])
 
 
 def test_fused_keys_and_value_share_one_buffer():

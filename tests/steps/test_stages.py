@@ -44,6 +44,31 @@ def test_bytes_are_those_that_a_step_reads_and_writes():
     assert kind.bytes_moved(load) == 64 * 3 * 8, "each id of a decode step brings its history"
 
 
+def test_a_fusion_reads_what_it_needs_once_and_writes_once():
+    conv = demo_geometry(conv_kernel=4, conv_dilation=3)
+    for geometry, taps in ((demo_geometry(), 0), (conv, 4)):
+        kind, load = task("fusion", UVA, tokens=64, sequences=64, geometry=geometry, fuses=True)
+        weights = (2 if taps else 1) + taps
+        moved = 2 * (64 * 5 + 2 * 64 * 4 + 4 * weights) * 1024 + geometry.history_bytes(64, 64)
+        assert kind.bytes_moved(load) == moved
+        assert kind.work(load) == {"device memory": moved}
+        assert kind.flops(load) == (8 + 2 * taps) * 64 * 4 * 1024
+        assert kind.keeps(load) == {"device": 64 * 4 * 1024 * 2}
+
+
+def test_a_convolution_reads_tokens_of_its_own_sequence_alone():
+    geometry = demo_geometry(conv_kernel=4, conv_dilation=3)
+    kind, load = task("fusion", UVA, tokens=40, sequences=2, geometry=geometry, fuses=True)
+    assert kind.reads(load, torch.tensor([19, 25])).tolist() == [10, 13, 16, 19, 25, 25, 22, 25]
+    history = torch.arange(2 * 9).view(2, 9)
+    hidden = torch.arange(40).view(40, 1, 1)
+    brought = hidden, history[..., None], history[..., None].float()
+    found, values, scales, is_before = kind.excerpt_of_brought(load, brought, torch.tensor([19, 25]))
+    assert found.flatten().tolist() == [10, 13, 16, 19, 25, 25, 22, 25]
+    assert is_before.tolist() == [[False] * 4, [True, True, False, False]]
+    assert values[1, :2, 0].tolist() == scales[1, :2, 0].tolist() == [9 + 9 - 4, 9 + 9 - 1]
+
+
 def test_each_step_takes_the_resources_of_where_it_stands():
     flops = 2 * TOKENS * 1024 * 5120
     assert work("projection", HOST)["host GEMM"] == work("projection", DEVICE)["device GEMM"] == flops

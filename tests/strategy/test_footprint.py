@@ -35,6 +35,17 @@ def test_a_ring_keeps_a_few_chunks():
     assert needed.device_bytes == 2 * chunk_rows + KV + WEIGHTS * 2
 
 
+def test_a_ring_keeps_all_that_wholes_end_with():
+    geometry = demo_geometry(conv_kernel=4, conv_dilation=3)
+    for places in (ON_GPU, {**ON_GPU, "projection": "host"}):
+        asked = tasks_of(places, geometry=geometry), tasks_of(places, geometry=geometry, fuses=True)
+        full, layer = (footprint(tasks[0].load, [], [], [], Ring(tasks, 1000, 2)) for tasks in asked)
+        hidden, history = TOKENS * 4 * 1024 * 2, SEQUENCES * 9 * (1024 * 2 + 4 * 4)
+        numbers = (1 + 1 + 4) * 4 * 1024
+        assert layer.device_bytes - full.device_bytes == 2 * hidden + history + numbers * 2
+        assert layer.host_bytes - full.host_bytes == numbers * 6
+
+
 def test_what_all_stages_of_a_kind_use_counts_once():
     tasks = tasks_of(ON_GPU)
     alone, beside = of(tasks), of(tasks, ring=Ring(tasks, chunk_tokens=1000, depth=2))

@@ -2,7 +2,7 @@ import pytest
 
 from engram_exp.config.derived import stages_of
 from engram_exp.errors import ConfigError
-from engram_exp.strategy.plan import made_up_inputs, needed_stages, plan_stages, select_cases
+from engram_exp.strategy.plan import made_up_inputs, needed_stages, plan_stages, select_cases, stages_of_whole
 
 
 def names(hashing, lookup, projection, table="host", **changes):
@@ -36,6 +36,22 @@ def test_parts_cross_the_link_and_are_widened_behind_it():
     places = {**dict.fromkeys(("table", "hashing", "lookup"), "host"), "projection": "device"}
     lookup, upload, widening = plan_stages(places, widens=True, looked_up="parts")[1:4]
     assert [lookup.makes, upload.makes, widening.needs, widening.makes] == [*["parts"] * 3, "embeddings"]
+
+
+def test_a_fusion_stands_on_the_device_behind_keys_and_value():
+    assert names("host", "host", "host", fuses=True) == ["hashing", "lookup", "projection", "up_kv", "fusion"]
+    assert names("host", "host", "device", fuses=True) == ["hashing", "lookup", "up_embed", "projection", "fusion"]
+    assert names("device", "device", "device", fuses=True)[-2:] == ["projection", "fusion"]
+
+
+def test_full_ends_with_keys_and_value_and_layer_with_the_hidden_state():
+    for on_cpu, last in ((True, "up_kv"), (False, "projection")):
+        projection = "host" if on_cpu else "device"
+        places = {"table": "host", "hashing": "host", "lookup": "host", "projection": projection}
+        stages = plan_stages(places, fuses=True)
+        assert [stage.name for stage in stages_of_whole("full", stages)][-1] == last
+        assert stages_of_whole("layer", stages) == stages
+        assert stages_of_whole("full", stages) == plan_stages(places)
 
 
 @pytest.mark.parametrize(
@@ -94,6 +110,17 @@ def test_the_originals_upload_is_of_what_the_projection_needs(configure):
         assert upload.makes == "embeddings"
 
 
+def test_a_layer_needs_a_fusion(configure):
+    for case in ("layer", "fusion"):
+        with pytest.raises(
+            ConfigError, match=rf"^cases={case}: no fusion is chosen; fusion=gated or fusion=gated_conv"
+        ):
+            select_cases([case], stages_of(configure()))
+    stages = stages_of(configure("fusion=gated_conv"))
+    assert select_cases("all", stages) == ("hashing", "lookup", "up_embed", "projection", "fusion", "full", "layer")
+    assert select_cases(["layer", "up_kv", "full"], stages) == ("up_kv", "full", "layer")
+
+
 def needed(cases, stages):
     return [stage.name for stage in needed_stages(cases, stages)]
 
@@ -104,6 +131,10 @@ def test_only_what_the_cases_need_is_built(configure):
     assert needed(["lookup"], stages) == ["hashing", "lookup"]
     assert needed(["projection", "up_kv"], stages) == ["projection", "up_kv"]
     assert needed(["full", "up_kv"], stages) == ["hashing", "lookup", "up_embed", "projection", "up_kv"]
+    fusing = stages_of(configure("strategy=kv_on_gpu", "fusion=gated_conv"))
+    assert needed(["full"], fusing) == ["hashing", "lookup", "up_embed", "projection"]
+    assert needed(["layer"], fusing) == ["hashing", "lookup", "up_embed", "projection", "fusion"]
+    assert needed(["fusion"], fusing) == ["fusion"]
 
 
 @pytest.mark.parametrize(

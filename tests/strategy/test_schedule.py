@@ -144,8 +144,9 @@ def no_wait(*_):
         ("kv_on_gpu", (FusedProjection, slow_projection), "link_waits"),
     ],
 )
-def test_delays_change_nothing_as_long_as_every_wait_is_there(run_inline, monkeypatch, strategy, slow, wait):
-    arguments = (f"strategy={strategy}", "hardware=cuda", "cases=full", *IN_CHUNKS)
+@pytest.mark.parametrize("whole", [("cases=full",), ("cases=layer", "fusion=gated_conv")])
+def test_delays_change_nothing_as_long_as_every_wait_is_there(run_inline, monkeypatch, strategy, slow, wait, whole):
+    arguments = (f"strategy={strategy}", "hardware=cuda", *whole, *IN_CHUNKS)
     component, slowed = slow
     monkeypatch.setattr(component, "__call__", slowed)
     assert run_inline(*arguments)[0]["status"] == "ok"
@@ -166,7 +167,7 @@ def test_keys_and_value_can_be_read_behind_a_call_and_until_the_next(
     first, second = parts.batches[:2]
     with torch.inference_mode():
         monkeypatch.setattr(PinnedUpload, "__call__", slow_upload)
-        whole_run = build_whole_run(parts, {})
+        whole_run = build_whole_run(parts, "full", {})
         for batch in (second, first):
             want = whole_run(batch)[0]
             torch.cuda.synchronize()
@@ -194,7 +195,7 @@ def test_a_graph_reads_its_ids_before_they_are_overwritten(configure, monkeypatc
     parts = parts_of(configure(*TINY, "strategy=uva", "hardware=cuda", "batches=2"))
     with torch.inference_mode():
         stages = built_stages(parts)
-        graph = build_whole_run(parts, stages)
+        graph = build_whole_run(parts, "full", stages)
         first, second = parts.batches
         graph(first)
         torch.cuda.synchronize()
@@ -212,7 +213,7 @@ def test_nothing_waits_for_the_device_between_kernels(configure, strategy):
     parts = parts_of(configure(*TINY, f"strategy={strategy}", "hardware=cuda", *schedule))
     with torch.inference_mode():
         stages = {} if schedule else built_stages(parts)
-        whole_run = build_whole_run(parts, stages)
+        whole_run = build_whole_run(parts, "full", stages)
         for batch in parts.batches[:3]:
             whole_run(batch)
         torch.cuda.set_sync_debug_mode("error")
@@ -228,7 +229,7 @@ def test_nothing_waits_for_the_device_between_kernels(configure, strategy):
 def test_repeated_calls_leak_nothing(configure, device, strategy):
     parts = parts_of(configure(*TINY, f"strategy={strategy}", f"hardware={device}", *IN_CHUNKS, "seq_len=200"))
     with torch.inference_mode():
-        whole_run = build_whole_run(parts, {})
+        whole_run = build_whole_run(parts, "full", {})
         for _ in range(30):
             whole_run(parts.batches[0])
         before = psutil.Process().memory_info().rss, torch.cuda.memory_allocated() if device == "cuda" else 0

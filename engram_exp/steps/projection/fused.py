@@ -42,7 +42,18 @@ class FusedProjection(Projection):
         return kv[:, :-1], kv[:, -1]
 
 
+class NoNorm:
+    """Leaves raw keys for a gate that normalises them."""
+
+    adds_bias = False
+
+    def __call__(self, kv: torch.Tensor) -> None:
+        """Nothing."""
+
+
 def _fastest_norm(weights: ProjectionWeights) -> Norm:
+    if not weights.norms_keys:
+        return NoNorm()
     if weights.norm.device.type == "cuda" and has_triton():
         from engram_exp.steps.projection.rms_norm_triton import TritonKeyNorm
 

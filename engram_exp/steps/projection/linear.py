@@ -26,8 +26,9 @@ class LinearProjection(Projection):
         """Keys [T, M, C] and value [T, C] of embeddings [T, H * D], in memory of their own."""
         *keys, value = (linear(embeddings, weight, bias) for weight, bias in self.linears)
         weights = self.weights
-        normed = [
-            rms_norm(key, (weights.hidden_size,), gain, weights.norm_eps)
-            for key, gain in zip(keys, weights.norm, strict=True)
-        ]
-        return torch.stack(normed, dim=1), value
+        if weights.norms_keys:
+            keys = [
+                rms_norm(key, (weights.hidden_size,), gain, weights.norm_eps)
+                for key, gain in zip(keys, weights.norm, strict=True)
+            ]
+        return torch.stack(keys, dim=1), value

@@ -14,7 +14,7 @@ FLOAT32_BYTES = 4
 
 
 class Projection(Stage):
-    """Embeddings -> keys, each RMS-normed, and one value.
+    """Embeddings -> keys, each RMS-normed unless a gate does that behind it (`weights.norms_keys`), and one value.
 
     Built as `Projection(weights, max_tokens, placement)`; called with embeddings [T, H * D], it returns keys [T, M, C]
     and value [T, C] in the compute dtype.

@@ -1,0 +1,158 @@
+"""On the GPU, in one kernel that reads keys, value and hidden state once and writes once.
+
+A program takes one copy of some tokens that follow each other; with a convolution these are many, since the gates of
+the R tokens before the first must be worked out again. That reads (n + R) / n times what n tokens need; a kernel of its
+own that leaves all gates behind would have the hidden state read twice, 1.4 times the bytes. The scales of the last R
+tokens stay in registers; their values are read again, from a cache.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+
+from engram_exp.layer.fusion import CONV_NORM_EPS, LEAST_PRODUCT, FusionWeights
+from engram_exp.machine.placement import Placement
+from engram_exp.steps.fusion.step import Fusion
+
+PROGRAMS_PER_PROCESSOR = 8  # with a convolution: as many tokens a program as leave so many ...
+MOST_TOKENS = 64  # ... but no more of them
+CHANNELS_PER_WARP, MOST_WARPS = 256, 8
+
+
+class TritonFusion(Fusion):
+    """Fuses into a kept device buffer."""
+
+    def __init__(self, fusion_weights: FusionWeights, max_tokens: int, placement: Placement, lead: int) -> None:
+        placement.require_triton("fusion")
+        weights, gains = fusion_weights, fusion_weights.query_norm
+        self.out = placement.empty(max_tokens, *gains.shape, dtype=gains.dtype)
+        self.lead, self.norm_eps = lead, weights.norm_eps
+        self.gains = weights.key_norm.float() * gains.float()
+        self.kernel, self.dilation, self.reach = weights.kernel, weights.conv_dilation, weights.reach
+        self.taps = self.gains  # not read without a convolution
+        if weights.conv_weight is not None and weights.conv_norm is not None:
+            taps = weights.conv_weight.float() * weights.conv_norm.float()[..., None]
+            self.taps = taps.transpose(1, 2).contiguous()  # [M, K, C]
+        self.block = triton.next_power_of_2(gains.shape[1])
+        self.warps = min(MOST_WARPS, max(1, self.block // CHANNELS_PER_WARP))
+        self.processors = _processors(placement.device)
+
+    def __call__(
+        self, keys: torch.Tensor, value: torch.Tensor, hidden: torch.Tensor, *history: torch.Tensor
+    ) -> torch.Tensor:
+        """Hidden state [T, M, C] of keys, value, hidden state and history; overwritten by the next call."""
+        tokens, copies, channels = hidden.shape
+        sequences = len(history[0]) if history else 1
+        length = tokens // sequences
+        out = self.out[: sequences * (length - self.lead)]
+        per_program = self._tokens_per_program(len(out), copies, length - self.lead) if history else 1
+        blocks = triton.cdiv(length - self.lead, per_program)
+        values, scales = history or (value, self.gains)
+        _fuse_kernel[(sequences * blocks * copies,)](
+            keys, value, hidden, out, self.gains, self.taps, values, scales,
+            keys.stride(0), value.stride(0), length, self.lead, per_program, blocks, channels**-0.5, self.norm_eps,
+            COPIES=copies, CHANNELS=channels, BLOCK=self.block, KERNEL=self.kernel, DILATION=self.dilation,
+            REACH=self.reach, RING=triton.next_power_of_2(self.reach + 1), CONV_EPS=CONV_NORM_EPS, LEAST=LEAST_PRODUCT,
+            num_warps=self.warps,
+        )  # fmt: skip
+        return out
+
+    def _tokens_per_program(self, tokens: int, copies: int, length: int) -> int:
+        enough = tokens * copies // (PROGRAMS_PER_PROCESSOR * self.processors)
+        return max(1, min(enough, MOST_TOKENS, length))
+
+
+def _processors(device: torch.device) -> int:
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
+
+
+@triton.jit
+def _gate(key, hidden, gain, product_scale, norm_eps, CHANNELS: tl.constexpr, LEAST: tl.constexpr):  # type: ignore[no-untyped-def]
+    key_scale = 1.0 / tl.sqrt_rn(tl.sum(key * key) / CHANNELS + norm_eps)
+    query_scale = 1.0 / tl.sqrt_rn(tl.sum(hidden * hidden) / CHANNELS + norm_eps)
+    product = tl.sum(key * hidden * gain) * key_scale * query_scale * product_scale
+    root = tl.sqrt_rn(tl.maximum(tl.abs(product), LEAST))
+    return tl.sigmoid(tl.where(product > 0, root, tl.where(product < 0, -root, product)))  # of 0: 0; of NaN: NaN
+
+
+@triton.jit
+def _scale(gate, value, CHANNELS: tl.constexpr, CONV_EPS: tl.constexpr):  # type: ignore[no-untyped-def]
+    return gate / tl.sqrt_rn(gate * gate * (tl.sum(value * value) / CHANNELS) + CONV_EPS)
+
+
+@triton.jit
+def _fuse_kernel(  # type: ignore[no-untyped-def]
+    keys,
+    values,
+    hidden,
+    out,
+    gains,
+    taps,
+    earlier_values,
+    earlier_scales,
+    key_stride,
+    value_stride,
+    length,
+    lead,
+    per_program,
+    blocks,
+    product_scale,
+    norm_eps,
+    COPIES: tl.constexpr,
+    CHANNELS: tl.constexpr,
+    BLOCK: tl.constexpr,
+    KERNEL: tl.constexpr,
+    DILATION: tl.constexpr,
+    REACH: tl.constexpr,
+    RING: tl.constexpr,
+    CONV_EPS: tl.constexpr,
+    LEAST: tl.constexpr,
+):
+    program = tl.program_id(0).to(tl.int64)
+    copy, block = program % COPIES, program // COPIES  # copies of a token follow each other: they share its value
+    sequence = block // blocks
+    begin = lead + block % blocks * per_program
+    end = tl.minimum(begin + per_program, length)
+    channel = tl.arange(0, BLOCK)
+    inside = channel < CHANNELS
+    column = copy * CHANNELS + channel
+    gain = tl.load(gains + column, mask=inside, other=0.0)
+    first = sequence * length
+    if KERNEL > 1:
+        slot = tl.arange(0, RING)  # the scale of position p stands in slot p modulo RING
+        position = begin - 1 - ((begin - 1 - slot) & (RING - 1))
+        is_earlier = (position < 0) & (position >= -REACH)
+        ring = tl.load(
+            earlier_scales + (sequence * REACH + REACH + position) * COPIES + copy, mask=is_earlier, other=0.0
+        )
+        for here in range(tl.maximum(begin - REACH, 0), begin):
+            key = tl.load(keys + (first + here) * key_stride + column, mask=inside, other=0.0).to(tl.float32)
+            state = tl.load(hidden + (first + here) * COPIES * CHANNELS + column, mask=inside, other=0.0).to(tl.float32)
+            value = tl.load(values + (first + here) * value_stride + channel, mask=inside, other=0.0).to(tl.float32)
+            gate = _gate(key, state, gain, product_scale, norm_eps, CHANNELS, LEAST)
+            ring = tl.where(slot == (here & (RING - 1)), _scale(gate, value, CHANNELS, CONV_EPS), ring)
+    for here in range(begin, end):
+        key = tl.load(keys + (first + here) * key_stride + column, mask=inside, other=0.0).to(tl.float32)
+        state = tl.load(hidden + (first + here) * COPIES * CHANNELS + column, mask=inside, other=0.0).to(tl.float32)
+        value = tl.load(values + (first + here) * value_stride + channel, mask=inside, other=0.0).to(tl.float32)
+        gate = _gate(key, state, gain, product_scale, norm_eps, CHANNELS, LEAST)
+        fused = state + gate * value
+        if KERNEL > 1:
+            scale = _scale(gate, value, CHANNELS, CONV_EPS)
+            ring = tl.where(slot == (here & (RING - 1)), scale, ring)
+            weight = tl.load(taps + (copy * KERNEL + KERNEL - 1) * CHANNELS + channel, mask=inside, other=0.0)
+            convolved = scale * value * weight
+            for tap in tl.static_range(KERNEL - 1):
+                there = here - (KERNEL - 1 - tap) * DILATION
+                scale = tl.sum(tl.where(slot == (there & (RING - 1)), ring, 0.0))
+                own = values + (first + there) * value_stride + channel
+                before = earlier_values + (sequence * REACH + REACH + there) * CHANNELS + channel
+                value = tl.load(own, mask=inside & (there >= 0), other=0.0).to(tl.float32)
+                value += tl.load(before, mask=inside & (there < 0), other=0.0).to(tl.float32)
+                weight = tl.load(taps + (copy * KERNEL + tap) * CHANNELS + channel, mask=inside, other=0.0)
+                convolved += scale * value * weight
+            fused += convolved * tl.sigmoid(convolved)
+        place = out + ((sequence * (length - lead) + here - lead) * COPIES * CHANNELS + column)
+        tl.store(place, fused.to(out.dtype.element_ty), mask=inside)
