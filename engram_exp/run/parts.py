@@ -24,14 +24,13 @@ from engram_exp.layer.tokens import Batch, distinct_batches
 from engram_exp.layer.weights import ProjectionWeights
 from engram_exp.machine.environment import code_cache
 from engram_exp.machine.placement import Placement
+from engram_exp.run.model_state import ModelState
 from engram_exp.run.plan import Plan
 from engram_exp.stage import BuiltStage, PlannedStage, Tensors, as_stage_function
 from engram_exp.steps.widening import build_widening
-from engram_exp.vocabulary import DEVICE, HOST, LINK
+from engram_exp.vocabulary import HOST, LINK
 
-FUSION_SEED, MODEL_SEED = 2**32, 2**33  # added to the seed: no run draws its other weights from these
-PATTERN_TOKENS = 256  # of random hidden state, repeated
-
+FUSION_SEED = 2**32  # added to the seed: no run draws its other weights from these
 TABLE_BUILT_FROM = ("rows", "row_format", "seed", "placement")
 
 Weights = TypeVar("Weights", ProjectionWeights, FusionWeights)
@@ -82,7 +81,7 @@ class Parts:
     def brought(self, stage: PlannedStage) -> Tensors:
         """What the model brings to a stage, as the stage's kind names it."""
         kind, load = self.plan.task(stage)
-        return tuple(getattr(self, name) for name in kind.brings(load))
+        return tuple(getattr(self.model_state, name) for name in kind.brings(load))
 
     def _given(self, tokens: int, placement: Placement, lead: int = 0) -> Mapping[str, Callable[[], Any]]:
         """Everything that a component may be built from, beside its own options, by the name of its argument."""
@@ -176,29 +175,9 @@ class Parts:
         return self.fusion_weights.to(torch.float32)
 
     @cached_property
-    def hidden(self) -> torch.Tensor:
-        """The model's hidden state [T, M, C] in the compute dtype, on the device: always there, at one place."""
-        geometry = self.geometry
-        return self._of_model(0, self.plan.tokens, geometry.hc_mult, geometry.hidden_size, dtype=self.plan.dtype)
-
-    @cached_property
-    def history_value(self) -> torch.Tensor:
-        """What the convolution reads of what was before each sequence, beside it: values [B, R, C] ..."""
-        geometry, sequences = self.geometry, self.plan.config.batch_size
-        return self._of_model(1, sequences, geometry.conv_reach, geometry.hidden_size, dtype=self.plan.dtype)
-
-    @cached_property
-    def history_scale(self) -> torch.Tensor:
-        """... and their scales, float32 [B, R, M]; 0 where sequences start afresh."""
-        geometry, sequences = self.geometry, self.plan.config.batch_size
-        scales = self._of_model(2, sequences, geometry.conv_reach, geometry.hc_mult, dtype=torch.float32)
-        return scales.zero_() if self.plan.config.tokens.get("history") is False else scales.abs_()
-
-    def _of_model(self, number: int, *shape: int, dtype: torch.dtype) -> torch.Tensor:
-        generator = torch.Generator().manual_seed(self.seed + MODEL_SEED + number)
-        buffer = self.plan.memory(DEVICE).empty(*shape, dtype=dtype)
-        repeat(torch.randn(min(shape[0], PATTERN_TOKENS), *shape[1:], generator=generator), buffer)
-        return buffer
+    def model_state(self) -> ModelState:
+        """What the model brings to the layer."""
+        return ModelState(self.plan)
 
     @cached_property
     def _copies(self) -> dict[tuple[torch.device, type], Any]:
@@ -215,7 +194,7 @@ class Parts:
     def layer_tensors(self) -> dict[str, torch.Tensor]:
         """Parameters and what the model brings: all that the hidden state behind the layer follows from, beside its
         embeddings."""
-        weights, fusion, geometry = self.weights, self.fusion_weights, self.geometry
+        weights, fusion, state, geometry = self.weights, self.fusion_weights, self.model_state, self.geometry
         found = {
             "weight": weights.weight,
             "bias": weights.bias,
@@ -223,9 +202,9 @@ class Parts:
             "query_norm": fusion.query_norm,
             "conv_norm": fusion.conv_norm,
             "conv_weight": fusion.conv_weight,
-            "hidden": self.hidden,
-            "history_value": self.history_value if geometry.conv_kernel else None,
-            "history_scale": self.history_scale if geometry.conv_kernel else None,
+            "hidden": state.hidden,
+            "history_value": state.history_value if geometry.conv_kernel else None,
+            "history_scale": state.history_scale if geometry.conv_kernel else None,
         }
         return {name: tensor for name, tensor in found.items() if tensor is not None}
 
@@ -238,13 +217,6 @@ class Parts:
             Batch(*(part.view(of.shape).copy_(of) for part, of in zip(row.split(numbers), batch, strict=True)))
             for row, batch in zip(rows, batches, strict=True)
         ]
-
-
-def repeat(pattern: torch.Tensor, tensor: torch.Tensor) -> None:
-    """Fill a tensor with a pattern of the same shape, but for the first dimension, again and again."""
-    pattern = pattern.to(tensor.device, tensor.dtype)
-    for part in tensor.split(len(pattern)):
-        part.copy_(pattern[: len(part)])
 
 
 def wake(device: torch.device) -> None:

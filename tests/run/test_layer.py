@@ -238,7 +238,8 @@ def test_the_wholes_of_a_pipeline_share_their_chunks(configure):
         keys, value = full(parts.batches[0])
         (hidden,) = layer(parts.batches[0])
         want = PlainFusion(parts.fusion_weights, 24, parts.plan.memory("device"), 0)
-        brought = (parts.hidden, parts.history_value, parts.history_scale)
+        state = parts.model_state
+        brought = (state.hidden, state.history_value, state.history_scale)
         torch.testing.assert_close(hidden, want(keys, value, *brought), rtol=2e-2, atol=2e-2)
     assert len(chunks.built[0]) == 4
     assert full.result[0].data_ptr() == keys.data_ptr()
