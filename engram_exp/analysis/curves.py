@@ -143,7 +143,7 @@ def _takeover(
 
 def sort_thresholds(lookups: pd.DataFrame) -> tuple[int | None, int | None]:
     """The most row ids at which sorting, or partitioning, costs time, and the fewest from which on it saves some: by
-    their intervals, where both orders were measured; None where that was nowhere so.
+    their intervals, where both orders of one lookup were measured; None where that was nowhere so.
 
     Args:
         lookups: measured rows of the case `lookup`.
@@ -151,10 +151,11 @@ def sort_thresholds(lookups: pd.DataFrame) -> tuple[int | None, int | None]:
     lookups = lookups.assign(row_order=lookups["row_order"].replace(PARTITIONED, SORTED))
     through_link = lookups[(lookups["table"] != DEVICE) & lookups["row_order"].isin([AS_ASKED, SORTED])]
     rows = (through_link["rows_per_s"] * through_link["wall_ms_median"] / 1e3).round().rename("rows")
-    ends = through_link.groupby([rows, "row_order"]).agg(lo=("wall_ms_lo", "min"), hi=("wall_ms_hi", "max"))
-    both = ends.unstack("row_order").dropna()
+    of_one = through_link.groupby(["lookup", rows, "row_order"])
+    both = of_one.agg(lo=("wall_ms_lo", "min"), hi=("wall_ms_hi", "max")).unstack("row_order").dropna()
     if not {AS_ASKED, SORTED} <= set(both.columns.get_level_values("row_order")):
         return None, None
+    both = both.groupby("rows").agg({column: "min" if column[0] == "lo" else "max" for column in both})
     costs = both.index[both["lo", SORTED] > both["hi", AS_ASKED]]
     saves = both["hi", SORTED] < both["lo", AS_ASKED]
     from_here_on = saves[::-1].cummin()[::-1]

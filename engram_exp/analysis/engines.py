@@ -49,8 +49,8 @@ RELEASES = {
                 "uva",
                 "--engram-config '{\"cpu_offload\": true}'",
                 f"its default; sorts row ids {VLLM_SORTS}; reads with half of the multiprocessors on a stream beside "
-                "the decoder, and widens in the same kernel; values and scales lie apart (here dtype.layout=split); "
-                "use_thp stays false, since it excludes shared memory",
+                "the decoder; values and scales lie apart (here dtype.layout=split); use_thp stays false, since it "
+                "excludes shared memory; components=vllm_0_33 measures its way",
             ),
             Setting(
                 "device",
@@ -66,7 +66,7 @@ RELEASES = {
                 "uva",
                 "SGLANG_ENABLE_DSV41_ENGRAM_HOST_TABLE=1",
                 f"DeepSeek-V4.1 alone; sorts row ids {SGLANG_SORTS}; one program a row, inline; values and scales lie "
-                "apart (here dtype.layout=split)",
+                "apart (here dtype.layout=split); components=sglang_0_5_23 measures its way",
             ),
             Setting(
                 "kv_on_gpu",
@@ -74,8 +74,8 @@ RELEASES = {
                 "SGLANG_OPT_DSV41_ENGRAM_HOST_STAGING=1",
                 "DeepSeek-V4.1 alone, and prompts alone (decoding reads through the link nevertheless); needs the "
                 "shared layout, a GPU without ATS, and extend batches whose tokens are all on the host; 16 threads "
-                "gather into fresh pinned memory (here into a kept buffer, in chunks), and the copies run beside the "
-                "forward pass before",
+                "gather into fresh pinned memory, and the copies run beside the forward pass before; "
+                "components=sglang_staged measures its way",
                 uses=(PREFILL,),
             ),
             Setting(

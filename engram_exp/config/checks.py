@@ -14,7 +14,7 @@ from omegaconf.errors import MissingMandatoryValue
 from engram_exp.config.derived import cases_of, components_of, geometry_of, usable_cpus
 from engram_exp.config.schema import ModelConfig
 from engram_exp.errors import ConfigError
-from engram_exp.steps.lookup.order import check_order
+from engram_exp.steps.lookup.order import check_launch, check_order
 from engram_exp.vocabulary import AUTO, HOST, PLACED
 
 CHOICES = {
@@ -79,7 +79,9 @@ def _check(config: DictConfig) -> None:
     cases_of(config)
     _check_schedule(config)
     if "sort_from_rows" in config.lookup:
-        check_order(config.lookup.order)
+        lookup = config.lookup
+        check_order(lookup.order)
+        check_launch(lookup.get("rows_per_program", AUTO), lookup.get("warps", 1), lookup.get("programs", AUTO))
 
 
 def _check_engine(config: DictConfig) -> None:

@@ -62,6 +62,8 @@ def _looked_up(config: DictConfig, place: str) -> str:
         return EMBEDDINGS
     if not config.lookup.get("apart"):
         return ROWS
+    if config.dtype.one_scale is not None:
+        raise ConfigError("lookup.apart", config.lookup.apart, "the whole table has one scale; use lookup.apart=false")
     if config.dtype.layout != "split":
         raise ConfigError("lookup.apart", config.lookup.apart, "scales lie behind their values; use dtype.layout=split")
     return PARTS

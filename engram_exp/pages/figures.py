@@ -55,6 +55,7 @@ GOES_ALONG = {
     **GOES_WITH,
     "dtype": (*GOES_WITH["dtype"], "batches", "chunk_tokens"),
     "schedule": ("chunk_tokens", "ring_depth"),
+    "row_order": ("rows_per_program", "programs"),  # where they are auto
 }
 TOLD = ("case", "strategy", "row_bytes", "batch_size", "seq_len")
 MOST_GROUPS = 16

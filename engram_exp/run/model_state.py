@@ -37,7 +37,7 @@ class ModelState:
 
     @cached_property
     def history_scale(self) -> torch.Tensor:
-        """... and their scales, float32 [B, R, M]; 0 where sequences start afresh."""
+        """... and their scales, float32 [B, R, M]; 0 where `tokens.history=false` lets sequences start afresh."""
         geometry, sequences = self.geometry, self.plan.config.batch_size
         scales = self._draw(2, sequences, geometry.conv_reach, geometry.hc_mult, dtype=torch.float32)
         return scales.zero_() if self.plan.config.tokens.get("history") is False else scales.abs_()

@@ -21,7 +21,7 @@ from engram_exp.steps.lookup.step import Lookup
 from engram_exp.steps.projection.step import Projection
 from engram_exp.steps.upload.step import Upload
 from engram_exp.steps.widening import build_widening
-from engram_exp.vocabulary import DEVICE, FUSION, HOST, WIDENING
+from engram_exp.vocabulary import DEVICE, EMBEDDINGS, FUSION, HOST, LINK, PARTS, ROWS, WIDENING
 
 
 def check_plan(plan: Plan) -> None:
@@ -127,7 +127,8 @@ def _require_readable_table(plan: Plan) -> None:
 def _check_sources(plan: Plan) -> None:
     """Refuse an upload that would keep all memory that a lookup ever handed out."""
     lookup, upload = _kinds(plan)
-    if plan.has_link and lookup.fresh and upload.keeps_sources:
+    crosses = any(stage.place == LINK and stage.needs in (ROWS, PARTS, EMBEDDINGS) for stage in plan.stages)
+    if crosses and lookup.fresh and upload.keeps_sources:
         remedy = "hands out other pinned memory on each call, all of which this upload would keep: upload=fresh"
         raise ConfigError("lookup", None, remedy)
 
@@ -170,6 +171,8 @@ def _check_schedule(plan: Plan) -> None:
     if projection.kv_buffers > 1:
         remedy = "the projection must fill one kept buffer: projection=fused, or schedule=serial"
         raise chunks_refused(chunk_tokens, remedy)
-    if plan.has_link and (not plan.pins or _kinds(plan)[1].fresh):
-        remedy = "a copy must not keep the host waiting, nor end in other memory: upload=pinned, or schedule=serial"
+    lookup, upload = _kinds(plan)
+    if plan.has_link and (not plan.pins or upload.fresh):
+        other = "" if lookup.fresh else "upload=pinned, or "
+        remedy = f"a copy must not keep the host waiting, nor end in other memory: {other}schedule=serial"
         raise chunks_refused(chunk_tokens, remedy)

@@ -263,6 +263,9 @@ def test_sorting_pays_where_intervals_say_so(sorted_ms, expected, order):
     frame = pd.concat([three(), lookups(sorted_ms, order)])
     assert ask(frame).sort_rows == expected
     others = [lookups({100: 50.0}).assign(dtype="fp8"), lookups({100: 50.0}).assign(row_order="")]
+    # Another lookup is no other order of this one.
+    others += [lookups({10: 0.001})[lambda frame: frame["row_order"] != "as_asked"].assign(lookup="another")]
+    others += [lookups({10: 0.001})[lambda frame: frame["row_order"] == "as_asked"].assign(lookup="a third")]
     assert ask(pd.concat([frame, *others]), dtype="bfloat16").sort_rows == expected
 
 

@@ -65,6 +65,7 @@ def test_parts_that_are_made_up_cross_the_link(run_inline):
     [
         (["lookup=staged"], "lookup=None: hands out other pinned memory .*: upload=fresh"),
         (["upload=fresh", "schedule=pipelined"], "schedule=pipelined: .*: upload=pinned, or schedule=serial"),
+        (["lookup=staged", "upload=fresh", "schedule=pipelined"], "schedule=pipelined: .*memory: schedule=serial"),
     ],
 )
 def test_memory_that_is_not_kept_is_refused_where_it_must_be(configure, monkeypatch, overrides, says):
@@ -73,9 +74,28 @@ def test_memory_that_is_not_kept_is_refused_where_it_must_be(configure, monkeypa
     with pytest.raises(ConfigError, match=f"^{says}"):
         check_plan(plan)
     check_plan(Plan(configure(*TINY, "lookup=staged", "upload=fresh", "schedule=serial")))
+    check_plan(Plan(configure(*TINY, "strategy=kv_on_cpu", "lookup=staged", "schedule=serial")))  # no row crosses
 
 
 def test_scales_that_are_not_split_off_are_not_staged_apart(configure):
     with pytest.raises(ConfigError, match=r"^lookup\.apart=True: scales lie behind .*; use dtype\.layout=split"):
         check(configure("components=sglang_staged", "dtype.layout=packed"))
+    with pytest.raises(ConfigError, match=r"^lookup\.apart=True: .* one scale; use lookup\.apart=false"):
+        check(configure("dtype=fp8_one_scale", "lookup=staged"))
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("lookup.programs=0", r"lookup\.programs=0: must be at least 1"),
+        ("lookup.rows_per_program=3", r"lookup\.rows_per_program=3: must be a power of two"),
+        (
+            "lookup.rows_per_program=multiprocessors",
+            r"lookup\.rows_per_program=multiprocessors: must be a power of two",
+        ),
+    ],
+)
+def test_a_launch_that_cannot_be_is_refused_before_anything_runs(configure, override, says):
+    with pytest.raises(ConfigError, match=f"^{says}"):
+        check(configure("strategy=uva", override))
     check(configure("components=sglang_staged", "dtype.layout=packed", "lookup.apart=false"))
