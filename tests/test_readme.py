@@ -34,7 +34,8 @@ def shrink(command: str) -> list[str]:
     command = command.replace("repeats=5", "repeats=2")
     arguments = shlex.split(re.sub(r"\b(\d+)\b(?=[,\s]|$)", lambda number: SMALLER.get(number[1], number[1]), command))
     chosen = {argument.partition("=")[0] for argument in arguments} | {"worker", "hardware", "tokens"}
-    tiny = [override for override in TINY if "model" not in chosen or not override.startswith("model.")]
+    of_model = "model" in chosen or "experiment=engines" in arguments  # it has a geometry of its own
+    tiny = [override for override in TINY if not (of_model and override.startswith("model."))]
     return [*arguments, *(override for override in tiny if override.partition("=")[0] not in chosen)]
 
 

@@ -76,6 +76,7 @@ HASH_KEYS = tuple(each.name for each in fields(HashConfig))
 # Of a geometry, but of no model.
 OF_A_RUN = ("layer", "value_bytes", "values_per_scale", "one_scale", "prime_source")
 ModelConfig = _model_config()
+ModelConfig.__module__ = __name__  # so that a launcher pickles its name: by value, fields without a default break
 
 
 @dataclass

@@ -102,7 +102,7 @@ class RowFormat:
     def values_and_scales(self, *stored: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, int]:
         """Arrays [N, *] that hold the values of N fp8 rows, from column 0 on, and their scales, from the column on that
         is returned: the same array twice for rows [N * width], two of their own for values and scales apart."""
-        if len(stored) == 1:
+        if len(stored) == 1:  # with one scale of the whole table, always
             rows = stored[0].view(-1, self.width)
             return rows, rows, self.values
         values, scales = stored

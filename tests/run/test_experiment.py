@@ -79,7 +79,7 @@ def test_a_run_gives_a_row_for_every_case(run_inline, tmp_path, strategy, compon
         ("fp8", 9, []),
         ("fp8", 9, ["lookup.widen=false"]),
         ("fp8", 9, ["dtype.layout=split"]),
-        ("fp8_one_scale", 8, []),
+        ("fp8_one_scale", 8, ["dtype.one_scale=0.5"]),  # Triton's interpreter does not round, and need not
     ],
 )
 @pytest.mark.parametrize("strategy", ["uva", "device"])
