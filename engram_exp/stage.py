@@ -52,6 +52,11 @@ class PlannedStage:
         """Where what it needs lies: host or device."""
         return HOST if self.place == LINK else self.place
 
+    @property
+    def is_upload(self) -> bool:
+        """Whether it takes a value across the link as it is."""
+        return self.needs == self.makes
+
 
 @dataclass(frozen=True)
 class Load:

@@ -22,7 +22,7 @@ from engram_exp.run.verify import Verifier, judge_of
 from engram_exp.run.whole import ChunkStages, WholeRun, build_whole_run
 from engram_exp.stage import BuiltStage, PlannedStage, Tensors
 from engram_exp.strategy.plan import made_up_inputs
-from engram_exp.vocabulary import EMBEDDINGS, HASHING, HIDDEN, HOST, KV, LAYER, LINK, PARTS, ROWS, TOKEN_IDS, WHOLES
+from engram_exp.vocabulary import EMBEDDINGS, HASHING, HIDDEN, HOST, KV, LAYER, PARTS, ROWS, TOKEN_IDS, WHOLES
 
 ROTATING = [name for name, kind in KINDS.items() if kind.rotates]  # steps whose time depends on what they read
 OF_THE_RUN = (ConfigError, SkippedError, RegistrationError)  # errors that leave nothing to time
@@ -140,7 +140,7 @@ class Bench:
             if stage.name not in self.stages or stage.name in self.errors:
                 break
             flowing = self._run(partial(self.stages[stage.name].run, flowing))
-            if stage.needs != stage.makes:
+            if not stage.is_upload:
                 tensors.update(zip(names.get(stage.makes, (stage.makes,)), flowing, strict=True))
         for case, run in self.whole_runs.items():
             if case not in self.errors:
@@ -195,7 +195,7 @@ class Bench:
         batches = self.parts.batches
         run = self.whole_runs[case] = build_whole_run(self.parts, case, self.stages, self.chunks)
         upload = self.stages.get(self.plan.stages[0].name)
-        if upload and upload.planned.place == LINK:
+        if upload and upload.planned.is_upload:
             for batch in batches:  # it works out how to copy from each when it first sees it
                 self._run(partial(upload.run, batch))
         self.last[case] = self._run(partial(run, batches[0]))  # of others, rows must not be in a cache yet

@@ -14,7 +14,7 @@ from engram_exp.run.plan import Plan, bytes_moved, flops
 from engram_exp.run.requirements import data_sheet
 from engram_exp.stage import Task
 from engram_exp.strategy.footprint import Footprint
-from engram_exp.vocabulary import FULL, LINK, WHOLES
+from engram_exp.vocabulary import FULL, WHOLES
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,6 @@ def _runs_on(case: str, plan: Plan, job: Job) -> str:
     (task,) = plan.tasks_of(case)
     stage = task.load.stage
     option = (
-        job.choices.get("upload" if stage.place == LINK else case)
-        or f"{job.choices['dtype']} to {job.config.dtype.name}"
+        job.choices.get("upload" if stage.is_upload else case) or f"{job.choices['dtype']} to {job.config.dtype.name}"
     )
     return f"{stage.place}: {option}"

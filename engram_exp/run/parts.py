@@ -28,7 +28,7 @@ from engram_exp.run.model_state import ModelState
 from engram_exp.run.plan import Plan
 from engram_exp.stage import BuiltStage, PlannedStage, Tensors, as_stage_function
 from engram_exp.steps.widening import build_widening
-from engram_exp.vocabulary import HOST, LINK
+from engram_exp.vocabulary import HOST
 
 FUSION_SEED = 2**32  # added to the seed: no run draws its other weights from these
 TABLE_BUILT_FROM = ("rows", "row_format", "seed", "placement")
@@ -68,7 +68,7 @@ class Parts:
         """
         config, kind = self.plan.config, self.plan.task(stage).kind
         given = self._given(tokens or self.plan.tokens, placement or self.plan.placement(stage), lead)
-        if stage.place == LINK:
+        if stage.is_upload:
             return BuiltStage(stage, kind, _make(config.upload, given, kind.built_from))
         if stage.name in config:
             component = _make(config[stage.name], given, kind.built_from)
@@ -138,7 +138,7 @@ class Parts:
         """Distinct token batches; a source of few ids may give fewer than configured."""
         number = batches_of(self.plan.config)
         batches = self.draw(range(self.seed * number, (self.seed + 1) * number))
-        return self.pinned(batches) if self.plan.stages[0].place == LINK else batches
+        return self.pinned(batches) if self.plan.stages[0].is_upload else batches
 
     def draw(self, seeds: Sequence[int]) -> list[Batch]:
         """Batches of these seeds, no two the same."""

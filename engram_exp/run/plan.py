@@ -85,7 +85,7 @@ class Plan:
     @cached_property
     def stages(self) -> tuple[PlannedStage, ...]:
         """The stages of the strategy that this machine has: without an accelerator there is no link."""
-        return tuple(stage for stage in stages_of(self.config) if self.has_link or stage.place != LINK)
+        return tuple(stage for stage in stages_of(self.config) if self.has_link or not stage.is_upload)
 
     @property
     def has_link(self) -> bool:
@@ -133,7 +133,7 @@ class Plan:
             staged: in chunks.
         """
         config = self.config
-        step, node = step_of(stage), config.get("upload" if stage.place == LINK else stage.name)
+        step, node = step_of(stage), config.get("upload" if stage.is_upload else stage.name)
         load = Load(
             stage=stage,
             geometry=self.geometry,
@@ -156,7 +156,7 @@ class Plan:
     def placement(self, stage: PlannedStage) -> Placement:
         """Where a stage leaves its output; pinned if that crosses the link next."""
         crosses = any(other.place == LINK and other.needs == stage.makes for other in self.stages)
-        return self.memory(stage.side, crosses=crosses and stage.place != LINK)
+        return self.memory(stage.side, crosses=crosses and not stage.is_upload)
 
     def memory(self, side: str, *, crosses: bool = False) -> Placement:
         """Memory on one side of the link; what crosses it next is pinned where the upload wants that."""
@@ -187,7 +187,7 @@ class Plan:
 
 def step_of(stage: PlannedStage) -> type[Stage]:
     """What a stage usually is, and whose reference it is held to."""
-    if stage.place == LINK:
+    if stage.is_upload:
         return Upload
     return LOOKUPS[stage.makes] if stage.name == LOOKUP.name else KINDS[stage.name]
 

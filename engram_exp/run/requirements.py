@@ -21,7 +21,7 @@ from engram_exp.steps.lookup.step import Lookup
 from engram_exp.steps.projection.step import Projection
 from engram_exp.steps.upload.step import Upload
 from engram_exp.steps.widening import build_widening
-from engram_exp.vocabulary import DEVICE, EMBEDDINGS, FUSION, HOST, LINK, PARTS, ROWS, WIDENING
+from engram_exp.vocabulary import DEVICE, EMBEDDINGS, FUSION, HOST, PARTS, ROWS, WIDENING
 
 
 def check_plan(plan: Plan) -> None:
@@ -127,7 +127,7 @@ def _require_readable_table(plan: Plan) -> None:
 def _check_sources(plan: Plan) -> None:
     """Refuse an upload that would keep all memory that a lookup ever handed out."""
     lookup, upload = _kinds(plan)
-    crosses = any(stage.place == LINK and stage.needs in (ROWS, PARTS, EMBEDDINGS) for stage in plan.stages)
+    crosses = any(stage.is_upload and stage.needs in (ROWS, PARTS, EMBEDDINGS) for stage in plan.stages)
     if crosses and lookup.fresh and upload.keeps_sources:
         remedy = "hands out other pinned memory on each call, all of which this upload would keep: upload=fresh"
         raise ConfigError("lookup", None, remedy)

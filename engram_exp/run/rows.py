@@ -23,7 +23,7 @@ from engram_exp.run.job import Job
 from engram_exp.run.parts import Parts
 from engram_exp.run.plan import Plan, bytes_moved, device_name, flops, work
 from engram_exp.stage import Task
-from engram_exp.vocabulary import LINK, OK, SKIPPED, SUSPECT
+from engram_exp.vocabulary import OK, SKIPPED, SUSPECT
 
 NO_LINK = "no accelerator: host and device are the same memory"
 
@@ -104,7 +104,7 @@ def _verdict(plan: Plan, tasks: Sequence[Task], median_ms: float, limit: Limit |
             "limit is wrong (limits=refresh measures it again, on an idle machine) or the time is"
         )
         return {"status": SUSPECT, "error": reason}
-    fastest_ms = possible_ms(work([task for task in tasks if plan.has_link or task.load.stage.place != LINK]))
+    fastest_ms = possible_ms(work([task for task in tasks if plan.has_link or not task.load.stage.is_upload]))
     if median_ms < fastest_ms:
         reason = f"{median_ms:.4g} ms are less than the {fastest_ms:.4g} ms that any machine takes for this work"
         return {"status": SUSPECT, "error": reason}

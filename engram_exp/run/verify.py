@@ -118,7 +118,7 @@ class Verifier:
 
 def _judged(tasks: Tasks) -> Tasks:
     """Those of several that compute something: an upload among them changes nothing."""
-    return [task for task in tasks if task.load.stage.needs != task.load.stage.makes] or tasks
+    return [task for task in tasks if not task.load.stage.is_upload] or tasks
 
 
 def judge_of(task: Task) -> type[Stage]:
