@@ -70,7 +70,7 @@ class Load:
         table: host or device.
         batches: that rotate, each with rows of its own.
         distinct_rows: share of the rows asked for that are distinct: the others may come from a cache.
-        staged: in chunks, whose row ids and rows caches may hold until the next stage, or the link, has read them.
+        staged: in chunks: what one stage makes of a chunk, a cache may hold until the next, or the link, has read it.
     """
 
     stage: PlannedStage

@@ -11,17 +11,25 @@ from typing import Any
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue
 
-from engram_exp.config.derived import cases_of, components_of, geometry_of, usable_cpus
+from engram_exp.config.derived import (
+    GRAPH,
+    NONE,
+    cases_of,
+    components_of,
+    geometry_of,
+    host_steps_of,
+    usable_cpus,
+)
 from engram_exp.config.schema import ModelConfig
 from engram_exp.errors import ConfigError
 from engram_exp.steps.lookup.order import check_launch, check_order
-from engram_exp.vocabulary import AUTO, HOST, PLACED
+from engram_exp.vocabulary import AUTO, LOOKUP, PLACED
 
 CHOICES = {
     "retry": ("none", "failed"),
     "worker": ("process", "inline"),
     "limits": ("cached", "refresh", "none"),
-    "capture": ("none", "graph"),
+    "capture": (NONE, GRAPH, AUTO),
     "dtype.layout": ("packed", "split"),
 }
 AT_LEAST_1 = ("batch_size", "seq_len", "iterations", "repeats", "schedule.ring_depth")
@@ -153,17 +161,18 @@ def _check_hardware(config: DictConfig) -> None:
 
 def _check_schedule(config: DictConfig) -> None:
     chunk_tokens, ring_depth = config.schedule.chunk_tokens, config.schedule.ring_depth
-    on_host = [step for step in PLACED if config.strategy[step] == HOST]
-    if config.capture == "graph" and on_host:
-        raise ConfigError("capture", "graph", f"{on_host[0]} runs on the host here; strategy=uva or device would work")
+    on_host = host_steps_of(config)
+    if config.capture == GRAPH and on_host:
+        raise ConfigError("capture", GRAPH, f"{on_host[0]} runs on the host here; strategy=uva or device would work")
     if chunk_tokens is None and ring_depth > 1:
         raise ConfigError("schedule.ring_depth", ring_depth, "whole batches need one buffer; use schedule=pipelined")
     if chunk_tokens is not None:
         if chunk_tokens != AUTO and not _is_count(chunk_tokens):
             remedy = f"must be a whole number of at least 1, {AUTO}, or null for whole batches"
             raise ConfigError("schedule.chunk_tokens", chunk_tokens, remedy)
-        if "lookup" not in on_host:
-            raise chunks_refused(chunk_tokens, "needs a lookup on the host to overlap; use schedule=serial")
+        if on_host and LOOKUP.name not in on_host:
+            remedy = f"{on_host[0]} runs on the host and the lookup does not; use schedule=serial, or strategy=uva"
+            raise chunks_refused(chunk_tokens, remedy)
 
 
 def chunks_refused(chunk_tokens: object, remedy: str) -> ConfigError:

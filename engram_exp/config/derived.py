@@ -14,11 +14,12 @@ from engram_exp.layer.geometry import EngramGeometry, PrimeSource, search_primes
 from engram_exp.machine import cgroup
 from engram_exp.steps.lookup.order import Reading, reading
 from engram_exp.strategy.plan import PlannedStage, plan_stages, select_cases
-from engram_exp.vocabulary import AUTO, DEVICE, EMBEDDINGS, FUSION, LOOKUP, PARTS, ROWS
+from engram_exp.vocabulary import AUTO, DEVICE, EMBEDDINGS, FUSION, HOST, LOOKUP, PARTS, PLACED, ROWS
 
 BATCHES, ROTATED_BYTES = (4, 256), 2**30
 CHUNKS = 4
 CHUNK_BYTES = (4 * 2**20, 32 * 2**20)
+NONE, GRAPH = "none", "graph"  # of `capture`
 VALUE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 
 
@@ -124,6 +125,18 @@ def chunk_tokens_of(config: DictConfig) -> int | None:
     token_bytes = geometry_of(config).stored_bytes(1)
     smallest, largest = (max(1, size_bytes // token_bytes) for size_bytes in CHUNK_BYTES)
     return int(min(largest, max(smallest, config.batch_size * config.seq_len // CHUNKS)))
+
+
+def capture_of(config: DictConfig) -> str:
+    """`graph` or `none`; unless one is configured, a pipeline is one graph if no step of it runs on the host."""
+    if config.capture != AUTO:
+        return str(config.capture)
+    return NONE if host_steps_of(config) else GRAPH
+
+
+def host_steps_of(config: DictConfig) -> list[str]:
+    """The steps that the strategy places on the host."""
+    return [step for step in PLACED if config.strategy[step] == HOST]
 
 
 def cases_of(config: DictConfig) -> tuple[str, ...]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from engram_exp.config.derived import batches_of
+from engram_exp.config.derived import GRAPH, batches_of, capture_of
 from engram_exp.machine.data_sheets import DataSheet
 from engram_exp.measure.limits import Limits
 from engram_exp.measure.rates import Limit
@@ -101,7 +101,7 @@ def _runs_on(case: str, plan: Plan, job: Job) -> str:
     """Place and component of a case."""
     if case in WHOLES:
         chunks = f", {max(piece.tokens for piece in plan.cuts)} tokens at a time" if plan.cuts else ""
-        graph = ", one graph" if job.config.capture == "graph" else ""
+        graph = ", one graph" if capture_of(job.config) == GRAPH else ""
         return f"all of the {'strategy' if case == FULL else 'layer'}{chunks}{graph}"
     (task,) = plan.tasks_of(case)
     stage = task.load.stage

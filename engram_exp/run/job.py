@@ -15,7 +15,15 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from engram_exp.config.derived import batches_of, cases_of, chunk_tokens_of, geometry_of, reading_of, threads_of
+from engram_exp.config.derived import (
+    batches_of,
+    capture_of,
+    cases_of,
+    chunk_tokens_of,
+    geometry_of,
+    reading_of,
+    threads_of,
+)
 from engram_exp.errors import ConfigError
 from engram_exp.layer.tokenizer import tokenizer_file
 from engram_exp.machine.environment import code_digest, gpus, machine
@@ -126,7 +134,7 @@ class Job:
             "layers": len(config.model.layers),
             "chunk_tokens": chunk_tokens_of(config),
             "ring_depth": config.schedule.ring_depth,
-            "capture": config.capture,
+            "capture": capture_of(config),
             **self._reading(),
             "row_bytes": geometry_of(config).row_bytes,
             "layout": config.dtype.layout if config.dtype.values_per_scale else "",

@@ -9,7 +9,7 @@ import torch
 from hydra.utils import get_class
 
 from engram_exp.config.checks import check_cpus, chunks_refused
-from engram_exp.config.derived import components_of
+from engram_exp.config.derived import GRAPH, capture_of, components_of
 from engram_exp.config.options import check_hash, check_options
 from engram_exp.errors import ConfigError, SkippedError
 from engram_exp.machine.data_sheets import DataSheet, data_sheet_of, is_of
@@ -160,10 +160,11 @@ def check_fusion(plan: Plan) -> None:
 
 def _check_schedule(plan: Plan) -> None:
     """Refuse components that a pipeline cannot chain, and a graph where there are none."""
-    if plan.config.capture == "graph" and plan.device.type != "cuda":
-        raise ConfigError("capture", "graph", f"needs a CUDA device, and this is {plan.device}; use capture=none")
-    if plan.config.capture == "graph" and not plan.pins:
-        raise ConfigError("capture", "graph", "a pageable upload waits for its copy: upload=pinned, or capture=none")
+    captured = capture_of(plan.config) == GRAPH
+    if captured and plan.device.type != "cuda":
+        raise ConfigError("capture", GRAPH, f"needs a CUDA device, and this is {plan.device}; use capture=none")
+    if captured and not plan.pins:
+        raise ConfigError("capture", GRAPH, "a pageable upload waits for its copy: upload=pinned, or capture=none")
     chunk_tokens = plan.config.schedule.chunk_tokens
     if chunk_tokens is None:
         return

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 
+from engram_exp.config.derived import GRAPH, capture_of
 from engram_exp.layer.tokens import Batch
 from engram_exp.machine.placement import Placement
 from engram_exp.run.parts import Parts
 from engram_exp.stage import BuiltStage, PlannedStage, Strategy, Tensors
+from engram_exp.strategy.overlap import Overlap
+from engram_exp.strategy.plan import overlapping
 from engram_exp.strategy.schedule import Chunk, Cut, Graph, Pipeline, Replay
-from engram_exp.vocabulary import FULL, HIDDEN, KV, LINK
+from engram_exp.vocabulary import FULL, HIDDEN, KV
 
 WholeRun = Callable[[Batch], Tensors]
 
@@ -30,19 +34,21 @@ def build_whole_run(
         chunks: what a pipeline is built from instead; None: its own.
     """
     plan = parts.plan
+    run: Callable[[Any], Tensors]
     if plan.cuts is not None:
-        return (chunks or ChunkStages(parts)).pipeline(plan.whole(case))
-    strategy = Strategy([stages[stage.name] for stage in plan.whole(case)])
-    if plan.config.capture == "graph" and plan.device.type == "cuda":
-        return Graph(strategy, parts.pinned(parts.batches[:1])[0])
-    return strategy
+        run = (chunks or ChunkStages(parts)).pipeline(plan.whole(case))
+    else:
+        run = Strategy([stages[stage.name] for stage in plan.whole(case)])
+    if capture_of(plan.config) == GRAPH and plan.device.type == "cuda":
+        return Graph(run, parts.pinned(parts.batches[:1])[0])
+    return run
 
 
 class ChunkStages:
     """The stages of a pipeline's chunks, which all wholes share.
 
-    Stages next to the link write into a ring of buffers; those that deliver what a whole ends with, into their chunk's
-    part of all of it.
+    The stage that works beside others, and the one before it, write into a ring of buffers; those that deliver what a
+    whole ends with, into their chunk's part of all of it.
 
     Args:
         parts: of a run that is cut into chunks.
@@ -53,27 +59,29 @@ class ChunkStages:
         assert self.plan.cuts is not None
         self.cuts: Sequence[Cut] = self.plan.cuts
         self.ring_depth = min(self.plan.config.schedule.ring_depth, len(self.cuts))
+        self.first, self.beside = overlapping(self.plan.whole(FULL))
+        self.of_batches = [self.parts.stage(stage) for stage in self.plan.stages[: self.first]]
         self.built: list[list[BuiltStage]] = [[] for _ in self.cuts]  # so far, of each chunk
         self.delivered: dict[str, torch.Tensor] = {}  # by value, [T, vectors, C]
 
-    def pipeline(self, planned: Sequence[PlannedStage]) -> Pipeline:
+    def pipeline(self, planned: Sequence[PlannedStage]) -> WholeRun:
         """All chunks through these stages."""
-        for stage in planned[len(self.built[0]) :]:
+        for stage in planned[self.first + len(self.built[0]) :]:
             self._add(stage)
-        crossing = _crossing(planned)
-        chunks = []
-        for piece, built in zip(self.cuts, self.built, strict=True):
-            stages = built[: len(planned)]
-            upload = stages[crossing] if crossing < len(stages) else None
-            on_host, on_device = Strategy(stages[:crossing]), Strategy(stages[crossing + 1 :])
-            replays = self.plan.device.type == "cuda" and on_device.stages
-            chunks.append(Chunk(piece, on_host, upload, Replay(on_device) if replays else on_device))
-        return Pipeline(chunks, self.ring_depth, self.plan.device, self._result(planned[-1].makes))
+        chunks = [self._chunk(*of_chunk, len(planned)) for of_chunk in zip(self.cuts, self.built, strict=True)]
+        ends = self.ring_depth, self.plan.device, self._result(planned[-1].makes)
+        return Overlap(Strategy(self.of_batches), chunks, *ends) if self.first else Pipeline(chunks, *ends)
+
+    def _chunk(self, piece: Cut, built: Sequence[BuiltStage], end: int) -> Chunk:
+        """The stages that a chunk passes, up to the one before number `end`."""
+        stages, at = built[: end - self.first], self.beside - self.first
+        beside, behind = next(iter(stages[at:]), None), Strategy(stages[at + 1 :])
+        replays = self.plan.device.type == "cuda" and not self.first and behind.stages
+        return Chunk(piece, Strategy(stages[:at]), beside, Replay(behind) if replays else behind)
 
     def _add(self, stage: PlannedStage) -> None:
         """Build a stage for every chunk."""
-        until_delivered = self.plan.whole(FULL)
-        if stage == until_delivered[-1] or stage.makes == HIDDEN:
+        if stage == self.plan.whole(FULL)[-1] or stage.makes == HIDDEN:
             width = self.plan.geometry.hc_mult + (stage.makes == KV)
             shape = self.plan.tokens, width, self.plan.geometry.hidden_size
             self.delivered[stage.makes] = Placement(self.plan.device).empty(*shape, dtype=self.plan.dtype)
@@ -82,9 +90,8 @@ class ChunkStages:
                 built.append(self._delivering(stage, piece, first))
                 first += piece.tokens
             return
-        index, crossing = len(self.built[0]), _crossing(until_delivered)
-        chunk_tokens = max(piece.tokens for piece in self.cuts)
-        copies = self.ring_depth if index in (crossing - 1, crossing) else 1
+        number, chunk_tokens = self.first + len(self.built[0]), max(piece.tokens for piece in self.cuts)
+        copies = self.ring_depth if number in (self.beside - 1, self.beside) else 1
         ring = [self.parts.stage(stage, chunk_tokens) for _ in range(copies)]
         for number, built in enumerate(self.built):
             built.append(ring[number % copies])
@@ -105,8 +112,3 @@ class ChunkStages:
     def _result(self, value: str) -> Tensors:
         whole = self.delivered[value]
         return (whole[:, :-1], whole[:, -1]) if value == KV else (whole,)
-
-
-def _crossing(planned: Sequence[PlannedStage]) -> int:
-    """Where the link is crossed; behind all of them if it is not."""
-    return next((index for index, stage in enumerate(planned) if stage.place == LINK), len(planned))

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 from engram_exp.errors import DoesNotFitError
 from engram_exp.stage import Load, Task
-from engram_exp.vocabulary import DEVICE, HOST, LINK, TOKEN_IDS, WHOLES
+from engram_exp.strategy.plan import overlapping
+from engram_exp.vocabulary import DEVICE, HOST, TOKEN_IDS, WHOLES
 
 
 @dataclass(frozen=True)
@@ -61,13 +62,15 @@ def footprint(
 
 
 def _ring_buffers(ring: Ring, tokens: int) -> Iterator[Task]:
-    """What each stage of a pipeline keeps: those that deliver what a whole ends with, everything; those next to the
-    link, a ring of chunks."""
-    for number, task in enumerate(ring.tasks):
-        stage, following = task.load.stage, [after.load.stage for after in ring.tasks[number + 1 :]]
-        if stage.makes in WHOLES.values() and all(after.makes != stage.makes for after in following):
+    """What each stage of a pipeline keeps: those before the first that takes chunks, and those that deliver what a
+    whole ends with, everything; the one that works beside others and the one before it, a ring of chunks."""
+    stages = [task.load.stage for task in ring.tasks]
+    first, beside = overlapping(stages)
+    for number, (stage, task) in enumerate(zip(stages, ring.tasks, strict=True)):
+        delivers = stage.makes in WHOLES.values() and all(after.makes != stage.makes for after in stages[number + 1 :])
+        if number < first or delivers:
             yield task.of_tokens(tokens)
-        elif LINK in (stage.place, following[0].place):
+        elif number in (beside - 1, beside):
             yield task.of_tokens(ring.depth * ring.chunk_tokens)
         else:
             yield task.of_tokens(ring.chunk_tokens)

@@ -85,6 +85,21 @@ def stages_of_whole(case: str, stages: Sequence[PlannedStage]) -> tuple[PlannedS
     return tuple(stages[: max(n for n, stage in enumerate(stages, start=1) if stage.makes == WHOLES[case])])
 
 
+def overlapping(stages: Sequence[PlannedStage]) -> tuple[int, int]:
+    """The numbers of two stages of a pipeline: of the first that takes chunks, and of the one that works beside those
+    behind it.
+
+    Where the host works, all take chunks, and an upload works beside the others; without a link none does, which the
+    number behind the last stage says. Where the host does nothing, whole batches are hashed, and the lookup takes
+    chunks.
+    """
+    first = 0
+    if all(stage.place != HOST for stage in stages):
+        first = next(number for number, stage in enumerate(stages) if stage.name == LOOKUP.name)
+    beside = (number for number, stage in enumerate(stages) if number >= first and (first or stage.place == LINK))
+    return first, next(beside, len(stages))
+
+
 def select_cases(requested: object, stages: Sequence[PlannedStage]) -> tuple[str, ...]:
     """The cases to time, in the order of the stages.
 

@@ -9,7 +9,7 @@ import gc
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -38,6 +38,10 @@ class Cut(NamedTuple):
             history = torch.cat([history[:, start:], ids[:, :start]], dim=1)
         return Batch(ids[:, self.positions], history)
 
+    def of_row_ids(self, row_ids: torch.Tensor) -> torch.Tensor:
+        """The row ids of the chunk among those of a batch, [B, L, H]; a view without gaps."""
+        return row_ids[self.sequences, self.positions]
+
 
 def cut(batch_size: int, seq_len: int, chunk_tokens: int) -> list[Cut]:
     """Cut a batch into chunks of at most `chunk_tokens`, in the order of its tokens."""
@@ -55,12 +59,13 @@ def _slices(total: int, step: int) -> Iterator[slice]:
 
 @dataclass(frozen=True)
 class Chunk:
-    """A chunk and what it passes; `upload` is None where host and device are the same memory."""
+    """A chunk and the stages that it passes: those before the one that works beside others, that one, which is None
+    where host and device are the same memory, and those behind it."""
 
     cut: Cut
-    on_host: Strategy
-    upload: BuiltStage | None
-    on_device: Callable[[Tensors], Tensors]
+    before: Strategy
+    beside: BuiltStage | None
+    behind: Callable[[Tensors], Tensors]
 
 
 class Slot:
@@ -109,21 +114,21 @@ class Pipeline:
         """The result; work on the device may still be under way when this returns."""
         if self.device.type == "cpu":
             for chunk in self.chunks:
-                chunk.on_device(chunk.on_host(chunk.cut.of(batch)))
+                chunk.behind(chunk.before(chunk.cut.of(batch)))
             return self.result
         current = torch.accelerator.current_stream()
         self.link_waits(current)
         for number, chunk in enumerate(self.chunks):
             slot = self.slots[number % len(self.slots)]
             slot.host_waits()
-            tensors = chunk.on_host(chunk.cut.of(batch))
+            tensors = chunk.before(chunk.cut.of(batch))
             with self.link:
                 slot.link_waits(self.link)
-                assert chunk.upload is not None
-                tensors = chunk.upload.run(tensors)
+                assert chunk.beside is not None
+                tensors = chunk.beside.run(tensors)
                 slot.sent.record(self.link)
             slot.device_waits(current)
-            chunk.on_device(tensors)
+            chunk.behind(tensors)
             slot.used.record(current)
         return self.result
 
@@ -143,7 +148,7 @@ class Replay:
         RuntimeError: called on other buffers than it was captured for.
     """
 
-    def __init__(self, strategy: Strategy) -> None:
+    def __init__(self, strategy: Callable[[Any], Tensors]) -> None:
         self.strategy = strategy
         self.graph: torch.cuda.CUDAGraph | None = None
 
@@ -188,11 +193,11 @@ class Graph:
     """The stages as one CUDA graph; a call copies the batch to where the graph reads it and replays.
 
     Args:
-        strategy: without host steps; shapes are those of `batch`.
+        strategy: without host steps, on one stream or several; shapes are those of `batch`.
         batch: in pinned memory of its own; overwritten by each call.
     """
 
-    def __init__(self, strategy: Strategy, batch: Batch) -> None:
+    def __init__(self, strategy: Callable[[Any], Tensors], batch: Batch) -> None:
         self.replay = Replay(strategy)
         self.batch = batch
         self.replayed = torch.cuda.Event()

@@ -133,7 +133,7 @@ def test_wrong_types_are_refused_by_key(configure, override):
         (["schedule.chunk_tokens=0"], "schedule.chunk_tokens"),
         (["schedule.chunk_tokens=most"], "schedule.chunk_tokens"),
         (["schedule.ring_depth=0"], "schedule.ring_depth"),
-        (["strategy=uva", "schedule=pipelined"], "schedule"),
+        (["strategy=uva", "strategy.hashing=host", "schedule=pipelined"], "schedule"),
         (["capture=graph"], "capture"),
         (["capture=film", "strategy=uva"], "capture"),
         (["limits=maybe"], "limits"),

@@ -17,6 +17,7 @@ from engram_exp.steps.fusion.plain import PlainFusion
 
 GATE_ALONE = ("fusion=gated", "model.conv_kernel=null", "model.conv_dilation=null")
 CONV = ("fusion=gated_conv",)
+CAPTURES = ["capture=none", "capture=auto"] if KERNEL_DEVICE.type == "cuda" else ["capture=none"]
 IN_CHUNKS = ("schedule=pipelined", "schedule.chunk_tokens=5", "schedule.ring_depth=2")
 
 
@@ -65,6 +66,11 @@ def test_all_strategies_and_schedules_give_the_same_hidden_state(run_inline, tmp
                     ("kv_on_cpu", 1, 3), ("kv_on_gpu", 5, 2), ("kv_on_cpu", 11, 1), ("kv_on_gpu", 12, 2),
                     ("kv_on_cpu", 50, 2),
                 )
+            ),
+            *(
+                ("strategy=uva", "schedule=pipelined", f"schedule.chunk_tokens={chunk}", captured)
+                for chunk in (5, 12)
+                for captured in CAPTURES
             ),
         )
     ]  # fmt: skip

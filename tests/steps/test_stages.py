@@ -88,6 +88,10 @@ def test_what_a_chunk_leaves_in_a_cache_is_not_charged():
     assert work("hashing", HOST) == {"host memory": ids + ROWS * 4}
     assert work("hashing", HOST, staged=True) == {"host memory": ids}
     assert work("lookup", DEVICE, staged=True, distinct_rows=0.8) == {"device memory": pytest.approx(0.8 * ROWS * 128)}
+    of_rows = {"link rows": pytest.approx(0.8 * ROWS * 128), "device memory": 0}
+    assert work("lookup", UVA, staged=True, distinct_rows=0.8) == of_rows
+    streamed, of_chunks = (work("projection", DEVICE, staged=staged)["device memory"] for staged in (False, True))
+    assert streamed - of_chunks == ROWS * 128
 
 
 @given(st.floats(0.01, 1), st.sampled_from([HOST, UVA, DEVICE]), st.booleans())

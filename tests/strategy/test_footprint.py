@@ -35,6 +35,13 @@ def test_a_ring_keeps_a_few_chunks():
     assert needed.device_bytes == 2 * chunk_rows + KV + WEIGHTS * 2
 
 
+def test_row_ids_of_the_device_are_kept_whole_and_their_rows_in_a_ring():
+    on_device = dict.fromkeys(("hashing", "lookup", "projection"), "device")
+    tasks = tasks_of({**on_device, "table": "host"})
+    needed = footprint(tasks[0].load, [], [], [], Ring(tasks, chunk_tokens=1000, depth=2))
+    assert needed.device_bytes == IDS + ROW_IDS + 2 * 1000 * 16 * 128 + KV + WEIGHTS * 2
+
+
 def test_a_ring_keeps_all_that_wholes_end_with():
     geometry = demo_geometry(conv_kernel=4, conv_dilation=3)
     for places in (ON_GPU, {**ON_GPU, "projection": "host"}):

@@ -2,7 +2,14 @@ import pytest
 
 from engram_exp.config.derived import stages_of
 from engram_exp.errors import ConfigError
-from engram_exp.strategy.plan import made_up_inputs, needed_stages, plan_stages, select_cases, stages_of_whole
+from engram_exp.strategy.plan import (
+    made_up_inputs,
+    needed_stages,
+    overlapping,
+    plan_stages,
+    select_cases,
+    stages_of_whole,
+)
 
 
 def names(hashing, lookup, projection, table="host", **changes):
@@ -52,6 +59,23 @@ def test_full_ends_with_keys_and_value_and_layer_with_the_hidden_state():
         assert [stage.name for stage in stages_of_whole("full", stages)][-1] == last
         assert stages_of_whole("layer", stages) == stages
         assert stages_of_whole("full", stages) == plan_stages(places)
+
+
+@pytest.mark.parametrize(
+    ("places", "chunked", "beside"),
+    [
+        (("host", "host", "host"), "hashing", "up_kv"),
+        (("host", "host", "device"), "hashing", "up_embed"),
+        (("device", "device", "device"), "lookup", "lookup"),
+    ],
+)
+@pytest.mark.parametrize("has_link", [True, False])
+def test_chunks_begin_with_what_the_host_does_or_else_with_the_lookup(places, chunked, beside, has_link):
+    steps = dict(zip(("hashing", "lookup", "projection"), places, strict=True))
+    stages = [stage for stage in plan_stages({"table": "host", **steps}) if has_link or not stage.is_upload]
+    found = [*(stage.name for stage in stages), "none"]
+    without_a_link = beside if beside == "lookup" else "none"
+    assert [found[number] for number in overlapping(stages)] == [chunked, beside if has_link else without_a_link]
 
 
 @pytest.mark.parametrize(

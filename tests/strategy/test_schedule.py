@@ -8,7 +8,7 @@ import torch
 from common import TINY
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from places import CPU, DEVICES, built_stages, parts_of
+from places import CPU, DEVICES, KERNEL_DEVICE, built_stages, parts_of
 from safetensors.torch import load_file
 
 from engram_exp.config.derived import chunk_tokens_of
@@ -17,8 +17,10 @@ from engram_exp.machine.host_memory import HostMemory
 from engram_exp.run.whole import build_whole_run
 from engram_exp.stage import Strategy
 from engram_exp.steps.hashing.numpy import NumpyHasher
+from engram_exp.steps.lookup.triton import TritonLookup
 from engram_exp.steps.projection.fused import FusedProjection
 from engram_exp.steps.upload.pinned import PinnedUpload
+from engram_exp.strategy.overlap import Overlap
 from engram_exp.strategy.schedule import Graph, Pipeline, Replay, Slot, cut
 
 A_WHILE = 20_000_000  # cycles of a GPU: some 10 ms
@@ -38,6 +40,22 @@ def test_chunks_hash_to_what_the_batch_hashes_to(tiny_plan, batch_size, seq_len,
     assert all(0 < piece.tokens <= chunk_tokens for piece in cuts)
     row_ids = torch.cat([hasher(*piece.of(batch)).flatten(0, 1) for piece in cuts])
     assert torch.equal(row_ids, hasher(*batch).flatten(0, 1))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "fp8"])
+@pytest.mark.parametrize("options", [("strategy=uva", "lookup.widen=false"), ("strategy=device",)])
+def test_rows_are_read_while_others_are_computed(run_inline, tmp_path, options, dtype):
+    common = (*options, f"hardware={KERNEL_DEVICE.type}", f"dtype={dtype}", "cases=[full]", "save_tensors=true")
+    capture = ["capture=graph", "capture=none"] if KERNEL_DEVICE.type == "cuda" else ["capture=none"]
+    assert run_inline(*common, "schedule=serial")[0]["status"] == "ok"
+    serial = load_file(tmp_path / "tensors.safetensors")
+    for chunks in (("schedule.chunk_tokens=5", "schedule.ring_depth=2"), ("schedule.chunk_tokens=12",)):
+        for captured in capture:
+            row = run_inline(*common, "schedule=pipelined", *chunks, captured)[0]
+            assert row["status"] == "ok", row["error"]
+            pipelined = load_file(tmp_path / "tensors.safetensors")
+            for name in ("keys", "value"):
+                torch.testing.assert_close(pipelined[name], serial[name], rtol=2e-2, atol=2e-2)
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -124,6 +142,11 @@ def slow_upload(self, tensors, original=PinnedUpload.__call__):
     return original(self, tensors)
 
 
+def slow_lookup(self, row_ids, original=TritonLookup.__call__):
+    torch.cuda._sleep(A_WHILE)
+    return original(self, row_ids)
+
+
 def slow_projection(self, embeddings, original=FusedProjection.__call__):
     if embeddings.is_cuda:
         torch.cuda._sleep(A_WHILE)
@@ -142,11 +165,14 @@ def no_wait(*_):
         ("kv_on_cpu", (PinnedUpload, slow_upload), "host_waits"),
         ("kv_on_gpu", (PinnedUpload, slow_upload), "device_waits"),
         ("kv_on_gpu", (FusedProjection, slow_projection), "link_waits"),
+        ("uva", (TritonLookup, slow_lookup), "device_waits"),
+        ("uva", (FusedProjection, slow_projection), "link_waits"),
+        ("device", (TritonLookup, slow_lookup), "device_waits"),
     ],
 )
 @pytest.mark.parametrize("whole", [("cases=full",), ("cases=layer", "fusion=gated_conv")])
 def test_delays_change_nothing_as_long_as_every_wait_is_there(run_inline, monkeypatch, strategy, slow, wait, whole):
-    arguments = (f"strategy={strategy}", "hardware=cuda", *whole, *IN_CHUNKS)
+    arguments = (f"strategy={strategy}", "hardware=cuda", *whole, *IN_CHUNKS, "capture=none")
     component, slowed = slow
     monkeypatch.setattr(component, "__call__", slowed)
     assert run_inline(*arguments)[0]["status"] == "ok"
@@ -188,6 +214,25 @@ def test_keys_and_value_can_be_read_behind_a_call_and_until_the_next(
 
 @pytest.mark.accelerator
 @pytest.mark.parametrize("waits", [True, False])
+def test_rows_are_read_once_the_ids_of_this_call_are_hashed(configure, monkeypatch, waits):
+    parts = parts_of(configure(*TINY, "strategy=uva", "hardware=cuda", *IN_CHUNKS, "capture=none"))
+    first, second = parts.batches[:2]
+    with torch.inference_mode():
+        overlap = build_whole_run(parts, "full", {})
+        overlap(first)
+        want = overlap(second)[0].clone()
+        torch.cuda.synchronize()
+        monkeypatch.setattr(FusedProjection, "__call__", slow_projection)
+        if not waits:
+            monkeypatch.setattr(Overlap, "reading_waits", no_wait)
+        overlap(first)
+        keys = overlap(second)[0]
+        torch.cuda.synchronize()
+    assert torch.equal(keys, want) == waits
+
+
+@pytest.mark.accelerator
+@pytest.mark.parametrize("waits", [True, False])
 def test_a_graph_reads_its_ids_before_they_are_overwritten(configure, monkeypatch, waits):
     if not waits:
         monkeypatch.setattr(Graph, "host_waits", no_wait)
@@ -207,9 +252,16 @@ def test_a_graph_reads_its_ids_before_they_are_overwritten(configure, monkeypatc
 
 
 @pytest.mark.accelerator
-@pytest.mark.parametrize("strategy", ["kv_on_gpu", "kv_on_cpu", "uva", "device"])
-def test_nothing_waits_for_the_device_between_kernels(configure, strategy):
-    schedule = IN_CHUNKS if strategy.startswith("kv") else ()
+@pytest.mark.parametrize(
+    ("strategy", "schedule"),
+    [
+        *((strategy, IN_CHUNKS) for strategy in ("kv_on_gpu", "kv_on_cpu", "uva", "device")),
+        ("uva", (*IN_CHUNKS, "capture=none")),
+        ("uva", ()),
+        ("device", ()),
+    ],
+)
+def test_nothing_waits_for_the_device_between_kernels(configure, strategy, schedule):
     parts = parts_of(configure(*TINY, f"strategy={strategy}", "hardware=cuda", *schedule))
     with torch.inference_mode():
         stages = {} if schedule else built_stages(parts)

@@ -35,6 +35,11 @@ class Fusion(Stage):
         return super().bytes_moved(load) + brought + geometry.fusion_weights * geometry.value_bytes
 
     @classmethod
+    def work(cls, load: Load) -> dict[str, float]:
+        """Streams, of which a chunk's keys and value come from a cache."""
+        return {load.memory: cls.bytes_moved(load) - (load.bytes_of(load.stage.needs) if load.staged else 0)}
+
+    @classmethod
     def flops(cls, load: Load) -> int:
         """Multiplications and additions on vectors."""
         return load.geometry.fusion_flops(load.tokens)

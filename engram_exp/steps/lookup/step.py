@@ -34,10 +34,10 @@ class Lookup(Stage):
     def work(cls, load: Load) -> dict[str, float]:
         """Distinct rows read once, where they lie, and all rows written; those of a chunk stay in a cache."""
         row_ids, rows = load.bytes_of(load.stage.needs), load.geometry.stored_bytes(load.tokens)
-        written = load.bytes_of(load.stage.makes)
-        passed_on = 0 if load.staged else row_ids + written
+        written = 0 if load.staged else load.bytes_of(load.stage.makes)
         if load.stage.side == DEVICE and load.table == HOST:
             return {"link rows": load.distinct_rows * rows, load.memory: written}
+        passed_on = 0 if load.staged else row_ids + written
         streams = {load.memory: passed_on + load.distinct_rows * rows}
         if load.stage.side == HOST:
             streams["host rows"] = load.distinct_rows * load.tokens * load.geometry.columns

@@ -35,8 +35,9 @@ class Projection(Stage):
 
     @classmethod
     def work(cls, load: Load) -> dict[str, float]:
-        """Streams, and the matrix product."""
-        return {load.memory: cls.bytes_moved(load), f"{load.stage.side} GEMM": cls.flops(load)}
+        """Streams, of which a chunk's embeddings come from a cache, and the matrix product."""
+        streamed = cls.bytes_moved(load) - (load.bytes_of(load.stage.needs) if load.staged else 0)
+        return {load.memory: streamed, f"{load.stage.side} GEMM": cls.flops(load)}
 
     @classmethod
     def keeps(cls, load: Load) -> dict[str, int]:
