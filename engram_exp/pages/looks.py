@@ -12,7 +12,7 @@ from engram_exp.vocabulary import FULL, LAYER
 
 Channel = TypeVar("Channel")
 
-STRATEGY_ORDER = ["device", "uva", "kv_on_gpu", "kv_on_cpu"]
+STRATEGY_ORDER = ["device", "uva", "kv_on_gpu", "kv_on_cpu", "both"]
 STRATEGY_COLORS = ["#000000", "#0072b2", "#e69f00", "#c05a9a", "#009e73", "#8c8c8c"]  # after Okabe and Ito
 SHAPES = ["circle", "square", "triangle-up", "diamond", "cross", "triangle-down"]
 DASHES = [[1, 0], [6, 3], [2, 2], [8, 3, 2, 3], [12, 4], [1, 3]]

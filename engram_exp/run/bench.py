@@ -22,7 +22,7 @@ from engram_exp.run.verify import Verifier, judge_of
 from engram_exp.run.whole import ChunkStages, WholeRun, build_whole_run
 from engram_exp.stage import BuiltStage, PlannedStage, Tensors
 from engram_exp.strategy.plan import made_up_inputs
-from engram_exp.vocabulary import EMBEDDINGS, HASHING, HIDDEN, HOST, KV, LAYER, PARTS, ROWS, TOKEN_IDS, WHOLES
+from engram_exp.vocabulary import EMBEDDINGS, HASHING, HIDDEN, HOST, KV, LAYER, LINK, PARTS, ROWS, TOKEN_IDS, WHOLES
 
 ROTATING = [name for name, kind in KINDS.items() if kind.rotates]  # steps whose time depends on what they read
 OF_THE_RUN = (ConfigError, SkippedError, RegistrationError)  # errors that leave nothing to time
@@ -225,7 +225,8 @@ class Bench:
             return tuple(tensor.to(device) for tensor in batch)
         for earlier in self.plan.stages[: self.plan.stages.index(stage)]:
             batch = self._run(partial(self.stages[earlier.name].run, batch))
-        return tuple(tensor.clone() for tensor in batch)
+        placement = self.plan.memory(stage.read_from, crosses=stage.place == LINK)
+        return tuple(placement.empty(*tensor.shape, dtype=tensor.dtype).copy_(tensor) for tensor in batch)
 
     def _run(self, call: partial[Tensors]) -> Tensors:
         result = call()

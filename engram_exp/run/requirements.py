@@ -21,7 +21,7 @@ from engram_exp.steps.lookup.step import Lookup
 from engram_exp.steps.projection.step import Projection
 from engram_exp.steps.upload.step import Upload
 from engram_exp.steps.widening import build_widening
-from engram_exp.vocabulary import DEVICE, EMBEDDINGS, FUSION, HOST, PARTS, ROWS, WIDENING
+from engram_exp.vocabulary import DEVICE, EMBEDDINGS, FUSION, HOST, LINK, PARTS, ROWS, WIDENING
 
 
 def check_plan(plan: Plan) -> None:
@@ -72,7 +72,8 @@ def total_device_bytes(device: torch.device) -> int:
 
 
 def check_components(plan: Plan) -> None:
-    """Refuse unknown or mistyped options of the components, and a table that lives elsewhere than the strategy says.
+    """Refuse unknown or mistyped options of the components, and a table or a lookup that lives elsewhere than the
+    strategy says.
 
     Raises:
         ConfigError: naming the key.
@@ -86,6 +87,15 @@ def check_components(plan: Plan) -> None:
         raise ConfigError(
             "table", None, f"lives on the {table.place}, but the strategy keeps its table on the {wanted}"
         )
+    lookup, _ = _kinds(plan)
+    if lookup.on_both != (plan.config.strategy.lookup == LINK):
+        if lookup.on_both:
+            remedy = (
+                f"takes rows by the CPU and the GPU, and not on the {plan.config.strategy.lookup} alone: strategy=both"
+            )
+        else:
+            remedy = "takes rows in one place, and strategy.lookup=link in two: lookup=both, or another strategy"
+        raise ConfigError("lookup", None, remedy)
 
 
 def check_dtype(plan: Plan) -> None:
@@ -113,13 +123,13 @@ def _require_accelerator(plan: Plan) -> None:
     if plan.has_link or triton_is_interpreted():
         return
     for stage in plan.stages:
-        if stage.place == DEVICE and KINDS[stage.name].rotates:  # it hashes or reads rows: there, kernels do
+        if stage.side == DEVICE and not stage.is_upload and KINDS[stage.name].rotates:  # there, kernels do that
             raise SkippedError(f"no accelerator: this strategy runs {stage.name} on one")
 
 
 def _require_readable_table(plan: Plan) -> None:
     strategy, table = plan.config.strategy, plan.config.table
-    through_link = strategy.table == HOST and strategy.lookup == DEVICE and plan.device.type == "cuda"
+    through_link = strategy.table == HOST and strategy.lookup != HOST and plan.device.type == "cuda"
     if through_link and not table.get("pinned", False):
         raise SkippedError("a kernel reads host memory only where it is pinned: table=pinned or table=huge")
 

@@ -45,7 +45,8 @@ def plan_stages(
     ids are made on the host, and keys and value must end on the device, where the model's hidden state is.
 
     Args:
-        places: `host` or `device` for each step that is placed, and for the table.
+        places: `host` or `device` for each step that is placed, and for the table; for the lookup also `link`: it takes
+            row ids on the host and leaves rows on the device.
         widens: stored rows are not yet in the compute dtype; otherwise they are the embeddings.
         looked_up: what the lookup then makes: rows, parts, or embeddings, which leave nothing to widen behind it.
         fuses: keys and value are put into the hidden state.
@@ -55,8 +56,8 @@ def plan_stages(
     """
     if places["table"] not in (HOST, DEVICE):
         raise ConfigError("strategy.table", places["table"], f"must be {HOST} or {DEVICE}")
-    if (places["table"], places[LOOKUP.name]) == (DEVICE, HOST):
-        raise ConfigError(f"strategy.{LOOKUP.name}", HOST, "must be device, since the table is there")
+    if places["table"] == DEVICE and places[LOOKUP.name] in (HOST, LINK):
+        raise ConfigError(f"strategy.{LOOKUP.name}", places[LOOKUP.name], "must be device, since the table is there")
     stages: list[PlannedStage] = []
     made_on = {TOKEN_IDS: HOST}
     values = {ROWS: looked_up} if widens else {EMBEDDINGS: ROWS}
@@ -66,15 +67,17 @@ def plan_stages(
             continue
         key = PLACED_WITH.get(step.name, step.name)
         place = DEVICE if step == FUSION else places[key]
-        if place not in (HOST, DEVICE):
-            raise ConfigError(f"strategy.{key}", place, f"must be {HOST} or {DEVICE}")
-        if (made_on[needs], place) == (DEVICE, HOST):
+        allowed = (HOST, DEVICE, LINK) if step == LOOKUP else (HOST, DEVICE)
+        if place not in allowed:
+            raise ConfigError(f"strategy.{key}", place, f"must be {' or '.join(allowed)}")
+        stage = PlannedStage(step.name, place, needs, makes)
+        if (made_on[needs], stage.read_from) == (DEVICE, HOST):
             raise ConfigError(f"strategy.{key}", place, "must be device, since the step before it runs there")
-        if made_on[needs] != place:
+        if made_on[needs] != stage.read_from:
             stages.append(upload_of(needs))
-            made_on[needs] = place
-        stages.append(PlannedStage(step.name, place, needs, makes))
-        made_on[makes] = place
+            made_on[needs] = stage.read_from
+        stages.append(stage)
+        made_on[makes] = stage.side
     if made_on[KV] != DEVICE:
         stages.append(upload_of(KV))
     return tuple(stages)

@@ -38,6 +38,8 @@ def test_every_option_composes_and_builds(configure, tmp_path, group, option):
         overrides.append("model=deepseek_v41_flash")
     if option in ("triton", "triton_link", "device", "graph") or (group == "lookup" and option in ENGINES):
         overrides.append("strategy=device")  # steps on the device, a table there
+    if (group, option) == ("lookup", "both"):
+        overrides.append("strategy=both")
     if option == "ids":
         np.save(tmp_path / "ids.npy", np.arange(8).reshape(2, 4))
         overrides.append(f"tokens.path={tmp_path / 'ids.npy'}")

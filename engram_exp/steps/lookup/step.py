@@ -21,6 +21,7 @@ class Lookup(Stage):
 
     makes: ClassVar[str] = ROWS
     fresh: ClassVar[bool] = False  # it hands out other pinned memory on each call
+    on_both: ClassVar[bool] = False  # it takes row ids on the host and leaves rows on the device
     built_from = ("table", "max_tokens", "columns", "placement")
     reads_table = True
     rotates = True
