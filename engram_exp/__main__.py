@@ -1,4 +1,4 @@
-"""What campaigns say: `python -m engram_exp advise|compare|report|summary ...`. To measure, use `python run.py`."""
+"""What campaigns say, and texts: `python -m engram_exp advise|compare|report|reuse|summary ...`. `run.py` measures."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ import os
 import sys
 import warnings
 
-from engram_exp.commands import advise, compare, report, summary
+from engram_exp.commands import advise, compare, report, reuse, summary
 
 COMMANDS = {
     "advise": (advise, "which strategy for decode and prefill, and what it costs"),
     "compare": (compare, "is B faster than A? two folders, or two values of a column"),
     "report": (report, "a page with figures, to be sent to a colleague"),
+    "reuse": (reuse, "which rows a text asks for again: what a cache, or a larger step, would gain"),
     "summary": (summary, "a table of medians, as Markdown"),
 }
 

@@ -14,7 +14,7 @@ FLOORS = (  # bottom up; a room is a folder of the package, or a file beside the
     "layer machine",
     "stage",
     "steps strategy results",
-    "measure config analysis",
+    "measure config analysis reuse",
     "run pages",
     "campaign commands",
     "__main__",

@@ -92,7 +92,7 @@ def test_a_command_parses_and_its_columns_exist(command):
     COMMANDS[name][0].add_arguments(parser)
     found = parser.parse_args(arguments)
     named = [getattr(found, "by", None), getattr(found, "columns", None), getattr(found, "value", None)]
-    named += [*getattr(found, "index", []), *(choice.partition("=")[0] for choice in found.only)]
+    named += [*getattr(found, "index", []), *(choice.partition("=")[0] for choice in getattr(found, "only", []))]
     assert NAMES.issuperset(filter(None, named))
 
 

@@ -1,6 +1,7 @@
 """Workloads: where token ids come from.
 
-Every source is called as `(batch_size, seq_len, seed)` and returns a `Batch`; equal arguments give equal ids.
+Every source is called as `(batch_size, seq_len, seed)` and returns a `Batch`; equal arguments give equal ids. Its
+`stream(tokens, seed)` returns ids in the order in which a model would meet them, int64, at most so many.
 """
 
 from __future__ import annotations
@@ -56,9 +57,46 @@ class RandomTokens:
 
     def __call__(self, batch_size: int, seq_len: int, seed: int) -> Batch:
         """Draw B sequences of L ids."""
-        random = np.random.default_rng(seed)
-        stream = random.integers(0, self.limit, size=(batch_size, self.history_len + seq_len), dtype=np.int64)
+        stream = self.stream(batch_size * (self.history_len + seq_len), seed).reshape(batch_size, -1)
         return _split(stream, self.history_len, self.history)
+
+    def stream(self, tokens: int, seed: int) -> np.ndarray:
+        """Draw ids."""
+        return np.random.default_rng(seed).integers(0, self.limit, size=tokens, dtype=np.int64)
+
+
+class ZipfTokens:
+    """Ids drawn independently by Zipf's law: the k-th of them, id k - 1, with a probability proportional to
+    1 / k^exponent. Real text repeats whole n-grams, too; this repeats tokens alone.
+
+    Args:
+        vocab_size: ids that exist.
+        history_len: N - 1.
+        exponent: 0 draws uniformly; word frequencies of a language follow about 1.
+        history: whether sequences are preceded by ids, or start afresh.
+
+    Raises:
+        ConfigError: `exponent` below 0.
+    """
+
+    def __init__(self, vocab_size: int, history_len: int, exponent: float, history: bool) -> None:
+        if not 0 <= exponent < np.inf:
+            raise ConfigError("tokens.exponent", exponent, "must be at least 0")
+        weights = np.arange(1, vocab_size + 1, dtype=np.float64) ** -exponent
+        self.cumulative = np.cumsum(weights) / weights.sum()
+        self.history_len = history_len
+        self.history = history
+
+    def __call__(self, batch_size: int, seq_len: int, seed: int) -> Batch:
+        """Draw B sequences of L ids."""
+        stream = self.stream(batch_size * (self.history_len + seq_len), seed).reshape(batch_size, -1)
+        return _split(stream, self.history_len, self.history)
+
+    def stream(self, tokens: int, seed: int) -> np.ndarray:
+        """Draw ids."""
+        drawn = np.random.default_rng(seed).random(tokens)
+        ids = np.searchsorted(self.cumulative, drawn, side="right")
+        return np.minimum(ids, len(self.cumulative) - 1).astype(np.int64)  # the last sum may round to less than 1
 
 
 class TextTokens:
@@ -120,6 +158,10 @@ class TextTokens:
         starts = np.random.default_rng(seed).integers(0, len(self.corpus) - length + 1, size=(batch_size, 1))
         stream = self.corpus[starts + np.arange(length)].astype(np.int64)
         return _split(stream, self.history_len, self.history)
+
+    def stream(self, tokens: int, seed: int) -> np.ndarray:
+        """The ids of the text from its beginning on, whatever the seed."""
+        return self.corpus[:tokens].astype(np.int64)
 
 
 class FileTokens:
@@ -184,6 +226,10 @@ class FileTokens:
         first = seed % (rows // batch_size) * batch_size
         block = slice(first, first + batch_size)
         return Batch(torch.from_numpy(self.ids[block]), torch.from_numpy(self.history[block]))
+
+    def stream(self, tokens: int, seed: int) -> np.ndarray:
+        """The file's rows behind each other from its beginning on, whatever the seed."""
+        return self.ids.ravel()[:tokens]
 
 
 def distinct_batches(

@@ -143,8 +143,12 @@ class Parts:
     def draw(self, seeds: Sequence[int]) -> list[Batch]:
         """Batches of these seeds, no two the same."""
         config = self.plan.config
-        source = _make(config.tokens, self._given(self.plan.tokens, Placement(CPU)))
-        return distinct_batches(source, seeds, (config.batch_size, config.seq_len))
+        return distinct_batches(self.token_source, seeds, (config.batch_size, config.seq_len))
+
+    @cached_property
+    def token_source(self) -> Any:
+        """Where token ids come from."""
+        return _make(self.plan.config.tokens, self._given(self.plan.tokens, Placement(CPU)))
 
     @cached_property
     def table(self) -> Any:

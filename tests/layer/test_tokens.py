@@ -10,7 +10,7 @@ from engram_exp.config.derived import batches_of
 from engram_exp.errors import ConfigError
 from engram_exp.layer.corpus import read_pieces
 from engram_exp.layer.tokenizer import BUNDLED, open_tokenizer
-from engram_exp.layer.tokens import NO_TOKEN, FileTokens, RandomTokens, TextTokens, distinct_batches
+from engram_exp.layer.tokens import NO_TOKEN, FileTokens, RandomTokens, TextTokens, ZipfTokens, distinct_batches
 
 
 @pytest.fixture(scope="module")
@@ -42,12 +42,37 @@ def test_text_in_ids_that_the_model_has_not_is_refused(tokenizer, cache_dir):
 )
 def test_random_ids_keep_the_contract(vocab, history_len, share, history, shape, seed):
     source = RandomTokens(vocab, history_len, share, history)
+    assert source(*shape, seed).ids.max() < max(1, int(vocab * share))
+    keeps_the_contract(source, vocab, history_len, history, shape, seed)
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    vocab=st.integers(1, 1000),
+    history_len=st.integers(0, 4),
+    exponent=st.floats(0, 3),
+    history=st.booleans(),
+    shape=st.tuples(st.integers(1, 5), st.integers(1, 9)),
+    seed=st.integers(0, 2**31),
+)
+def test_ids_by_zipfs_law_keep_the_contract(vocab, history_len, exponent, history, shape, seed):
+    keeps_the_contract(ZipfTokens(vocab, history_len, exponent, history), vocab, history_len, history, shape, seed)
+
+
+@pytest.mark.parametrize("exponent", [0, 1, 1.5])
+def test_ids_come_as_often_as_zipf_says(exponent):
+    stream = ZipfTokens(50, 2, exponent, False).stream(200_000, seed=1)
+    weights = np.arange(1, 51) ** -float(exponent)
+    assert np.bincount(stream, minlength=50) / len(stream) == pytest.approx(weights / weights.sum(), abs=0.005)
+
+
+def keeps_the_contract(source, vocab, history_len, history, shape, seed):
     batch, again = source(*shape, seed), source(*shape, seed)
     assert batch.ids.dtype == batch.history.dtype == torch.int64
     assert batch.ids.shape == shape
     assert batch.history.shape == (shape[0], history_len)
     assert batch.ids.min() >= 0
-    assert batch.ids.max() < max(1, int(vocab * share))
+    assert batch.ids.max() < vocab
     assert ((batch.history >= 0) if history else (batch.history == NO_TOKEN)).all()
     assert torch.equal(batch.ids, again.ids)
     assert torch.equal(batch.history, again.history)

@@ -1,0 +1,139 @@
+"""Which rows a workload asks for again: hit rates over the size of a cache, distinct rows over the tokens of a step."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+
+import pandas as pd
+from hydra import compose, initialize_config_dir
+from hydra.errors import HydraException
+from omegaconf import DictConfig
+from rich.console import Console
+from rich.table import Table
+
+import engram_exp
+from engram_exp.commands.arguments import at_least
+from engram_exp.config.checks import check
+from engram_exp.config.schema import register_schema
+from engram_exp.machine.files import write_text
+from engram_exp.reuse.curves import ALL_ORDERS, COLD, LRU, STATIC, WARM, TableShape, curves
+from engram_exp.run.workload import Workload
+
+CONF = Path(engram_exp.__file__).parents[1] / "conf"
+MOST_TOKENS = 2_000_000
+BYTES_OF_TOKEN = 8  # of text, at most in the mean: so many are read
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """What `python -m engram_exp reuse` takes."""
+    parser.add_argument("tokens", metavar="TOKENS", help="a text, a folder, ids (.npy), or an option of conf/tokens")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="KEY=VALUE", help="as run.py takes them: model=, dtype=, layer="
+    )
+    parser.add_argument(
+        "--most", type=at_least(2, int), default=MOST_TOKENS, metavar="N", help="tokens, at most (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--concurrency", type=at_least(1, int), action="append", metavar="N",
+        help="streams of equal length that take a token each in turn; several times: each of them (default: 1)",
+    )  # fmt: skip
+    parser.add_argument("--output", metavar="DIR", help="gets cache.csv, steps.csv and reuse.svg (extra `report`)")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Print the curves of a workload, and write them if asked to.
+
+    Raises:
+        ValueError: tokens, a key or a number that will not do.
+        OSError: the folder cannot be written.
+    """
+    config = _config(arguments.tokens, arguments.overrides, arguments.most)
+    workload, console = Workload(config), Console()
+    shape = TableShape(workload.orders, workload.geometry.row_bytes)
+    caches, steps = [], []
+    for streams in arguments.concurrency or [1]:
+        row_ids = workload.row_ids(arguments.most, streams)
+        began = time.perf_counter()
+        cache, step = curves(row_ids, shape)
+        passed_s = time.perf_counter() - began
+        console.print(_title(arguments, config, streams, len(row_ids), shape))
+        console.print(_cache_table(cache), _step_table(step))
+        console.print(
+            f"{row_ids.size:,} uses in {passed_s:.2f} s: {row_ids.size / passed_s / 1e6:.3g} million a second"
+        )
+        told = {"tokens": arguments.tokens, "overrides": " ".join(arguments.overrides), "concurrency": streams}
+        caches.append(cache.assign(**told))
+        steps.append(step.assign(**told))
+    if arguments.output:
+        _write(Path(arguments.output), pd.concat(caches), pd.concat(steps))
+
+
+def _config(tokens: str, overrides: list[str], most_tokens: int) -> DictConfig:
+    """The configuration of a run on these tokens."""
+    if not CONF.is_dir():
+        raise ValueError(f"{CONF} is not there: the package must be installed from its checkout (pip install -e .)")
+    path = Path(tokens).expanduser()
+    option = ("ids" if path.suffix in (".npy", ".npz") else "text") if path.exists() else tokens
+    options = sorted(file.stem for file in (CONF / "tokens").glob("*.yaml"))
+    if option not in options:
+        raise ValueError(f"{tokens}: no such file or folder, and none of the options {', '.join(options)}")
+    register_schema()
+    try:
+        with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
+            config = compose("config", [f"tokens={option}", *overrides])
+    except HydraException as error:
+        raise ValueError(str(error)) from error
+    if path.exists():
+        config.tokens.path = str(path)
+    if "max_mb" in config.tokens and not any(text.startswith("tokens.max_mb=") for text in overrides):
+        config.tokens.max_mb = most_tokens * BYTES_OF_TOKEN / 1e6
+    check(config, here=False)
+    return config
+
+
+def _title(arguments: argparse.Namespace, config: DictConfig, streams: int, tokens: int, shape: TableShape) -> str:
+    said = " ".join([arguments.tokens, *arguments.overrides])
+    rows = f"{len(shape.orders)} rows of {shape.row_bytes} bytes each"
+    return f"{said}, layer {config.layer}: {tokens:,} tokens in {streams} stream{'s' * (streams > 1)}, {rows}"
+
+
+def _cache_table(cache: pd.DataFrame) -> Table:
+    """A line for each size: hit rates of the policies and, of the first, of each n-gram order."""
+    table = Table("cache GB", "lru, warm", "lru, cold", "static, warm")
+    asked = [(LRU, WARM, ALL_ORDERS), (LRU, COLD, ALL_ORDERS), (STATIC, WARM, ALL_ORDERS)]
+    for order in cache["order"].unique():
+        if order != ALL_ORDERS:
+            table.add_column(f"order {order}")
+            asked.append((LRU, WARM, order))
+    rates = cache.pivot(index="cache_gb", columns=["policy", "state", "order"], values="hit_rate")[asked]
+    for cache_gb, row in rates.iterrows():
+        table.add_row(f"{cache_gb:.3g}", *(f"{rate:.3f}" for rate in row))
+    return table
+
+
+def _step_table(steps: pd.DataFrame) -> Table:
+    """A line for each size of a step: the share of distinct rows, of each n-gram order."""
+    shares = steps.pivot(index="step_tokens", columns="order", values="distinct_share")
+    orders = [ALL_ORDERS, *(order for order in shares if order != ALL_ORDERS)]
+    table = Table(
+        "tokens of a step", *(f"distinct, {'all' if order == ALL_ORDERS else f'order {order}'}" for order in orders)
+    )
+    for step, row in shares[orders].iterrows():
+        table.add_row(f"{step:,}", *(f"{share:.3f}" for share in row))
+    return table
+
+
+def _write(folder: Path, cache: pd.DataFrame, steps: pd.DataFrame) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    write_text(folder / "cache.csv", cache.to_csv(index=False, float_format="%.6g"))
+    write_text(folder / "steps.csv", steps.to_csv(index=False, float_format="%.6g"))
+    try:
+        from engram_exp.pages.reuse import reuse_figure
+    except ModuleNotFoundError as error:
+        raise ValueError(
+            f"{folder} has no figure: {error.name} is not installed (pip install -e '.[report]')"
+        ) from error
+    write_text(folder / "reuse.svg", reuse_figure(cache, steps))
+    print(folder / "reuse.svg")

@@ -1,0 +1,51 @@
+"""The row ids of a workload, in the order in which a model would ask for them, without a table or a device."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from omegaconf import DictConfig
+
+from engram_exp.errors import ConfigError
+from engram_exp.layer.tokens import NO_TOKEN
+from engram_exp.machine.placement import Placement
+from engram_exp.run.parts import Parts
+from engram_exp.run.plan import Plan
+from engram_exp.steps.hashing.numba import NumbaHasher
+
+
+class Workload:
+    """Token ids of a source, and the row ids that a layer's hash makes of them.
+
+    Args:
+        config: as a run has it; its tokens, model, dtype, layer and seed count.
+    """
+
+    def __init__(self, config: DictConfig) -> None:
+        self.parts = Parts(Plan(config))
+        self.geometry, self.seed = self.parts.geometry, int(config.seed)
+
+    @property
+    def orders(self) -> list[int]:
+        """The n-gram order of each column."""
+        return [order for order in self.geometry.orders for _ in range(self.geometry.heads)]
+
+    def row_ids(self, most_tokens: int, streams: int) -> np.ndarray:
+        """Row ids [T, H] of at most so many tokens, cut into streams of equal length that take a token each in turn.
+
+        Raises:
+            ConfigError: the source knows no order of its ids, or has too few of them.
+        """
+        source: Any = self.parts.token_source
+        if not hasattr(source, "stream"):
+            raise ConfigError("tokens", None, f"{type(source).__name__} has no `stream` of ids in their order")
+        ids = source.stream(most_tokens, self.seed)
+        length = len(ids) // streams
+        if length < 2:
+            raise ConfigError("tokens", None, f"has {len(ids)} ids, fewer than two for each of {streams} streams")
+        cut = torch.from_numpy(ids[: length * streams].reshape(streams, length).copy())
+        history = torch.full((streams, self.geometry.max_order - 1), NO_TOKEN)
+        hasher = NumbaHasher(self.parts.hash_plan, cut.numel(), Placement(torch.device("cpu")))
+        return hasher(cut, history).transpose(0, 1).reshape(cut.numel(), -1).contiguous().numpy()

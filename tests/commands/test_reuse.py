@@ -1,0 +1,81 @@
+"""What a text asks for again: the command, its files, what it refuses."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+from common import ROOT
+
+from engram_exp.commands.reuse import _config
+from engram_exp.run.workload import Workload
+
+DEMO = ("model.vocab_per_order=[500,700]", "model.heads=2", "cache_dir={cache}")
+
+
+def command(*arguments, **options):
+    call = [sys.executable, "-m", "engram_exp", "reuse", *arguments]
+    return subprocess.run(call, cwd=ROOT, capture_output=True, text=True, **options)
+
+
+@pytest.mark.slow
+def test_a_text_has_its_curves(tmp_path, cache_dir):
+    text = tmp_path / "again and again.txt"
+    text.write_text("the same words again, and the same words again\n" * 60)
+    demo = [part.format(cache=cache_dir) for part in DEMO]
+    done = command(str(text), *demo, "--concurrency", "1", "--concurrency", "4", "--output", str(tmp_path / "out"))
+    assert done.returncode == 0, done.stderr
+    assert "million a second" in done.stdout
+    assert done.stdout.strip().endswith("reuse.svg")
+    cache, steps = (pd.read_csv(tmp_path / "out" / f"{name}.csv") for name in ("cache", "steps"))
+    assert set(cache["concurrency"]) == set(steps["concurrency"]) == {1, 4}
+    warm = cache[(cache["policy"] == "lru") & (cache["state"] == "warm") & (cache["order"] == "all")]
+    assert (warm["hit_rate"] == 1).all(), "a text that repeats itself"
+    assert set(cache["order"]) == {"all", "2", "3"}
+    svg = (tmp_path / "out" / "reuse.svg").read_text()
+    assert "hit rate of a row cache" in svg
+
+
+def test_tokens_may_be_a_text_ids_or_a_source(tmp_path, cache_dir):
+    np.save(tmp_path / "ids.npy", np.arange(12).reshape(3, 4))
+    overrides = [part.format(cache=cache_dir) for part in DEMO]
+    rows = {
+        name: Workload(_config(str(tokens), overrides, 1000)).row_ids(1000, 1)
+        for name, tokens in (("ids", tmp_path / "ids.npy"), ("random", "random"), ("zipf", "zipf"))
+    }
+    assert rows["ids"].shape == (12, 4)
+    assert rows["random"].shape == rows["zipf"].shape == (1000, 4)
+    distinct = {name: len(np.unique(found)) for name, found in rows.items()}
+    assert distinct["zipf"] < distinct["random"]
+
+
+def test_streams_take_turns(tmp_path, cache_dir):
+    np.save(tmp_path / "ids.npy", np.arange(1, 13).reshape(1, 12))
+    workload = Workload(_config(str(tmp_path / "ids.npy"), [part.format(cache=cache_dir) for part in DEMO], 1000))
+    one, three = workload.row_ids(1000, 1), workload.row_ids(1000, 3)
+    in_turn = [0, 4, 8, 1, 5, 9, 2, 6, 10, 3, 7, 11]
+    begins_a_stream = {4, 5, 8, 9}  # whose n-grams reach before their stream
+    for place, token in enumerate(in_turn):
+        assert np.array_equal(three[place], one[token]) or token in begins_a_stream
+
+
+@pytest.mark.parametrize(
+    ("tokens", "overrides", "says"),
+    [
+        ("nowhere.txt", [], r"nowhere.txt: no such file or folder, and none of the options ids, random, text, zipf"),
+        ("random", ["model=nobodys"], r"(?s).*Could not find 'model/nobodys'"),
+        ("random", ["layer=99"], r"layer=99"),
+        ("zipf", ["tokens.exponent=-1"], r"tokens.exponent=-1"),
+    ],
+)
+def test_what_has_no_curve_is_refused(cache_dir, tokens, overrides, says):
+    with pytest.raises(ValueError, match=says):
+        Workload(_config(tokens, [f"cache_dir={cache_dir}", *overrides], 1000)).row_ids(100, 1)
+
+
+def test_too_few_ids_for_their_streams_are_refused(tmp_path, cache_dir):
+    np.save(tmp_path / "ids.npy", np.arange(4).reshape(1, 4))
+    workload = Workload(_config(str(tmp_path / "ids.npy"), [f"cache_dir={cache_dir}"], 1000))
+    with pytest.raises(ValueError, match="has 4 ids, fewer than two for each of 3 streams"):
+        workload.row_ids(1000, 3)
