@@ -16,6 +16,7 @@ from common import ROOT, runs
 
 from engram_exp import load_results, load_samples
 from engram_exp.machine.environment import gpus
+from engram_exp.results.write import SAMPLES_SO_FAR
 
 pytestmark = pytest.mark.slow  # each starts the program
 
@@ -135,8 +136,8 @@ def wait_for(condition, seconds=120):
         time.sleep(0.02)
 
 
-def is_measuring(tmp_path, number):
-    return any("warmed up" in log.read_text() for log in (tmp_path / "out").rglob(f"{number}/run.log"))
+def has_kept_samples(tmp_path, number):
+    return any(kept.stat().st_size for kept in (tmp_path / "out").rglob(f"{number}/{SAMPLES_SO_FAR}"))
 
 
 @pytest.fixture
@@ -147,7 +148,7 @@ def long_sweep(command, tmp_path):
         cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
     )  # fmt: skip
     # Hydra varies the last key fastest: (3, 0), (3, 1), (1e9, 0), (1e9, 1)
-    wait_for(lambda: is_measuring(tmp_path, 2) or sweep.poll() is not None)
+    wait_for(lambda: has_kept_samples(tmp_path, 2) or sweep.poll() is not None)
     (worker,) = psutil.Process(sweep.pid).children()
     yield sweep, worker
     for process in (sweep, worker):
@@ -173,7 +174,7 @@ def test_a_signal_ends_a_sweep_under_its_name_and_loses_nothing(long_sweep, tmp_
 def test_a_killed_worker_is_a_row_and_the_sweep_goes_on(long_sweep, tmp_path):
     sweep, worker = long_sweep
     worker.kill()
-    wait_for(lambda: is_measuring(tmp_path, 3) or sweep.poll() is not None)
+    wait_for(lambda: has_kept_samples(tmp_path, 3) or sweep.poll() is not None)
     psutil.Process(sweep.pid).children()[0].send_signal(signal.SIGTERM)
     sweep.communicate(timeout=60)
     assert sweep.returncode == 1
