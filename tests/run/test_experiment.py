@@ -86,7 +86,7 @@ def test_a_run_gives_a_row_for_every_case(run_inline, tmp_path, strategy, compon
 def test_steps_on_the_device_have_their_rows(run_inline, tmp_path, strategy, dtype, row_bytes, options):
     device = KERNEL_DEVICE.type
     capture = [] if device == "cuda" else ["capture=none"]
-    rows = run_inline(f"strategy={strategy}", f"hardware={device}", f"dtype={dtype}", *capture, *options)
+    rows = run_inline(f"strategy={strategy}", f"hardware={device}", f"dtype={dtype}", "seq_len=5", *capture, *options)
     statuses = {row["case"]: row["status"] for row in rows}
     widening = {"widening": "ok"} if options == ["lookup.widen=false"] else {}
     upload = "ok" if device == "cuda" else "skipped"
@@ -112,8 +112,8 @@ def test_steps_on_the_device_have_their_rows(run_inline, tmp_path, strategy, dty
 def test_rows_that_are_read_in_order_come_back_to_their_places(run_inline, options, order):
     device = KERNEL_DEVICE.type
     capture = [] if device == "cuda" else ["capture=none"]
-    cases = "cases=[lookup,full]"
-    rows = run_inline("strategy=uva", f"hardware={device}", "dtype=fp8", cases, *capture, *options)
+    asked = "cases=[lookup,full]", "seq_len=5"
+    rows = run_inline("strategy=uva", f"hardware={device}", "dtype=fp8", *asked, *capture, *options)
     assert [(row["status"], row["row_order"]) for row in rows] == [("ok", order)] * 2, rows
     launch = (4, 3) if "lookup.programs=3" in options else (16, 528)
     assert {(row["rows_per_program"], row["programs"]) for row in rows} == {launch}
@@ -198,7 +198,7 @@ def run_and_load(run_inline, tmp_path, *overrides):
 @pytest.mark.parametrize("history", ["true", "false"])
 def test_all_strategies_and_components_give_the_same_keys_and_value(run_inline, tmp_path, history):
     device = KERNEL_DEVICE.type
-    common = (f"hardware={device}", "dtype=float32", f"tokens.history={history}", "cases=full")
+    common = (f"hardware={device}", "dtype=float32", f"tokens.history={history}", "cases=full", "seq_len=5")
     capture = "capture=none" if device == "cpu" else "capture=graph"
     outcomes = [
         run_and_load(run_inline, tmp_path, f"strategy={strategy}", *more, *common)
@@ -214,7 +214,7 @@ def test_all_strategies_and_components_give_the_same_keys_and_value(run_inline, 
     ]
     first = outcomes[0]
     assert set(first) == {"token_ids", "history", "row_ids", "embeddings", "keys", "value"}
-    assert first["keys"].shape == (24, 2, 16)
+    assert first["keys"].shape == (10, 2, 16)
     assert (first["history"] >= 0).all() == (history == "true")
     for other in outcomes[1:]:
         for name in ("token_ids", "history", "row_ids", "embeddings"):
