@@ -59,13 +59,13 @@ def test_golden_embeddings(lookup):
 
 
 @st.composite
-def row_formats(draw):
+def row_formats(draw, one_scale=0.01):
     """Any way to store rows, of sizes that are no powers of two, too."""
     values, dtype = draw(st.integers(1, 40)), draw(st.sampled_from(DTYPES))
     if draw(st.booleans()):
         return RowFormat(values, dtype)
     if draw(st.booleans()):
-        return RowFormat(values, dtype, one_scale=0.01)
+        return RowFormat(values, dtype, one_scale=one_scale)
     return RowFormat(values, dtype, draw(st.sampled_from([1, 3, 8, 32])), draw(st.booleans()))
 
 
@@ -113,7 +113,7 @@ def test_staged_rows_equal_the_contents_whole_or_in_two_parts(rows, row_format, 
 @settings(max_examples=25, deadline=None)
 @given(
     rows=st.integers(1, 300),
-    row_format=row_formats(),
+    row_format=row_formats(one_scale=0.01 if KERNEL_DEVICE.type == "cuda" else 0.5),  # no interpreter rounds
     seed=st.integers(0, 2**31),
     order=st.sampled_from(["as_asked", "sorted", "partitioned", "auto"]),
     sort_from_rows=st.integers(0, 60),
