@@ -28,7 +28,7 @@ RunInline = Callable[..., list[dict]]
 NO_ACCELERATOR = "needs a CUDA device"
 
 
-WHOLE_RUNS = {"call", "sweep", "run_inline"}  # fixtures that start the program or a run
+WHOLE_RUNS = {"call", "call_here", "sweep", "run_inline"}  # fixtures that start the program or a run
 
 
 @pytest.hookimpl(tryfirst=True)  # before `-m` chooses
