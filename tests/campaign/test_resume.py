@@ -14,7 +14,7 @@ from engram_exp.campaign.preflight import Preflight
 
 @pytest.fixture
 def call_here(command, monkeypatch, capsys):
-    """Run `command` in this process, which takes a tenth of the time."""
+    """Run `command` in this process, without the time of a start."""
     monkeypatch.setattr("engram_exp.campaign.process.stop_on", lambda *signals: None)
     for name in ("sweep_dir", "began", "reports"):
         monkeypatch.setattr(Preflight, name, getattr(Preflight, name))
