@@ -33,9 +33,11 @@ COMMANDS = sorted(
 def shrink(command: str) -> list[str]:
     command = command.replace("repeats=5", "repeats=2").replace("=engines", "=engines components=sglang_staged,tuned")
     arguments = shlex.split(re.sub(r"\b(\d+)\b(?=[,\s]|$)", lambda number: SMALLER.get(number[1], number[1]), command))
-    chosen = {argument.partition("=")[0] for argument in arguments} | {"worker", "hardware", "tokens"}
+    chosen = {argument.partition("=")[0] for argument in arguments} | {"hardware", "tokens"}
     of_model = "model" in chosen or "experiment=engines" in arguments  # it has a geometry of its own
     tiny = [override for override in TINY if not (of_model and override.startswith("model."))]
+    if chosen & {"-m", "experiment"}:  # a process for each run of a sweep is what tests/campaign are for
+        arguments.append("worker=inline")
     return [*arguments, *(override for override in tiny if override.partition("=")[0] not in chosen)]
 
 

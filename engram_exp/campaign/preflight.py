@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 from itertools import chain
 from pathlib import Path
+from tempfile import NamedTemporaryFile
 from typing import Any, ClassVar
 
 from hydra import compose
@@ -75,10 +77,7 @@ def _check_writable(folder: Path) -> float:
     """When a file that is written there now was written."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / ".writable"
-        probe.touch()
-        began = probe.stat().st_mtime
-        probe.unlink()
-        return began
+        with NamedTemporaryFile(dir=folder, prefix=".writable-") as probe:  # of this call alone: others may look, too
+            return os.fstat(probe.fileno()).st_mtime
     except OSError as error:
         raise ConfigError("output_dir", folder, f"cannot be written ({error.strerror})") from error

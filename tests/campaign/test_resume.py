@@ -1,23 +1,46 @@
 """Runs again: repetitions, campaigns that go on, and what an earlier run leaves behind."""
 
+import runpy
 import subprocess
 import sys
 
 import numpy as np
+import pytest
 from common import ROOT, runs
 
 from engram_exp import load_results, load_samples
+from engram_exp.campaign.preflight import Preflight
+
+
+@pytest.fixture
+def call_here(command, monkeypatch, capsys):
+    """Run `command` in this process, without the time of a start."""
+    monkeypatch.setattr("engram_exp.campaign.process.stop_on", lambda *signals: None)
+    for name in ("sweep_dir", "began", "reports"):
+        monkeypatch.setattr(Preflight, name, getattr(Preflight, name))
+
+    def call(*arguments):
+        asked = command(*arguments)
+        monkeypatch.setattr(sys, "argv", asked[1:])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            runpy.run_path(str(ROOT / "run.py"), run_name="__main__")
+        return subprocess.CompletedProcess(asked, ended.value.code, *capsys.readouterr())
+
+    return call
 
 
 def test_an_earlier_run_in_the_same_folder_does_not_count(call, tmp_path):
     same = f"hydra.run.dir={tmp_path / 'out/same'}"
-    assert call("cases=[hashing]", same).returncode == 0
+    assert call("cases=[hashing]", same, "worker=inline").returncode == 0
+    assert len(load_samples(tmp_path)) == 3
     assert call("cases=[hashing]", same, "timeout_s=0.3", "resume=false").returncode == 1
     assert load_results(tmp_path)["status"].tolist() == ["timeout"]
+    assert load_samples(tmp_path).empty
 
 
-def test_repeats_are_shuffled_and_each_has_its_folder(call, tmp_path):
-    done = call("-m", "batch_size=1,2,3", "repeats=3", "cases=[hashing]", "worker=inline", "campaign=mine")
+def test_repeats_are_shuffled_and_each_has_its_folder(call_here, tmp_path):
+    done = call_here("-m", "batch_size=1,2,3", "repeats=3", "cases=[hashing]", "worker=inline", "campaign=mine")
     assert done.returncode == 0, done.stderr
     assert "9 runs (3 of each configuration, shuffled): at most about" in done.stdout
     assert "run 9 of 9, about" in done.stdout
@@ -27,15 +50,15 @@ def test_repeats_are_shuffled_and_each_has_its_folder(call, tmp_path):
     assert frame.groupby("batch_size")["repeat"].apply(list).tolist() == [[0, 1, 2]] * 3
     in_order = frame.sort_values("run_id")[["batch_size", "repeat"]].to_numpy().tolist()
     assert in_order != sorted(in_order)
-    again = call("-m", "batch_size=1,2,3", "repeats=3", "cases=[hashing]", "worker=inline", "campaign=other")
+    again = call_here("-m", "batch_size=1,2,3", "repeats=3", "cases=[hashing]", "worker=inline", "campaign=other")
     assert again.returncode == 0
     other = load_results(tmp_path / "out/other").sort_values("run_id")[["batch_size", "repeat"]]
     assert other.to_numpy().tolist() == in_order, "the order is seeded"
 
 
-def test_a_campaign_goes_on_where_it_stopped(call, tmp_path):
+def test_a_campaign_goes_on_where_it_stopped(call_here, tmp_path):
     def sweep(*arguments):
-        done = call("-m", *arguments, "cases=[hashing]", "worker=inline", "campaign=mine")
+        done = call_here("-m", *arguments, "cases=[hashing]", "worker=inline", "campaign=mine")
         assert done.returncode == 0, done.stderr
         return done.stdout, load_results(tmp_path)
 
@@ -53,10 +76,10 @@ def test_a_campaign_goes_on_where_it_stopped(call, tmp_path):
     assert not set(first["run_id"]) & set(fourth["run_id"])
 
 
-def test_single_runs_of_a_campaign_go_on_beside_each_other(call, tmp_path):
+def test_single_runs_of_a_campaign_go_on_beside_each_other(call_here, tmp_path):
     ids = []
     for hashing in ("numba", "numpy", "numpy", "numba"):
-        done = call("cases=[hashing]", "worker=inline", "campaign=mine", f"hashing={hashing}")
+        done = call_here("cases=[hashing]", "worker=inline", "campaign=mine", f"hashing={hashing}")
         assert done.returncode == 0, done.stderr
         ids.append(frozenset(load_results(tmp_path)["run_id"]))
     assert [len(known) for known in ids] == [1, 2, 2, 2]
@@ -89,19 +112,11 @@ def test_a_folder_of_a_run_can_be_run_again_by_hand(call, tmp_path):
     assert (folder / "results.csv").read_text() != before
 
 
-def test_what_never_ran_is_not_tried_again(call, tmp_path):
+def test_what_never_ran_is_not_tried_again(call_here, tmp_path):
     same = ("cases=[hashing]", "worker=inline", "campaign=mine")
-    assert call(*same).returncode == 0
-    done = call(*same, "batch_size=3", "retry=failed")
+    assert call_here(*same).returncode == 0
+    done = call_here(*same, "batch_size=3", "retry=failed")
     assert done.returncode == 0, done.stderr
     assert "1 runs, 0 of them to be done: the others did not fail" in done.stdout
     assert "/mine also holds runs of other settings (1)" in done.stdout
     assert len(runs(tmp_path)) == 1
-
-
-def test_an_earlier_run_in_the_same_folder_leaves_no_samples(call, tmp_path):
-    same = f"hydra.run.dir={tmp_path / 'out/same'}"
-    assert call("cases=[hashing]", same, "worker=inline").returncode == 0
-    assert len(load_samples(tmp_path)) == 3
-    assert call("cases=[hashing]", same, "timeout_s=0.3", "resume=false").returncode == 1
-    assert load_samples(tmp_path).empty

@@ -5,11 +5,13 @@ import re
 import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from common import ROOT
 
 from engram_exp import load_results
+from engram_exp.campaign.preflight import _check_writable
 from engram_exp.campaign.turn import last_turn, turn
 
 WAIT = [sys.executable, "-c", "from engram_exp.campaign.turn import turn\nwith turn(): print('mine', flush=True)"]
@@ -98,6 +100,12 @@ def test_children_that_a_component_leaves_do_not_hold_the_turn(command, leaving)
     other.communicate(timeout=60)
 
 
+def test_calls_that_look_at_one_folder_at_once_do_not_refuse_each_other(tmp_path):
+    with ThreadPoolExecutor(4) as pool:
+        assert all(pool.map(_check_writable, [tmp_path] * 1000))
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.slow
 def test_two_calls_on_one_campaign_share_the_work(command, own_lock, tmp_path):
     """The first one stops the second one's way until both have planned everything."""
@@ -106,8 +114,10 @@ def test_two_calls_on_one_campaign_share_the_work(command, own_lock, tmp_path):
         calls = [subprocess.Popen(sweep, cwd=ROOT, stdout=subprocess.PIPE, text=True) for _ in range(2)]
         said = [[], []]
         for lines, process in zip(said, calls, strict=True):
-            while not lines or "waiting: " not in lines[-1]:
-                lines.append(process.stdout.readline())
+            for line in iter(process.stdout.readline, ""):
+                lines.append(line)
+                if "waiting: " in line:
+                    break
     for lines, process in zip(said, calls, strict=True):
         lines.append(process.communicate(timeout=250)[0])
         assert process.returncode == 0

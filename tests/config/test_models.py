@@ -20,17 +20,28 @@ D_MEM = 1280  # of the paper's models: table 5 of arXiv 2601.07372
 PAPER = {"engram_27b": 2_262_400, "engram_40b": 7_239_680}  # rows of that width in each layer
 
 
+@pytest.fixture(scope="module")
+def hashed(tmp_path_factory, cache_dir):
+    """What a sweep over all models prints, and its rows by model."""
+    folder = tmp_path_factory.mktemp("models")
+    quick = ["iterations=3", "budget_s=1", "limits=none", "worker=inline", f"cache_dir={cache_dir}"]
+    sweep = ["-m", f"model={','.join(MODELS)}", "cases=[hashing]", f"output_dir={folder}", *quick]
+    done = subprocess.run([sys.executable, "run.py", *sweep], cwd=ROOT, capture_output=True, text=True, timeout=250)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout, load_results(folder).set_index("model").to_dict("index")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("model", MODELS)
-def test_every_model_hashes_at_full_size(tmp_path, cache_dir, model):
-    quick = ["iterations=3", "budget_s=1", "limits=none", "worker=inline", f"cache_dir={cache_dir}"]
-    command = [sys.executable, "run.py", f"model={model}", "cases=[hashing]", f"output_dir={tmp_path}", *quick]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=250)
-    assert done.returncode == 0, done.stdout + done.stderr
-    (row,) = load_results(tmp_path).to_dict("records")
-    assert (row["model"], row["status"], row["batch_size"], row["seq_len"]) == (model, "ok", 64, 4096)
+def test_every_model_hashes_at_full_size(hashed, model):
+    row = hashed[1][model]
+    assert (row["status"], row["batch_size"], row["seq_len"]) == ("ok", 64, 4096)
     assert (row["table_scale"], row["options"], row["row_bytes"] > 0) == (1, "", True)
-    assert "table   not built" in done.stdout
+
+
+@pytest.mark.slow
+def test_no_table_is_built_for_hashing_alone(hashed):
+    assert hashed[0].count("table   not built") == len(MODELS) == len(hashed[1])
 
 
 @pytest.mark.slow
@@ -87,7 +98,7 @@ def test_a_model_without_tokenizer_takes_text_only_with_one(configure):
 @pytest.mark.parametrize("dtype", [["dtype=bfloat16"], ["dtype=fp8_one_scale", "dtype.one_scale=0.5"]])
 def test_a_model_with_another_hash_runs_under_every_strategy(run_inline, strategy, dtype):
     """Triton's interpreter does not round; what is multiplied with 0.5 need not be."""
-    alone = [] if strategy.startswith("kv") else ["hardware=auto", "capture=none"]
+    alone = [] if strategy.startswith("kv") else ["hardware=auto", "capture=none", "seq_len=5"]
     rows = run_inline(*QWEN, f"strategy={strategy}", *dtype, *alone)
     assert {row["case"]: row["status"] for row in rows if row["status"] not in ("ok", "skipped")} == {}
     assert [row["status"] for row in rows if row["case"] == "full"] == ["ok"]

@@ -12,7 +12,7 @@ from engram_exp.run.plan import Plan
 from engram_exp.run.requirements import check_plan
 
 BUNDLES = ("vllm_0_33", "sglang_0_5_23", "sglang_staged", "tuned_uva", "tuned")
-SHAPE = ("model.row_values=40", "dtype=fp8", "dtype.layout=split", f"hardware={KERNEL_DEVICE.type}")
+SHAPE = ("seq_len=4", "model.row_values=40", "dtype=fp8", "dtype.layout=split", f"hardware={KERNEL_DEVICE.type}")
 
 
 def shape_of(bundle):

@@ -26,7 +26,8 @@ IN_CHUNKS = ("schedule=pipelined", "schedule.chunk_tokens=5", "schedule.ring_dep
 @pytest.mark.parametrize(
     "strategy",
     [("kv_on_cpu", "schedule=serial"), ("kv_on_cpu", *IN_CHUNKS), ("kv_on_gpu", *IN_CHUNKS, "dtype=fp8"),
-     ("kv_on_gpu", "components=original", "dtype=float16"), ("uva",), ("device", "tokens.history=true")],
+     ("kv_on_gpu", "components=original", "dtype=float16"), ("uva", "seq_len=5"),
+     ("device", "tokens.history=true", "seq_len=5")],
 )  # fmt: skip
 def test_the_layer_has_its_rows(run_inline, tmp_path, strategy, fusion, device):
     name, *more = strategy

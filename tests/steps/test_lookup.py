@@ -10,10 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from places import CPU, KERNEL_DEVICE
 
-from engram_exp.errors import ConfigError, RegistrationError, SkippedError
+from engram_exp.errors import ConfigError, SkippedError
 from engram_exp.layer.row_format import RowFormat
-from engram_exp.machine import host_memory
-from engram_exp.machine.host_memory import HostMemory, _huge_page_share
 from engram_exp.machine.placement import Placement
 from engram_exp.steps.lookup.embedding import EmbeddingLookup
 from engram_exp.steps.lookup.gather import GatherLookup
@@ -59,13 +57,13 @@ def test_golden_embeddings(lookup):
 
 
 @st.composite
-def row_formats(draw):
+def row_formats(draw, one_scale=0.01):
     """Any way to store rows, of sizes that are no powers of two, too."""
     values, dtype = draw(st.integers(1, 40)), draw(st.sampled_from(DTYPES))
     if draw(st.booleans()):
         return RowFormat(values, dtype)
     if draw(st.booleans()):
-        return RowFormat(values, dtype, one_scale=0.01)
+        return RowFormat(values, dtype, one_scale=one_scale)
     return RowFormat(values, dtype, draw(st.sampled_from([1, 3, 8, 32])), draw(st.booleans()))
 
 
@@ -113,7 +111,7 @@ def test_staged_rows_equal_the_contents_whole_or_in_two_parts(rows, row_format, 
 @settings(max_examples=25, deadline=None)
 @given(
     rows=st.integers(1, 300),
-    row_format=row_formats(),
+    row_format=row_formats(one_scale=0.01 if KERNEL_DEVICE.type == "cuda" else 0.5),  # no interpreter rounds
     seed=st.integers(0, 2**31),
     order=st.sampled_from(["as_asked", "sorted", "partitioned", "auto"]),
     sort_from_rows=st.integers(0, 60),
@@ -147,11 +145,11 @@ def test_the_kernel_gathers_every_row_in_any_order_and_widens_it(
 def test_the_kernel_reads_the_rows_of_real_models(order, values, scales_for, split):
     row_format = RowFormat(values, torch.bfloat16, scales_for, split)
     table = HostTable(1000, row_format, 3, PINNABLE, huge_pages=True, pinned=True)
-    row_ids = torch.randint(0, 1000, (1, 37, 3), dtype=torch.int32)
-    got = by_triton(table, 37, 3, None, order, rows_per_program=16)(row_ids.to(KERNEL_DEVICE)).cpu()
-    assert torch.equal(got, table.contents(row_ids).reshape(37, -1))
-    wide = by_triton(table, 37, 3, None, order, rows_per_program=16, widen=True)(row_ids.to(KERNEL_DEVICE)).cpu()
-    assert torch.equal(wide, row_format.widen(table.contents(row_ids)).reshape(37, -1))
+    row_ids = torch.randint(0, 1000, (1, 11, 3), dtype=torch.int32)  # two blocks and one row
+    got = by_triton(table, 11, 3, None, order, rows_per_program=16)(row_ids.to(KERNEL_DEVICE)).cpu()
+    assert torch.equal(got, table.contents(row_ids).reshape(11, -1))
+    wide = by_triton(table, 11, 3, None, order, rows_per_program=16, widen=True)(row_ids.to(KERNEL_DEVICE)).cpu()
+    assert torch.equal(wide, row_format.widen(table.contents(row_ids)).reshape(11, -1))
 
 
 LAUNCHES = sorted({(rule.rows_per_program, rule.programs or 0) for rule in (*ORDERED, *UNORDERED, ON_THE_DEVICE)})
@@ -162,10 +160,11 @@ LAUNCHES = sorted({(rule.rows_per_program, rule.programs or 0) for rule in (*ORD
 @pytest.mark.parametrize("order", ["as_asked", "partitioned"])
 @pytest.mark.parametrize(("rows_per_program", "programs"), LAUNCHES)
 def test_every_launch_of_auto_widens_to_the_bit(rows_per_program, programs, order, split, dtype):
-    """More blocks of rows than programs where there are few of these; the last block is not full."""
+    """More blocks of rows than programs, whose number is no constant of the kernel; the last block is not full."""
     row_format = RowFormat(64, dtype, 32, split)
     table = HostTable(5000, row_format, 3, PINNABLE, huge_pages=False, pinned=True)
-    tokens = 401 if rows_per_program > 1 else 47  # Triton's interpreter takes milliseconds for each block
+    programs = min(programs, 4)
+    tokens = -(-8 * rows_per_program // 3)  # Triton's interpreter takes milliseconds for each block
     row_ids = torch.randint(0, 5000, (1, tokens, 3), dtype=torch.int32)
     row_ids.view(-1)[:4] = torch.tensor([4999, 0, 0, 4999], dtype=torch.int32)
     launch = {"rows_per_program": rows_per_program, "programs": programs or None}
@@ -212,42 +211,6 @@ def test_more_rows_than_one_block():
     assert torch.equal(GatherLookup(table, 1500, 4, CPU)(row_ids), table.contents(row_ids).reshape(1500, 96))
 
 
-def test_a_device_table_is_filled_in_pieces(monkeypatch):
-    monkeypatch.setattr("engram_exp.steps.tables.device.ROWS_AT_A_TIME", 7)
-    for row_format in (RowFormat(5, torch.bfloat16), RowFormat(40, torch.bfloat16, 32, split=True)):
-        table = DeviceTable(30, row_format, 3, ON_KERNEL_DEVICE)
-        stored = torch.cat([part.cpu() for part in table.parts], dim=1)
-        assert torch.equal(stored, table.contents(torch.arange(30)))
-
-
-def test_contents_are_finite_the_same_in_every_dtype_and_depend_on_row_and_seed():
-    row_ids = torch.arange(1000)
-    values = [RowFormat(64, dtype).contents(row_ids, seed=5).float() for dtype in DTYPES]
-    assert torch.isfinite(values[0]).all()
-    assert torch.equal(values[0], values[1])
-    assert torch.equal(values[0], values[2])
-    assert len(torch.unique(values[0], dim=0)) == 1000
-    assert not torch.equal(values[0], RowFormat(64, torch.float32).contents(row_ids, seed=6))
-    assert abs(values[0].mean()) < 0.02
-
-
-def test_fp8_rows_are_finite_and_use_nearly_every_value_and_scale():
-    row_format = RowFormat(256, torch.float32, values_per_scale=32)
-    stored = row_format.contents(torch.arange(500), seed=1)
-    assert stored.dtype == torch.uint8
-    assert stored.shape == (500, 264)
-    assert torch.isfinite(row_format.widen(stored)).all()
-    assert len(torch.unique(stored[:, :256])) == 254, "all e4m3 values but NaN"
-    assert stored[:, 256:].float().unique().tolist() == list(range(119, 127))
-    packed = row_format.contents(torch.arange(5), seed=1)
-    assert torch.equal(packed, RowFormat(256, torch.float32, 32, split=True).contents(torch.arange(5), seed=1))
-    one = RowFormat(256, torch.float32, one_scale=0.01)
-    stored = one.contents(torch.arange(500), seed=1)
-    assert stored.shape == (500, 256)
-    assert len(torch.unique(stored)) == 254
-    assert one.widen(stored).abs().max() == np.float32(448) * np.float32(0.01)
-
-
 @pytest.mark.parametrize("row_id", [-1, 10])
 def test_row_ids_outside_the_table_are_an_error(row_id):
     table = host_table(10, RowFormat(4, torch.float32))
@@ -256,10 +219,6 @@ def test_row_ids_outside_the_table_are_an_error(row_id):
         GatherLookup(table, 1, 3, CPU)(row_ids)
     with pytest.raises(IndexError):
         EmbeddingLookup(table, 1, 3, CPU)(row_ids)
-
-
-def test_rows_beyond_32_bits_have_contents():
-    assert torch.isfinite(RowFormat(8, torch.float32).contents(torch.tensor([2**33]), 0)).all()
 
 
 def test_gather_keeps_its_buffer_and_embedding_does_not():
@@ -277,64 +236,3 @@ def test_an_embedding_takes_a_table_in_one_piece():
     with pytest.raises(ConfigError, match=r"^lookup=.*dtype\.layout=packed") as raised:
         EmbeddingLookup(table, 1, 1, CPU)
     assert str(raised.value.with_choices({"lookup": "mine"})).startswith("lookup=mine: "), "as it was typed"
-
-
-SMAPS = """7f0000000000-7f0000400000 rw-p 00000000 00:00 0
-Size:               4096 kB
-AnonHugePages:      1024 kB
-7f0000400000-7f0000800000 rw-p 00000000 00:00 0
-Size:               4096 kB
-AnonHugePages:      4096 kB
-VmFlags: rd wr mr mw me ac sd hg
-7f0000800000-7f0000900000 rw-p 00000000 00:00 0
-Size:               1024 kB
-AnonHugePages:         0 kB
-"""
-
-
-@pytest.mark.parametrize(
-    ("address", "share"), [(0x7F0000000000, 0.25), (0x7F0000400010, 1.0), (0x7F00008FFFFF, 0.0), (0x10, None)]
-)
-def test_huge_pages_are_counted_where_the_memory_lies(address, share):
-    assert _huge_page_share(SMAPS.splitlines(), address) == share
-
-
-def test_the_kernel_tells_about_this_process():
-    memory = HostMemory(2**22, huge_pages=False)
-    memory.bytes.fill_(1)
-    assert memory.huge_page_share() == 0, "the kernel was asked for ordinary pages"
-
-
-def test_too_few_huge_pages_are_a_warning(monkeypatch, caplog):
-    monkeypatch.setattr(HostMemory, "huge_page_share", lambda self: 0.25)
-    monkeypatch.setattr("engram_exp.steps.tables.host.SMALL_BYTES", 0)
-    table = host_table(10, RowFormat(4, torch.float32), huge_pages=True)
-    assert table.huge_page_share == 0.25
-    assert "2 MiB pages granted for 25 % of the table" in caplog.text
-
-
-def test_a_driver_that_refuses_to_pin_is_quoted(monkeypatch):
-    driver = SimpleNamespace(cudaHostRegister=lambda *_: 1, cudaGetErrorString=lambda code: f"error {code}")
-    monkeypatch.setattr(torch.cuda, "cudart", lambda: driver)
-    placement = Placement(torch.device("cpu"), pinned=True)
-    with pytest.raises(
-        RegistrationError, match=r"^the driver refuses to pin .* GB .*error 1.*ulimit -l.*table=pageable"
-    ):
-        HostTable(10, RowFormat(4, torch.float32), 0, placement, huge_pages=False, pinned=True)
-
-
-def test_pinned_memory_is_counted_and_given_back(monkeypatch):
-    calls = []
-    driver = SimpleNamespace(
-        cudaHostRegister=lambda address, size, flags: calls.append(("register", address)) or 0,
-        cudaHostUnregister=lambda address: calls.append(("unregister", address)),
-    )
-    monkeypatch.setattr(torch.cuda, "cudart", lambda: driver)
-    before = host_memory.HostMemory.pinned_bytes
-    memory = HostMemory(10_000, huge_pages=False)
-    memory.pin()
-    address = memory.bytes.data_ptr()
-    assert host_memory.HostMemory.pinned_bytes == before + 10_000
-    del memory
-    assert calls == [("register", address), ("unregister", address)]
-    assert host_memory.HostMemory.pinned_bytes == before
