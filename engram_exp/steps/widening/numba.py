@@ -1,17 +1,21 @@
-"""Compiled, parallel over rows, into bfloat16 on the CPU: value and scale are looked up and multiplied; with one scale
-for the whole table, their product is."""
+"""Compiled, over rows on as many threads as pay, into bfloat16 on the CPU: value and scale are looked up and
+multiplied; with one scale for the whole table, their product is."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import torch
-from numba import njit, prange
+from numba import prange
 
 from engram_exp.layer.row_format import RowFormat
 from engram_exp.machine.placement import Placement
 from engram_exp.steps.bfloat16 import float_to_bits
+from engram_exp.steps.loops import Loop, threads_for
 from engram_exp.steps.widening.step import Widening
+from engram_exp.vocabulary import AUTO
+
+TOGETHER_FROM_ROWS = 1024  # XXX
 
 
 class NumbaWidening(Widening):
@@ -33,15 +37,16 @@ class NumbaWidening(Widening):
         row_format, out = self.row_format, self.embeddings[: len(stored[0])]
         values, scales, first_scale = row_format.values_and_scales(*stored)
         bits = out.view(-1, row_format.values).view(torch.uint16).numpy()
+        threads = threads_for(AUTO, len(bits), TOGETHER_FROM_ROWS)
         if row_format.values_per_scale is None:
-            _look_up(values.numpy(), self.bits_of, bits)
+            _look_up(threads, values.numpy(), self.bits_of, bits)
         else:
             tables = self.value_of, self.scale_of, row_format.values_per_scale
-            _widen(values.numpy(), scales.numpy(), first_scale, *tables, bits)
+            _widen(threads, values.numpy(), scales.numpy(), first_scale, *tables, bits)
         return out
 
 
-@njit(parallel=True, cache=True, error_model="numpy")
+@Loop
 def _widen(
     values: Any, scales: Any, first_scale: int, value_of: Any, scale_of: Any, values_per_scale: int, out: Any
 ) -> None:
@@ -53,7 +58,7 @@ def _widen(
                 out[row, value] = float_to_bits(value_of[values[row, value]] * scale)
 
 
-@njit(parallel=True, cache=True, error_model="numpy")
+@Loop
 def _look_up(rows: Any, bits_of: Any, out: Any) -> None:
     for row in prange(len(rows)):
         for value in range(out.shape[1]):
