@@ -6,7 +6,7 @@ was made, an upload of it stands between the two.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 HOST, DEVICE, LINK = "host", "device", "link"
 
@@ -45,7 +45,7 @@ WHOLES = {FULL: KV, LAYER: HIDDEN}  # cases of several stages: all up to the one
 CASES = (*(step.name for step in STEPS), *UPLOADS, *WHOLES)
 ALIASES = {"hash": (HASHING.name, LOOKUP.name), "compute": (PROJECTION.name,)}  # the original's names
 
-AUTO = "auto"
+AUTO: Final = "auto"
 AS_ASKED, SORTED, PARTITIONED, _ = ROW_ORDERS = ("as_asked", "sorted", "partitioned", AUTO)
 MULTIPROCESSORS = "multiprocessors"  # as many programs as the device has
 

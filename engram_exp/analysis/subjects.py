@@ -24,6 +24,7 @@ PHRASES = {
     "layer": "layer {:g}",
     "row_bytes": "rows of {:g} bytes",
     "table_scale": "table_scale={:g}",
+    "pause_ms": "pause_ms={:g}",
     "threads": "{:g} threads",
 }
 # What no figure and no advice mixes, and its words; of the options, those that belong to one of these (`about_of`).

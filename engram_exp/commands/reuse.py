@@ -13,7 +13,6 @@ from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 
-import engram_exp
 from engram_exp.commands.arguments import at_least
 from engram_exp.config.checks import check
 from engram_exp.config.schema import register_schema
@@ -21,7 +20,7 @@ from engram_exp.machine.files import write_text
 from engram_exp.reuse.curves import ALL_ORDERS, COLD, LRU, STATIC, WARM, TableShape, curves
 from engram_exp.run.workload import Workload
 
-CONF = Path(engram_exp.__file__).parents[1] / "conf"
+CONF = Path(__file__).parents[2] / "conf"
 MOST_TOKENS = 2_000_000
 BYTES_OF_TOKEN = 8  # of text, at most in the mean: so many are read
 

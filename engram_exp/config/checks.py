@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import fields
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from engram_exp.config.derived import (
     components_of,
     geometry_of,
     host_steps_of,
+    threads_of,
     usable_cpus,
 )
 from engram_exp.config.schema import ModelConfig
@@ -33,8 +35,9 @@ CHOICES = {
     "dtype.layout": ("packed", "split"),
 }
 AT_LEAST_1 = ("batch_size", "seq_len", "iterations", "repeats", "schedule.ring_depth")
-AT_LEAST_0 = ("model.hash_seed", "model.pad_id", "model.vocab_size", "model.eos_id")  # or null
+AT_LEAST_0 = ("pause_ms", "model.hash_seed", "model.pad_id", "model.vocab_size", "model.eos_id")  # or null
 ABOVE_0 = ("budget_s", "timeout_s")
+TEAMS = ("hashing", "lookup")  # groups with an option `threads`
 SEEDS = 2**32
 MOST_THREADS = 4096
 
@@ -56,6 +59,7 @@ def check(config: DictConfig, *, here: bool = True) -> None:
         raise ConfigError(str(error.full_key), MISSING, remedy) from error
     if here:
         check_cpus(config.hardware)
+        check_teams(config)
 
 
 def check_cpus(hardware: Mapping[str, Any]) -> None:
@@ -75,6 +79,18 @@ def check_cpus(hardware: Mapping[str, Any]) -> None:
             f"more threads than CPUs that a run may use here; {usable} would work, or null for as many as there are"
         )
         raise ConfigError("hardware.threads", threads, remedy)
+
+
+def check_teams(config: DictConfig) -> None:
+    """Refuse more threads for a component than the run has.
+
+    Raises:
+        ConfigError: naming the key, its value and what would work.
+    """
+    for group in TEAMS:
+        threads, most = config[group].get("threads", AUTO), threads_of(config)
+        if threads != AUTO and threads > most:
+            raise ConfigError(f"{group}.threads", threads, f"the run has {most} (hardware.threads); {AUTO} would work")
 
 
 def _check(config: DictConfig) -> None:
@@ -127,7 +143,7 @@ def _check_ranges(config: DictConfig) -> None:
         if values[key] < 1:
             raise ConfigError(key, values[key], "must be at least 1")
     for key in AT_LEAST_0:
-        if values[key] is not None and values[key] < 0:
+        if values[key] is not None and not 0 <= values[key] < inf:
             raise ConfigError(key, values[key], "must be at least 0")
     for key in ABOVE_0:
         if not values[key] > 0:
@@ -135,6 +151,10 @@ def _check_ranges(config: DictConfig) -> None:
     for key, choices in CHOICES.items():
         if values[key] not in choices:
             raise ConfigError(key, values[key], f"must be one of {', '.join(choices)}")
+    for group in TEAMS:
+        threads = config[group].get("threads", AUTO)
+        if threads != AUTO and not _is_count(threads):
+            raise ConfigError(f"{group}.threads", threads, f"must be a whole number of at least 1, or {AUTO}")
     if config.batches != AUTO and not _is_count(config.batches):
         raise ConfigError("batches", config.batches, f"must be a whole number of at least 1, or {AUTO}")
     if not 0 <= config.seed < SEEDS:

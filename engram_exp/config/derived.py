@@ -17,6 +17,7 @@ from engram_exp.strategy.plan import PlannedStage, plan_stages, select_cases
 from engram_exp.vocabulary import AUTO, DEVICE, EMBEDDINGS, FUSION, HOST, LOOKUP, PARTS, PLACED, ROWS
 
 BATCHES, ROTATED_BYTES = (4, 256), 2**30
+BATCHES_PAUSED = 4096  # at most: those of one V4.1 token hold 26 MB of rows, and none comes again for as many samples
 CHUNKS = 4
 CHUNK_BYTES = (4 * 2**20, 32 * 2**20)
 NONE, GRAPH = "none", "graph"  # of `capture`
@@ -105,11 +106,13 @@ def components_of(config: DictConfig) -> tuple[str, ...]:
 
 def batches_of(config: DictConfig) -> int:
     """Distinct token batches of a run. Unless a number is configured: as many as ask for 1 GiB of rows between them, so
-    that rows are not still in a cache when their batch comes again, but 4 to 256."""
+    that rows are not still in a cache when their batch comes again, but 4 to 256; with a pause, behind which rows are
+    to be in no cache, up to 4,096."""
     if config.batches != AUTO:
         return int(config.batches)
     batch_bytes = geometry_of(config).stored_bytes(config.batch_size * config.seq_len)
     least, most = BATCHES
+    most = BATCHES_PAUSED if config.pause_ms else most
     return int(min(most, max(least, ROTATED_BYTES // batch_bytes)))
 
 

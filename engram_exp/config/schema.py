@@ -126,6 +126,7 @@ class RunConfig:
     cases: Any = MISSING
     iterations: int = MISSING
     budget_s: float = MISSING
+    pause_ms: float = MISSING
     capture: str = MISSING
     save_tensors: bool = MISSING
     report: bool = MISSING

@@ -236,12 +236,8 @@ def distinct_batches(
     source: Callable[[int, int, int], Batch], seeds: Iterable[int], shape: tuple[int, int]
 ) -> list[Batch]:
     """A batch of [B, L] ids for each seed, but no two the same: a file of ids may hold fewer."""
-    batches: list[Batch] = []
-    for seed in seeds:
-        batch = source(*shape, seed)
-        if not any(all(map(torch.equal, batch, other)) for other in batches):
-            batches.append(batch)
-    return batches
+    drawn = (source(*shape, seed) for seed in seeds)
+    return list({tuple(tensor.numpy().tobytes() for tensor in batch): batch for batch in drawn}.values())
 
 
 def _split(stream: np.ndarray, history_len: int, keep_history: bool) -> Batch:

@@ -22,7 +22,7 @@ WARM_GAIN = 0.05  # ... is no more than this share smaller than that of the call
 WARMUP_SHARE = 0.05  # ... or this share of its budget is spent on as many calls as such a comparison needs ...
 SLOW_WARMUP_SHARE = 0.25  # ... or this share on fewer
 SM_CLOCK_EVERY_S = 0.05  # of a case, at most
-QUICK_MS = 1.0  # a call that takes less feels what was done before it: of such cases, only ...
+QUICK_MS = 1.0  # a call that takes less feels what was done before it, unless a pause is between: of such, only ...
 LOOKED_AT_EVERY = 8  # ... one sample in so many is prepared and looked at, and preemptions are read as seldom
 
 
@@ -39,7 +39,7 @@ class Case:
         uses_device: whether it leaves work on the device.
         before: is given the call of a sample before it is timed.
         behind: is given the call and what it returned, behind a sample; raises if that is not what it should be. Of a
-            quick case, one sample in eight is treated so.
+            quick case without pauses, one sample in eight is treated so.
     """
 
     name: str
@@ -56,7 +56,7 @@ class Timing:
     steady: whether its samples neither fell nor rose, by `statistics.is_steady`; None where they are too few to tell.
     stop_reason: iterations, budget or error.
     samples, order: of each iteration, and its number among those of all cases as they were taken.
-    spent_s: in its samples.
+    spent_s: in its samples, and in the pauses before them.
     preempted: how often another process took a CPU from a thread of this one during the samples; of quick ones, the
         share that fell to them of the switches of some rounds.
     sm_clock_mhz_min: the lowest clock of the device that was seen behind a sample, in MHz; None without a device.
@@ -77,7 +77,14 @@ Progress = Callable[[str, dict[str, Timing]], None]
 
 
 def measure(
-    cases: Sequence[Case], clock: Clock, *, iterations: int, budget_s: float, seed: int, progress: Progress
+    cases: Sequence[Case],
+    clock: Clock,
+    *,
+    iterations: int,
+    budget_s: float,
+    seed: int,
+    progress: Progress,
+    pause_ms: float = 0.0,
 ) -> dict[str, Timing]:
     """Time every case. One that raises an exception is left with it; the others go on.
 
@@ -87,13 +94,15 @@ def measure(
         cases: of one run.
         clock: of its device.
         iterations: samples of a case, at most.
-        budget_s: seconds of a case, at most; the iteration under way is finished.
+        budget_s: seconds of a case, pauses among them, at most; the iteration under way is finished.
         seed: of the order within each round.
         progress: called between samples with the case to come and what is known about all of them.
+        pause_ms: that this process sleeps before every call, so that it finds caches and threads as a step of a model
+            does that comes once in so long. Not part of any sample.
     """
     timings = {case.name: Timing() for case in cases}
     every = running = [
-        _Running(case, calls, clock, iterations, budget_s, timings[case.name])
+        _Running(case, calls, clock, iterations, budget_s, pause_ms / 1e3, timings[case.name])
         for case, calls in zip(cases, _apart(cases), strict=True)
     ]
     order, taken = random.Random(seed), count()
@@ -137,6 +146,7 @@ class _Running:
     Args:
         case, calls: what to time, and its calls in the order in which they rotate.
         clock, iterations, budget_s: as `measure` has them.
+        pause_s: before every call.
         timing: filled in.
     """
 
@@ -145,6 +155,7 @@ class _Running:
     clock: Clock
     iterations: int
     budget_s: float
+    pause_s: float
     timing: Timing
     next_clock_s: float = 0.0
     is_quick: bool = False
@@ -154,8 +165,9 @@ class _Running:
         log.info("%s failed", self.case.name, exc_info=error)
         self.timing.error, self.timing.stop_reason = error, "error"
 
-    def _time(self, call: Call) -> Sample:
-        return self.clock.time(call, uses_device=self.case.uses_device)
+    def _pause(self) -> None:
+        if self.pause_s:
+            time.sleep(self.pause_s)
 
     def warm_up(self) -> None:
         """Call the case until its times stop falling, at least six times. A share of the budget ends that, too, but not
@@ -163,10 +175,11 @@ class _Running:
         times_ms: list[float] = []
         try:
             for call in cycle(reversed(self.calls)):  # inputs that warmed up are those that timing comes to last
-                times_ms.append(self._time(call).wall_ms)
+                self._pause()
+                times_ms.append(self.clock.time(call, uses_device=self.case.uses_device).wall_ms)
                 enough = len(times_ms) >= 2 * WINDOW_CALLS
-                spent = sum(times_ms) / 1e3 / self.budget_s
-                self.is_quick = times_ms[-1] < QUICK_MS
+                spent = (sum(times_ms) / 1e3 + len(times_ms) * self.pause_s) / self.budget_s
+                self.is_quick = times_ms[-1] < QUICK_MS and not self.pause_s  # a pause levels what was done before
                 if spent >= (WARMUP_SHARE if enough else SLOW_WARMUP_SHARE) or (enough and _is_warm(times_ms)):
                     break
         except Exception as error:
@@ -182,6 +195,8 @@ class _Running:
                 self.switches.settle()
                 if case.before:
                     case.before(call)
+            self._pause()
+            if is_looked_at:
                 self.switches.watch()
             sample = self.clock.time(call, uses_device=case.uses_device)
             self.switches.spent_s += sample.wall_ms / 1e3
@@ -196,7 +211,7 @@ class _Running:
             return
         timing.samples.append(sample)
         timing.order.append(number)
-        timing.spent_s += sample.wall_ms / 1e3
+        timing.spent_s += sample.wall_ms / 1e3 + self.pause_s
         if case.uses_device and time.perf_counter() >= self.next_clock_s:
             self._look_at_sm_clock()
         if len(timing.samples) >= self.iterations:

@@ -31,7 +31,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
-FIRST_WITH_FUSION = 4  # version of the schema; before, every layer ended with keys and value
+FIRST_WITH_FUSION = 4  # version of the schema; before, every layer ended with keys and value ...
+FIRST_WITH_PAUSE = 5  # ... and, until this one, calls followed each other at once
 DAMAGES = (OSError, EOFError, zlib.error, ValueError, csv.Error)  # what a file that is not whole may raise
 
 
@@ -65,7 +66,8 @@ def load_results(path: str | Path) -> pd.DataFrame:
         warnings.warn(text, LeftOutWarning, stacklevel=2)
     row_bytes = frame["row_bytes"].fillna(frame["table_bytes"] / frame["used_rows"])  # as the first schema had it
     fusion = frame["fusion"].mask(frame["schema_version"] < FIRST_WITH_FUSION, "none")
-    return frame.assign(row_bytes=row_bytes, fusion=fusion)[~copies].reset_index(drop=True)
+    pause_ms = frame["pause_ms"].mask(frame["schema_version"] < FIRST_WITH_PAUSE, 0.0)
+    return frame.assign(row_bytes=row_bytes, fusion=fusion, pause_ms=pause_ms)[~copies].reset_index(drop=True)
 
 
 def load_samples(path: str | Path) -> pd.DataFrame:

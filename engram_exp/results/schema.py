@@ -11,7 +11,7 @@ from engram_exp.vocabulary import (
     SKIPPED,
 )
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 RESULTS, SAMPLES, SWEEP, ENVIRONMENT = "results.csv", "samples.csv", "sweep.csv", "environment.json"
 
 PUBLISHED = "reference"
@@ -154,6 +154,8 @@ TABLE = (
     Column("sm_clock_mhz_min", NUMBER, MEASURED, 3, "MHz", "lowest clock of the device's multiprocessors in the case"),
     Column("fusion", CHOICE, SUBJECT, 4, "", "component: keys, value and hidden state to hidden state; `none` (as "
            "before schema 4): the layer ends with keys, normed by the projection, and value"),
+    Column("pause_ms", NUMBER, SUBJECT, 5, "ms", "slept before every call that was timed, as between two steps of a "
+           "model; 0 (as before schema 5): calls followed each other at once"),
 )  # fmt: skip
 SAMPLE_TABLE = (
     Column("run_id", TEXT, RECORD, 1, "", "as in `results.csv`"),

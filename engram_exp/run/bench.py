@@ -117,7 +117,7 @@ class Bench:
                     poison(tensor)
                 self.made_up.renew(tasks[0].load.stage.needs, call.args[0])
                 for task in tasks:
-                    self.made_up.renew_brought(task.load.stage)
+                    self.made_up.renew_brought(task)
                 result = self._run(call)
                 self.verifier.require(case, tasks, call.args[0], result, self.verifier.positions())
 

@@ -171,6 +171,7 @@ class Experiment:
                 clock,
                 iterations=config.iterations,
                 budget_s=config.budget_s,
+                pause_ms=config.pause_ms,
                 seed=config.seed,
                 progress=progress,
             )

@@ -130,6 +130,7 @@ class Job:
             "seed": config.seed,
             "repeat": self.repeat,
             "batches": batches_of(config),
+            "pause_ms": config.pause_ms,
             "table_scale": config.model.table_scale,
             "layers": len(config.model.layers),
             "chunk_tokens": chunk_tokens_of(config),

@@ -42,9 +42,9 @@ class MadeUp:
         else:
             self._fill(value, tensors, self._pattern(value))
 
-    def renew_brought(self, stage: PlannedStage) -> None:
+    def renew_brought(self, task: Task) -> None:
         """Write other contents to where the model has what it brings to a stage."""
-        for tensor in self.parts.brought(stage):
+        for tensor in self.parts.brought(task):
             repeat(torch.randn(min(len(tensor), PATTERN_TOKENS), *tensor.shape[1:]), tensor)
 
     def _pattern(self, value: str) -> torch.Tensor:

@@ -26,7 +26,7 @@ from engram_exp.machine.environment import code_cache
 from engram_exp.machine.placement import Placement
 from engram_exp.run.model_state import ModelState
 from engram_exp.run.plan import Plan
-from engram_exp.stage import BuiltStage, PlannedStage, Tensors, as_stage_function
+from engram_exp.stage import BuiltStage, PlannedStage, Task, Tensors, as_stage_function
 from engram_exp.steps.widening import build_widening
 from engram_exp.vocabulary import HOST
 
@@ -66,7 +66,8 @@ class Parts:
             brought: what the model brings to it.
             lead: tokens at the front of each sequence that a fusion only reads.
         """
-        config, kind = self.plan.config, self.plan.task(stage).kind
+        config, task = self.plan.config, self.plan.task(stage)
+        kind = task.kind
         given = self._given(tokens or self.plan.tokens, placement or self.plan.placement(stage), lead)
         if stage.is_upload:
             return BuiltStage(stage, kind, _make(config.upload, given, kind.built_from))
@@ -74,14 +75,11 @@ class Parts:
             component = _make(config[stage.name], given, kind.built_from)
         else:
             component = build_widening(**{name: given[name]() for name in kind.built_from})
-        return BuiltStage(
-            stage, kind, as_stage_function(component, self.brought(stage) if brought is None else brought)
-        )
+        return BuiltStage(stage, kind, as_stage_function(component, self.brought(task) if brought is None else brought))
 
-    def brought(self, stage: PlannedStage) -> Tensors:
+    def brought(self, task: Task) -> Tensors:
         """What the model brings to a stage, as the stage's kind names it."""
-        kind, load = self.plan.task(stage)
-        return tuple(getattr(self.model_state, name) for name in kind.brings(load))
+        return tuple(getattr(self.model_state, name) for name in task.kind.brings(task.load))
 
     def _given(self, tokens: int, placement: Placement, lead: int = 0) -> Mapping[str, Callable[[], Any]]:
         """Everything that a component may be built from, beside its own options, by the name of its argument."""

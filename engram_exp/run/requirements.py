@@ -8,7 +8,7 @@ import psutil
 import torch
 from hydra.utils import get_class
 
-from engram_exp.config.checks import check_cpus, chunks_refused
+from engram_exp.config.checks import check_cpus, check_teams, chunks_refused
 from engram_exp.config.derived import GRAPH, capture_of, components_of
 from engram_exp.config.options import check_hash, check_options
 from engram_exp.errors import ConfigError, SkippedError
@@ -38,6 +38,7 @@ def check_plan(plan: Plan) -> None:
     if sheet:
         require_data_sheet(sheet.gpu, sheet.memory_gb, device_name(plan.device), total_device_bytes(plan.device))
     check_components(plan)
+    check_teams(plan.config)
     check_fusion(plan)
     _check_sources(plan)
     if plan.wholes:

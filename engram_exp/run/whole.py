@@ -104,7 +104,7 @@ class ChunkStages:
             return self.parts.stage(stage, piece.tokens, part)
         lead = min(piece.positions.start, self.plan.geometry.conv_reach)  # what its convolution reads is there already
         keys, value = (tensor[first - lead : end] for tensor in self._result(KV))
-        hidden, *history = self.parts.brought(stage)
+        hidden, *history = self.parts.brought(self.plan.task(stage))
         brought = hidden[first - lead : end], *(tensor[piece.sequences] for tensor in history)
         built = self.parts.stage(stage, piece.tokens, part, brought, lead)
         return replace(built, run=lambda _: built.run((keys, value)))

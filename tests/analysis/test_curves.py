@@ -151,3 +151,10 @@ def test_strategies_are_compared_in_one_shape(flat, long, expected):
 def test_a_strategy_that_is_never_overtaken_has_one_regime():
     (only,) = regimes(curves(three()), ["device", "uva"])
     assert (only.strategy, only.begins_after, only.begins_by) == ("device", None, None)
+
+
+def test_runs_with_different_pauses_are_different_subjects():
+    frame = pd.concat([rows("uva", {64: 1.0}, pause_ms=0.0), rows("uva", {64: 4.0}, pause_ms=2.0)])
+    tight, paused = subjects(frame)
+    assert (tight.label.endswith("pause_ms=0"), paused.label.endswith("pause_ms=2")) == (True, True)
+    assert (tight.rows["wall_ms_median"].item(), paused.rows["wall_ms_median"].item()) == (1.0, 4.0)

@@ -207,3 +207,76 @@ def test_the_clock_of_the_device_is_asked_for_only_now_and_then():
 
 def test_a_device_without_a_clock_to_read_has_none():
     assert measured([Case("gpu", [int], True)], SetClock(1.0), iterations=3)["gpu"].sm_clock_mhz_min is None
+
+
+class Pauses:
+    """A clock, and a sleep, that only count."""
+
+    def __init__(self, monkeypatch, clock):
+        self.now_s, self.seen, self.clock = 0.0, [], clock
+        monkeypatch.setattr(loop.time, "perf_counter", lambda: self.now_s)
+        monkeypatch.setattr(loop.time, "sleep", self.sleep)
+
+    def sleep(self, seconds):
+        assert not self.clock.inside, "a pause is no part of what is timed"
+        self.now_s += seconds
+        self.seen.append(seconds)
+
+    def call(self):
+        self.seen.append("call")
+
+
+@pytest.mark.parametrize("call_ms", [0.1, 5.0])
+def test_a_pause_stands_right_before_every_call_of_every_case(monkeypatch, call_ms):
+    clock = SetClock(call_ms)
+    pauses = Pauses(monkeypatch, clock)
+    cases = [
+        Case(
+            name, [pauses.call], False, lambda _: pauses.seen.append("before"), lambda *_: pauses.seen.append("behind")
+        )
+        for name in ("a", "b")
+    ]
+    timings = measured(cases, clock, iterations=9, pause_ms=2.0)
+    assert pauses.seen == [0.002, "call"] * 12 + ["before", 0.002, "call", "behind"] * 18, "six calls warm a case up"
+    assert [sample.wall_ms for sample in timings["a"].samples] == [call_ms] * 9
+
+
+def test_without_a_pause_nothing_sleeps(monkeypatch):
+    clock = SetClock(0.1)
+    pauses = Pauses(monkeypatch, clock)
+    measured([Case("a", [pauses.call], False)], clock, iterations=9)
+    assert pauses.seen == ["call"] * (6 + 9)
+
+
+def test_a_budget_ends_with_the_pauses_that_are_in_it(monkeypatch):
+    clock = SetClock(1.0)
+    Pauses(monkeypatch, clock)
+    timing = measured([Case("a", [int], False)], clock, iterations=1000, budget_s=1, pause_ms=124.0)["a"]
+    assert (len(timing.samples), timing.stop_reason, timing.spent_s) == (8, "budget", 1.0)
+    timing = measured([Case("a", [int], False)], clock, iterations=1000, budget_s=20, pause_ms=2.0)["a"]
+    assert timing.stop_reason == "iterations"
+
+
+def test_warming_up_is_ended_by_a_budget_of_pauses(monkeypatch):
+    clock = SetClock(1.0)
+    pauses = Pauses(monkeypatch, clock)
+    measured([Case("a", [pauses.call], False)], clock, budget_s=1, pause_ms=149.0)
+    assert pauses.seen.count("call") == 2 + 1, "the second call has spent a quarter of it"
+
+
+def test_preemptions_of_pauses_are_not_those_of_the_samples(monkeypatch):
+    clock, count = SetClock(0.1), [0]
+    pauses = Pauses(monkeypatch, clock)
+
+    def busy():
+        count[0] += 3
+        pauses.now_s += 0.0001
+
+    def sleep(seconds):
+        pauses.now_s += seconds
+        count[0] += 100
+
+    monkeypatch.setattr(loop.time, "sleep", sleep)
+    monkeypatch.setattr(loop, "preemptions", lambda: count[0])
+    timings = measured([Case("busy", [busy], False), Case("quiet", [int], False)], clock, iterations=9, pause_ms=2.0)
+    assert (timings["busy"].preempted, timings["quiet"].preempted) == (27, 0)

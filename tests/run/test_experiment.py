@@ -9,6 +9,7 @@ import torch
 from places import DEVICES, KERNEL_DEVICE
 
 from engram_exp import load_results, load_samples
+from engram_exp.measure import loop
 from engram_exp.measure.limits import POSSIBLE_PER_S, Limits
 from engram_exp.measure.rates import Limit
 from engram_exp.results.schema import COLUMNS
@@ -274,3 +275,13 @@ def test_the_card_and_the_rows_agree(run_inline, monkeypatch):
     rows = run_inline("strategy=kv_on_gpu", "lookup=distinct", "batch_size=16", "cases=[lookup]")
     ((_, _, moved, *_),) = cards[0].cases
     assert moved == f"{rows[0]['bytes_moved'] / 1e9:.3g}"
+
+
+def test_a_row_tells_the_pause_before_its_samples(run_inline, monkeypatch):
+    slept = []
+    monkeypatch.setattr(loop.time, "sleep", slept.append)
+    (row,) = run_inline("pause_ms=20", "cases=[lookup]", "iterations=4", "lookup.threads=1")
+    assert slept.count(0.02) >= 6 + 4, "warming up, and the samples"
+    assert (row["status"], row["iterations"], row["pause_ms"]) == ("ok", 4, 20.0)
+    assert "lookup.threads=1" in row["options"].split()
+    assert "pause_ms" not in row["options"]

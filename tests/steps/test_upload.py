@@ -3,7 +3,8 @@
 import torch
 from places import CPU
 
-from engram_exp.steps.upload.pinned import PinnedUpload
+from engram_exp.config.derived import BATCHES, BATCHES_PAUSED
+from engram_exp.steps.upload.pinned import MOST_ROUTES, PinnedUpload
 
 
 def uploaded(*tensors):
@@ -29,3 +30,7 @@ def test_neighbours_cross_in_one_transfer_and_others_each_in_their_own():
         results, taken = uploaded(*tensors)
         assert taken == copies
         assert all(torch.equal(result, tensor) for result, tensor in zip(results, tensors, strict=True))
+
+
+def test_the_routes_of_all_batches_are_remembered_beside_those_of_other_inputs():
+    assert max(*BATCHES, BATCHES_PAUSED) < MOST_ROUTES

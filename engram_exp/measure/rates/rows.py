@@ -65,7 +65,7 @@ def _read_rows(table, row_ids):  # type: ignore[no-untyped-def]
         for index in range(block * 512, min(len(row_ids), block * 512 + 512)):
             if index + ROWS_AHEAD < len(row_ids):
                 prefetch_row(table, row_ids[index + ROWS_AHEAD])
-            row = row_ids[index]
+            row = table[row_ids[index]]
             for word in range(words):
-                total += table[row, word]
+                total += row[word]
     return total

@@ -65,7 +65,7 @@ class BothLookup(Lookup):
         self.read = TritonLookup(table, most, 1, Placement(placement.device, buffer=self.rows), *launch)
         has_link = placement.device.type != "cpu"
         on_host = Placement(torch.device("cpu"), pinned=has_link)
-        of_chunk = -(-self._rows_of_cpu(most) // chunks)
+        of_chunk = max(1, -(-self._rows_of_cpu(most) // chunks))
         self.gathers = [GatherLookup(table, of_chunk, 1, on_host) for _ in range(chunks)]
         self.copying: Any = torch.Stream(device=placement.device) if has_link else nullcontext()
 

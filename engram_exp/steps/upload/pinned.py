@@ -10,7 +10,7 @@ from engram_exp.machine.placement import Placement
 from engram_exp.steps.upload.step import Upload
 
 Tensors = tuple[torch.Tensor, ...]
-MOST_ROUTES = 1024  # that are remembered; each keeps its source
+MOST_ROUTES = 8192  # that are remembered, more than a run has batches; each keeps its source
 
 
 class Route(NamedTuple):
