@@ -23,16 +23,16 @@ def machine_that_reads(as_asked_us, sorted_us):
     return Limits({"link_reads_us": {"1024": reads}, "partition_us": {"1024": partition}})
 
 
-@pytest.mark.parametrize("strategy", ["uva", "both"])
 @pytest.mark.parametrize(
-    ("us", "options", "expected"),
+    ("strategy", "us", "options", "expected"),
     [
-        ((2.0, 1.0), [], ("partitioned", 8, None)),
-        ((1.0, 2.0), [], ("as_asked", 8, None)),
-        ((1.0, 2.0), ["lookup.order=sorted"], ("sorted", 8, None)),
-        ((1.0, 2.0), ["lookup.programs=2"], ("as_asked", 4, 2)),
-        ((1.0, 2.0), ["lookup.sort_from_rows=3"], ("partitioned", 8, None)),
-        ((1.0, 2.0), ["limits=none"], ("as_asked", 1, None)),
+        ("uva", (2.0, 1.0), [], ("partitioned", 8, None)),
+        ("uva", (1.0, 2.0), ["lookup.order=sorted"], ("sorted", 8, None)),
+        ("uva", (1.0, 2.0), ["lookup.programs=2"], ("as_asked", 4, 2)),
+        ("uva", (1.0, 2.0), ["lookup.sort_from_rows=3"], ("partitioned", 8, None)),
+        ("uva", (1.0, 2.0), ["limits=none", "seq_len=48"], ("as_asked", 16, 528)),
+        ("both", (1.0, 2.0), [], ("as_asked", 8, None)),
+        ("both", (1.0, 2.0), ["limits=none", "seq_len=48"], ("as_asked", 1, None)),  # half as many rows
     ],
 )
 def test_what_auto_comes_to_is_the_same_in_kernel_card_and_rows(
