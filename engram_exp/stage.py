@@ -70,6 +70,8 @@ class Load:
         table: host or device.
         batches: that rotate, each with rows of its own.
         distinct_rows: share of the rows asked for that are distinct: the others may come from a cache.
+        distinct_in_all: likewise, of those that all batches ask for.
+        cache_bytes: of the device, that may keep rows from batch to batch.
         staged: in chunks: what one stage makes of a chunk, a cache may hold until the next, or the link, has read it.
     """
 
@@ -81,6 +83,8 @@ class Load:
     table: str = HOST
     batches: int = 1
     distinct_rows: float = 1.0
+    distinct_in_all: float = 1.0
+    cache_bytes: int = 0
     staged: bool = False
 
     def bytes_of(self, value: str) -> int:
@@ -98,10 +102,20 @@ class Load:
         return self.geometry.row_bytes
 
     @property
+    def table_bytes(self) -> int:
+        """Bytes of the table."""
+        return self.geometry.table_bytes
+
+    @property
+    def row_ids(self) -> int:
+        """Row ids of these tokens."""
+        return self.tokens * self.geometry.columns
+
+    @property
     def spread_bytes(self) -> int:
         """Bytes of memory that the rows of all rotating batches are spread over: at most the table."""
         asked = self.geometry.stored_bytes(self.tokens) * self.batches
-        return min(self.geometry.table_bytes, round(asked * self.distinct_rows))
+        return min(self.table_bytes, round(asked * min(self.distinct_rows, self.distinct_in_all)))
 
 
 class Reference(Protocol):

@@ -12,7 +12,7 @@ from engram_exp.config.schema import COMPONENTS, HASH_KEYS
 from engram_exp.errors import ConfigError
 from engram_exp.layer.geometry import EngramGeometry, PrimeSource, search_primes
 from engram_exp.machine import cgroup
-from engram_exp.steps.lookup.order import Reading, reading
+from engram_exp.steps.lookup.order import Reading, ReadTimes, reading
 from engram_exp.strategy.plan import PlannedStage, plan_stages, select_cases
 from engram_exp.vocabulary import AUTO, DEVICE, EMBEDDINGS, FUSION, HOST, LOOKUP, PARTS, PLACED, ROWS
 
@@ -76,10 +76,19 @@ def is_fp8(dtype: DictConfig) -> bool:
     return dtype.values_per_scale is not None or dtype.one_scale is not None
 
 
-def reading_of(config: DictConfig, table_bytes: int = 0, multiprocessors: int = 1) -> Reading | None:
-    """How a kernel reads the rows of a batch; None of a lookup that knows no orders. The order follows from the
-    configuration alone, the launch also from the bytes of the table and the multiprocessors of the device."""
-    lookup = config.lookup
+def reading_of(
+    config: DictConfig, tokens: int, table_bytes: int, multiprocessors: int, times: ReadTimes | None
+) -> Reading | None:
+    """How a kernel reads the rows of some tokens; None of a lookup that knows no orders.
+
+    Args:
+        config: of the run.
+        tokens: of a batch or a chunk.
+        table_bytes: of the table.
+        multiprocessors: of the device.
+        times: of this machine, if they are known.
+    """
+    lookup, rows = config.lookup, tokens * geometry_of(config).columns
     if "sort_from_rows" not in lookup:
         return None
     return reading(
@@ -87,11 +96,22 @@ def reading_of(config: DictConfig, table_bytes: int = 0, multiprocessors: int = 
         lookup.get("rows_per_program", AUTO),
         lookup.get("programs", AUTO),
         sort_from_rows=lookup.sort_from_rows,
-        rows=config.batch_size * config.seq_len * geometry_of(config).columns,
+        rows=rows - round(lookup.get("share", 0) * rows),  # without those that the CPU gathers
         table=config.strategy.table,
         table_bytes=table_bytes,
         multiprocessors=multiprocessors,
+        times=times,
     )
+
+
+def order_of(config: DictConfig) -> str:
+    """The order in which a kernel reads rows, as far as it is known before there is a machine; empty if it is not, or
+    the lookup knows no orders."""
+    is_auto = [config.lookup.get(key) == AUTO for key in ("order", "sort_from_rows")]
+    if all(is_auto) and config.strategy.table == HOST and config.limits != NONE:
+        return ""
+    found = reading_of(config, config.batch_size * config.seq_len, table_bytes=0, multiprocessors=1, times=None)
+    return found.order if found else ""
 
 
 def fuses(config: DictConfig) -> bool:

@@ -72,6 +72,12 @@ def multiprocessors(device: torch.device) -> int:
 
 
 @cache
+def cache_bytes(device: torch.device) -> int:
+    """The second-level cache of a GPU, which keeps rows that were read through the link, too; 0 where there is none."""
+    return torch.cuda.get_device_properties(device).L2_cache_size if device.type == "cuda" else 0
+
+
+@cache
 def has_triton() -> bool:
     """Whether Triton is installed, as it is with PyTorch's CUDA builds; a warning tells if it is not."""
     found = find_spec("triton") is not None

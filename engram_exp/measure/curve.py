@@ -42,6 +42,30 @@ def rate_of_rows(curve: Curve, row_bytes: int) -> float:
     return lowest * last / row_bytes
 
 
+def measured_from(curve: Mapping[str, Value], size: float) -> list[Value]:
+    """What was measured at the largest size that is not larger, and at all above; nothing below the smallest. Of rates
+    that fall, one of them is no worse than that of any size from this one on."""
+    known = points(curve)
+    nearest = max((at for at, _ in known if at <= size), default=None)
+    return [] if nearest is None else [value for at, value in known if at >= nearest]
+
+
+def nearest_to(curve: Mapping[str, Value], size: float) -> Value:
+    """What was measured at the size that is nearest by ratio."""
+    return min(points(curve), key=lambda point: abs(math.log(point[0] / size)))[1]
+
+
+def least_time_at(curve: Curve, number: float) -> float:
+    """The time that so many things take at least, where more of them take longer, but none longer than those before it:
+    straight lines from no time for none through the measured numbers, and the longest time above."""
+    before, at_before = 0, 0.0
+    for count, time in points(curve):
+        if number <= count:
+            return at_before + (time - at_before) * (number - before) / (count - before)
+        before, at_before = count, time
+    return at_before
+
+
 def best_from(curve: Curve, working_set_bytes: float) -> float:
     """The best rate that memory of some size may have, where caches hold what is small: the best of all measured sizes
     from the largest on that is not larger; a size below all of them is taken for the smallest. So a size between two

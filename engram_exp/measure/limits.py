@@ -20,6 +20,7 @@ CLEARLY_BEATEN = 1.1
 POSSIBLE_PER_S = {
     "link": 5e12,  # NVLink-C2C of a GB200 or GB300: 0.45e12 each way
     "link rows": 5e12,
+    "link row reads": 1e12,  # its 32-byte words: 0.014e12
     "host memory": 1e14,  # the second-level caches of two 192-core processors: 0.07e14
     "host rows": 1e13,  # two loads a cycle of 384 cores: 0.3e13
     "host GEMM": 1e16,  # AMX on two 128-core processors, bfloat16: 0.13e16
@@ -61,9 +62,9 @@ class Limits:
         Without an accelerator the host does the device's work, too.
 
         Args:
-            work: amounts by resource: `link` (bytes copied), `link rows` (bytes of rows that a kernel reads through
-                it), `host memory` and `device memory` (bytes), `host rows` (rows that the CPU reads), `host GEMM` and
-                `device GEMM` (FLOPs).
+            work: amounts by resource: `link` (bytes copied), `link rows` and `link row reads` (bytes of rows, and rows,
+                that a kernel reads through it), `host memory` and `device memory` (bytes), `host rows` (rows that the
+                CPU reads), `host GEMM` and `device GEMM` (FLOPs).
             load: what rates depend on besides.
 
         Returns:

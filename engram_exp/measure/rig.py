@@ -50,12 +50,27 @@ class Rig:
         size = min(DEVICE_BYTES, free_device_bytes(self.device) // FREE_SHARE)
         return torch.zeros(size // MIB * MIB, dtype=torch.uint8, device=self.device)
 
-    def best_s(self, place: str, call: Callable[[], object], seconds: float = SECONDS) -> float:
-        """The fastest of several calls, in seconds. No more are made once they have taken `seconds`."""
+    def best_s(
+        self,
+        place: str,
+        call: Callable[[], object],
+        seconds: float = SECONDS,
+        before: Callable[[], object] | None = None,
+    ) -> float:
+        """The fastest of several calls, in seconds. No more are made once they have taken `seconds`.
+
+        Args:
+            place: whose clock is looked at.
+            call: what is timed.
+            seconds: see above.
+            before: called before each, untimed.
+        """
         clock = self.clocks[place]
         clock.time(call, uses_device=True)
         best, taken, deadline = float("inf"), 0, time.perf_counter() + seconds
         while taken < SAMPLES or time.perf_counter() < deadline:
+            if before:
+                before()
             best = min(best, clock.time(call, uses_device=True).wall_ms / 1e3)
             taken += 1
             if best > seconds:

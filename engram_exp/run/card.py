@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 from engram_exp.config.derived import GRAPH, batches_of, capture_of
 from engram_exp.machine.data_sheets import DataSheet
-from engram_exp.measure.limits import Limits
 from engram_exp.measure.rates import Limit
 from engram_exp.run.job import Job
 from engram_exp.run.plan import Plan, bytes_moved, flops
@@ -39,7 +38,6 @@ def make_card(
     free: tuple[int, int | None],
     tasks_of: Callable[[str], Sequence[Task]],
     limit_of: Callable[[str], Limit | None],
-    limits: Limits | None,
 ) -> Card:
     """Fill in the card of a run.
 
@@ -50,7 +48,6 @@ def make_card(
         free: host and device bytes; None where the CPU stands in for the device.
         tasks_of: the steps of a case, and what is asked of them.
         limit_of: the shortest time that this machine allows a case, if it is known.
-        limits: where that comes from.
     """
     title = f"{job.choices['strategy']}  (run {job.run_id}, in {job.folder})"
     body = []
@@ -60,12 +57,10 @@ def make_card(
         done = f"{bytes_moved(tasks) / 1e9:.3g}", f"{operations / 1e9:.4g}" if operations else ""
         bound = (f"{limit.ms:.3g}", limit.by) if limit else ("", "")
         body.append((case, _runs_on(case, plan, job), *done, *bound))
-    return Card(title, _lines(job, plan, needed, free, limits), body)
+    return Card(title, _lines(job, plan, needed, free), body)
 
 
-def _lines(
-    job: Job, plan: Plan, needed: Footprint, free: tuple[int, int | None], limits: Limits | None
-) -> list[tuple[str, str]]:
+def _lines(job: Job, plan: Plan, needed: Footprint, free: tuple[int, int | None]) -> list[tuple[str, str]]:
     config, choices, geometry = job.config, job.choices, plan.geometry
     scale, (free_host, free_device) = geometry.table_scale, free
     rows = f"{geometry.rows:,}" if scale == 1 else f"{geometry.rows:,} of {geometry.true_rows:,} (scale {scale:g})"
@@ -82,8 +77,11 @@ def _lines(
         lines.append(("device", f"none: the CPU stands in for it ({on_device:.2f} GB more)"))
     else:
         lines.append((str(plan.device), f"{on_device:.2f} GB needed, {free_device / 1e9:.2f} GB free"))
-    if limits:
-        lines.append(("measured", limits.summary(config.dtype.name)))
+    if plan.looks_up and (reading := plan.reading(plan.cases[-1])):
+        programs = f"in {reading.programs} programs" if reading.programs else "in a program for each block"
+        lines.append(("rows", f"read {reading.order}, {reading.rows_per_program} at a time, {programs}"))
+    if plan.limits:
+        lines.append(("measured", plan.limits.summary(config.dtype.name)))
     if sheet := data_sheet(plan):
         lines.append(("data sheet", _data_sheet(sheet, config.dtype.name)))
     return lines

@@ -6,6 +6,7 @@ import logging
 import os
 import zlib
 from collections import Counter
+from collections.abc import Sequence
 from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
@@ -31,12 +32,13 @@ from engram_exp.run.bench import Bench
 from engram_exp.run.card import make_card
 from engram_exp.run.job import Job
 from engram_exp.run.parts import Parts, wake
-from engram_exp.run.plan import Plan, device_name, work
+from engram_exp.run.plan import Distinct, Plan, device_name, work
 from engram_exp.run.requirements import check_plan
 from engram_exp.run.rows import (
     case_columns,
     failed_columns,
     failed_rows,
+    reading_columns,
     run_columns,
     sample_rows,
     skipped_columns,
@@ -89,7 +91,6 @@ class Experiment:
             forget_peaks(self.plan.device)
         check_plan(self.plan)
         self.parts = Parts(self.plan)
-        self.limits: Limits | None = None
 
     def measured(self) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
         """Build, verify, time and verify again: a row for each case, and every timed iteration of those that are right.
@@ -102,8 +103,8 @@ class Experiment:
         free = free_host_bytes(), free_device_bytes(plan.device) if plan.has_link else None
         check_fits(needed, *free, config.model.table_scale)
         log.info("%d batches of tokens", len(self.parts.batches))  # may be refused: before limits, which take time
-        self.limits = self._known_limits()
-        self.terminal.card(make_card(self.job, plan, needed, free, self.tasks_of, self.limit_of, self.limits))
+        plan.limits = self._known_limits()
+        self.terminal.card(make_card(self.job, plan, needed, free, self.tasks_of, self.limit_of))
         clock = Clock(plan.device)
         verifier = Verifier(self.parts, seed=zlib.crc32(self.job.run_id.encode()))
         with torch.inference_mode():
@@ -113,26 +114,27 @@ class Experiment:
             if config.save_tensors:
                 self._save(bench)
             timings = self._measure(bench, clock)
-            _ = self.distinct_rows  # of the first batch, before verification writes other ids there
+            _ = self.distinct  # of the first batch, before verification writes other ids there
             bench.verify_again()
         right = {case: timing for case, timing in timings.items() if case not in bench.errors}
         return self._rows(bench, right, needed.table_bytes), sample_rows(self.job.run_id, right, Counter())
 
     def tasks_of(self, case: str) -> list[Task]:
         """The steps of a case, and what its batches ask of them."""
-        return self.plan.tasks_of(case, self.distinct_rows or 1.0)
+        return self.plan.tasks_of(case, self.distinct)
 
     def limit_of(self, case: str) -> Limit | None:
         """The shortest time that this machine allows a case; None where it is not known."""
-        if self.limits is None:
+        if self.plan.limits is None:
             return None
         tasks = self.tasks_of(case)
-        return self.limits.of(work(tasks), tasks[0].load)
+        return self.plan.limits.of(work(tasks), tasks[0].load)
 
     @cached_property
-    def distinct_rows(self) -> float | None:
-        """Share of the rows that the first batch asks for that are distinct; None where none are asked for."""
-        return distinct_share(self.parts.hash_plan, self.parts.batches[0]) if self.plan.looks_up else None
+    def distinct(self) -> Distinct | None:
+        """How many of the rows that the batches ask for are distinct; None where none are asked for."""
+        parts = self.parts
+        return distinct_among(parts.hash_plan, parts.batches, parts.geometry.rows) if self.plan.looks_up else None
 
     def _known_limits(self) -> Limits | None:
         """What this machine can do, measured now if it has not been before; None if nobody asked."""
@@ -179,7 +181,7 @@ class Experiment:
         return timings
 
     def _rows(self, bench: Bench, timings: dict[str, Timing], table_bytes: int) -> list[dict[str, Any]]:
-        run_wide = run_columns(self.plan, self.parts, table_bytes, self.distinct_rows)
+        run_wide = run_columns(self.plan, self.parts, table_bytes, self.distinct.in_first if self.distinct else None)
         common = {**stamp(), **self.job.columns(), **run_wide}
         rows = []
         for case in self.job.cases:
@@ -189,7 +191,8 @@ class Experiment:
                 own = case_columns(self.plan, self.tasks_of(case), timings[case], self.limit_of(case))
             else:
                 own = skipped_columns()
-            rows.append({**common, **bench.whole_peaks.get(case, {}), "case": case, **own})
+            of_case = {**bench.whole_peaks.get(case, {}), **reading_columns(self.plan, case)}
+            rows.append({**common, **of_case, "case": case, **own})
         return rows
 
     def _save(self, bench: Bench) -> None:
@@ -204,7 +207,18 @@ class Experiment:
                 temporary.unlink()
 
 
-def distinct_share(plan: HashPlan, batch: Batch) -> float:
-    """Distinct row ids among those that a batch asks for."""
-    row_ids = plan.row_ids(*batch)
-    return len(torch.unique(row_ids)) / row_ids.numel()
+def distinct_among(plan: HashPlan, batches: Sequence[Batch], rows: int) -> Distinct:
+    """How many of the row ids that batches ask for are distinct.
+
+    Args:
+        plan: of the hash.
+        batches: of one shape.
+        rows: of the table.
+    """
+    asked = torch.zeros(rows, dtype=torch.bool)
+    of_batch = batches[0].ids.numel() * plan.columns
+    in_first = 0.0
+    for batch in batches:
+        asked[plan.row_ids(*batch).flatten().long()] = True
+        in_first = in_first or int(asked.count_nonzero()) / of_batch
+    return Distinct(in_first, int(asked.count_nonzero()) / (of_batch * len(batches)), len(batches))

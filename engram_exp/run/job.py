@@ -21,7 +21,7 @@ from engram_exp.config.derived import (
     cases_of,
     chunk_tokens_of,
     geometry_of,
-    reading_of,
+    order_of,
     threads_of,
 )
 from engram_exp.errors import ConfigError
@@ -148,8 +148,7 @@ class Job:
         keys = {name: key.removeprefix("lookup.") for name, key in KEYS.items() if key.startswith("lookup.")}
         options = {name: self.config.lookup.get(key) for name, key in keys.items()}
         known = {name: None if value in (AUTO, MULTIPROCESSORS) else value for name, value in options.items()}
-        found = reading_of(self.config)
-        return {**known, "row_order": found.order if found else ""}
+        return {**known, "row_order": order_of(self.config)}
 
     def failed_rows(self, status: str, error: str) -> list[dict[str, Any]]:
         """A row for every case of a run that gave none."""

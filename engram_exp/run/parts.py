@@ -99,6 +99,7 @@ class Parts:
             "history_len": lambda: self.geometry.max_order - 1,
             "tokenizer": lambda: self.tokenizer,
             "cache_dir": lambda: self.cache_dir,
+            "read_times": lambda: self.plan.read_times,
         }
 
     @cached_property

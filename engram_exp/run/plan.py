@@ -5,23 +5,34 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from hydra.utils import get_class
 from omegaconf import DictConfig
 
-from engram_exp.config.derived import batches_of, cases_of, chunk_tokens_of, geometry_of, stages_of, value_bytes_of
+from engram_exp.config.derived import (
+    batches_of,
+    cases_of,
+    chunk_tokens_of,
+    geometry_of,
+    reading_of,
+    stages_of,
+    value_bytes_of,
+)
 from engram_exp.config.options import CPU, resolve_device
 from engram_exp.layer.cache import cached_array
 from engram_exp.layer.geometry import EngramGeometry, search_primes
 from engram_exp.layer.row_format import RowFormat
 from engram_exp.machine.environment import code_cache, cpu_name
-from engram_exp.machine.placement import Placement
+from engram_exp.machine.placement import Placement, cache_bytes, multiprocessors
+from engram_exp.measure.limits import Limits
+from engram_exp.measure.read_times import MeasuredReadTimes
 from engram_exp.stage import Load, PlannedStage, Stage, Task, kind_of
 from engram_exp.steps.fusion.step import Fusion
 from engram_exp.steps.hashing.step import Hashing
+from engram_exp.steps.lookup.order import Reading, ReadTimes
 from engram_exp.steps.lookup.step import Lookup, PartsLookup, WideningLookup
 from engram_exp.steps.projection.step import Projection
 from engram_exp.steps.upload.step import Upload
@@ -38,13 +49,30 @@ KINDS: Mapping[str, type[Stage]] = {
 LOOKUPS: Mapping[str, type[Stage]] = {kind.makes: kind for kind in (Lookup, WideningLookup, PartsLookup)}
 
 
+class Distinct(NamedTuple):
+    """How many of the rows that batches ask for are distinct.
+
+    in_first: share of the first batch's.
+    in_all: share of those of all batches, among all of them.
+    batches: that rotate.
+    """
+
+    in_first: float
+    in_all: float
+    batches: int
+
+
 class Plan:
     """The plan of one run.
 
     Args:
         config: checked by `config.checks.check`.
         choices: the option chosen in each group, for those who name one.
+
+    limits: of this machine, once they are known.
     """
+
+    limits: Limits | None = None
 
     def __init__(self, config: DictConfig, choices: Mapping[str, str | None] | None = None) -> None:
         self.config, self.choices = config, choices or {}
@@ -124,14 +152,15 @@ class Plan:
         stages = {*self.built, *(stage for case in self.wholes for stage in self.whole(case))}
         return any(self.task(stage).kind.reads_table for stage in stages)
 
-    def task(self, stage: PlannedStage, distinct_rows: float = 1.0, *, staged: bool = False) -> Task:
+    def task(self, stage: PlannedStage, distinct: Distinct | None = None, *, staged: bool = False) -> Task:
         """A stage's kind and what is asked of it.
 
         Args:
             stage: of the strategy, or an upload.
-            distinct_rows: share of the rows asked for that are distinct.
+            distinct: how many of the rows are; None: all, as far as is known.
             staged: in chunks.
         """
+        distinct = distinct or Distinct(1.0, 1.0, batches_of(self.config))
         config = self.config
         step, node = step_of(stage), config.get("upload" if stage.is_upload else stage.name)
         load = Load(
@@ -141,17 +170,29 @@ class Plan:
             tokens=self.tokens,
             dtype=config.dtype.name,
             table=config.strategy.table,
-            batches=batches_of(config),
-            distinct_rows=distinct_rows,
+            batches=distinct.batches,
+            distinct_rows=distinct.in_first,
+            distinct_in_all=distinct.in_all,
+            cache_bytes=cache_bytes(self.device),
             staged=staged,
         )
         return Task(step if node is None else kind_of(get_class(node._target_), step), load)
 
-    def tasks_of(self, case: str, distinct_rows: float = 1.0) -> list[Task]:
+    def tasks_of(self, case: str, distinct: Distinct | None = None) -> list[Task]:
         """What a case comes to: one stage, or all of a whole."""
         if case in WHOLES:
-            return [self.task(stage, distinct_rows, staged=self.cuts is not None) for stage in self.whole(case)]
-        return [self.task(stage, distinct_rows) for stage in self.built if stage.name == case]
+            return [self.task(stage, distinct, staged=self.cuts is not None) for stage in self.whole(case)]
+        return [self.task(stage, distinct) for stage in self.built if stage.name == case]
+
+    def reading(self, case: str) -> Reading | None:
+        """How a kernel reads the rows of a case, as far as the lookup knows orders; chunk by chunk in a pipeline."""
+        tokens = max(piece.tokens for piece in self.cuts) if self.cuts and case in WHOLES else self.tokens
+        return reading_of(self.config, tokens, self.geometry.table_bytes, multiprocessors(self.device), self.read_times)
+
+    @property
+    def read_times(self) -> ReadTimes | None:
+        """What reads through the link take on this machine, if it is known."""
+        return MeasuredReadTimes.of(self.limits.peaks) if self.limits else None
 
     def placement(self, stage: PlannedStage) -> Placement:
         """Where a stage leaves its output; pinned if that crosses the link next."""

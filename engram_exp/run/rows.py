@@ -10,11 +10,9 @@ from typing import Any
 
 import torch
 
-from engram_exp.config.derived import reading_of
 from engram_exp.errors import status_of, text_of
 from engram_exp.machine.environment import gpus, stamp
 from engram_exp.machine.memory import peak_bytes
-from engram_exp.machine.placement import multiprocessors
 from engram_exp.measure.limits import is_beaten, possible_ms
 from engram_exp.measure.loop import Timing
 from engram_exp.measure.rates import Limit
@@ -42,10 +40,7 @@ def run_columns(plan: Plan, parts: Parts, table_bytes: int, distinct_rows: float
         distinct_rows: share of the rows asked for that are distinct; None where none were.
     """
     device, geometry = plan.device, plan.geometry
-    reading = reading_of(plan.config, geometry.table_bytes, multiprocessors(device))
-    launch = {"rows_per_program": reading.rows_per_program, "programs": reading.programs} if reading else {}
     return {
-        **launch,
         "device": str(device),
         "device_name": device_name(device),
         "driver": gpus()[0]["driver"] if device.type == "cuda" and gpus() else None,
@@ -58,6 +53,14 @@ def run_columns(plan: Plan, parts: Parts, table_bytes: int, distinct_rows: float
         "unique_row_fraction": distinct_rows,
         "huge_page_share": parts.table.huge_page_share if plan.looks_up else None,
     }
+
+
+def reading_columns(plan: Plan, case: str) -> dict[str, Any]:
+    """How a kernel reads the rows of a case, where the lookup knows orders."""
+    reading = plan.reading(case)
+    if reading is None:
+        return {}
+    return {"row_order": reading.order, "rows_per_program": reading.rows_per_program, "programs": reading.programs}
 
 
 def case_columns(plan: Plan, tasks: Sequence[Task], timing: Timing, limit: Limit | None) -> dict[str, Any]:

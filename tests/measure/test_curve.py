@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engram_exp.measure.curve import best_from, rate_of_rows, time_at
+from engram_exp.measure.curve import best_from, least_time_at, measured_from, nearest_to, rate_of_rows, time_at
 
 
 def test_curves_are_followed_between_their_points_and_beyond():
@@ -16,6 +16,17 @@ def test_curves_are_followed_between_their_points_and_beyond():
 def test_a_small_size_is_at_least_as_fast_as_a_large_one():
     noisy = {"10": 3.0, "100": 9.0, "1000": 2.0}
     assert [best_from(noisy, x) for x in (1, 10, 99, 100, 999, 1000, 1e9)] == [9, 9, 9, 9, 9, 2, 2]
+
+
+def test_what_was_measured_from_a_size_on():
+    curve = {"10": "a", "100": "b", "1000": "c"}
+    assert ["".join(measured_from(curve, size)) for size in (9, 10, 99, 100, 5000)] == ["", "abc", "abc", "bc", "c"]
+    assert [nearest_to(curve, size) for size in (1, 31, 32, 316, 317, 1e9)] == ["a", "a", "b", "b", "c", "c"]
+
+
+def test_fewer_things_take_their_share_and_more_no_less_than_the_most():
+    times = {"10": 5.0, "110": 25.0}
+    assert [least_time_at(times, number) for number in (0, 5, 10, 60, 110, 10**6)] == [0, 2.5, 5, 15, 25, 25]
 
 
 @given(

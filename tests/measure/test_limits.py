@@ -17,10 +17,11 @@ PEAKS = {
     "device_gb_per_s": {f"{MIB}": 9000.0, f"{64 * MIB}": 4000.0},
     "device_tflop_per_s": {"bfloat16": 700.0},
     "link_to_device_ms": {"1024": 0.01, "1048576": 0.03, "1073741824": 20.0},
+    "link_rows_us": {f"{1024 * MIB}": {"64": {"1000": 20.0, "100000": 2000.0}}},
 }
 HOST_PEAKS = {name: rates for name, rates in PEAKS.items() if name.startswith("host")}
 LINK_BYTES_PER_S = 1073741824 / 20e-3
-LOAD = SimpleNamespace(dtype="bfloat16", row_bytes=128, spread_bytes=2**31)
+LOAD = SimpleNamespace(dtype="bfloat16", row_bytes=128, spread_bytes=2**31, table_bytes=2**31, row_ids=10_000)
 
 
 def limit(work, peaks=PEAKS, **changes):
@@ -38,6 +39,7 @@ def limit(work, peaks=PEAKS, **changes):
         ({"link": 1073741824}, 20, "link"),
         ({"link": 1}, 0.01, "link"),
         ({"link rows": LINK_BYTES_PER_S}, 1000, "link"),
+        ({"link row reads": 5e6}, 100, "link rows"),
     ],
 )
 def test_each_resource_has_its_rate(work, ms, by):
@@ -55,7 +57,7 @@ def test_copies_and_rows_share_the_link():
 
 def test_what_was_not_measured_bounds_nothing():
     without_link = {name: rates for name, rates in PEAKS.items() if not name.startswith("link")}
-    assert limit({"link": 1e9, "link rows": 1e9}, without_link) is None
+    assert limit({"link": 1e9, "link rows": 1e9, "link row reads": 1e7}, without_link) is None
     assert limit({"link": 1e9, "device memory": 4e9}, without_link).by == "device memory"
     assert limit({"device GEMM": 1e15, "device memory": 4e9}, dtype="float16").by == "device memory"
     assert limit({"tape": 1e9}) is None
@@ -140,6 +142,6 @@ def test_a_new_resource_is_one_new_file(tmp_path, monkeypatch):
 def test_the_rates_in_words():
     assert Limits(PEAKS).summary("bfloat16") == (
         "device bfloat16 700 TFLOP/s, device memory 4000 GB/s, host bfloat16 5 TFLOP/s, host memory 100 GB/s, "
-        "link 53.7 GB/s"
+        "link 53.7 GB/s, link rows 50 M/s in 1.1 GB"
     )
     assert Limits(HOST_PEAKS).summary("float32") == "host memory 100 GB/s"

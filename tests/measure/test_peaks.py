@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from engram_exp.measure import peaks, rig
-from engram_exp.measure.rates import gemm, link, memory, rows
+from engram_exp.measure.rates import gemm, link, link_rows, memory, rows
 
 CPU = torch.device("cpu")
 FOUND = {"host_gb_per_s": {"1024": 100.0}, "host_rows_per_s": {"1024": {"64": 1e8}}}
@@ -19,7 +19,8 @@ def quick(monkeypatch):
     for module, name, value in (
         (rig, "HOST_BYTES", 2**22), (rig, "DEVICE_BYTES", 2**22), (rig, "SECONDS", 1e-3), (memory, "SHORT", 1e-3),
         (rows, "SHORT", 1e-3), (rows, "ROWS", 512), (memory, "SAMPLE_BYTES", 2**19), (gemm, "SIZES", ((64, 32, 16),)),
-        (link, "TRANSFER_BYTES", [2**10, 2**12]),
+        (link, "TRANSFER_BYTES", [2**10, 2**12]), (link_rows, "SPREAD_BYTES", [2**20]),
+        (link_rows, "ROW_IDS", (24, 256)), (link_rows, "SECONDS", 1e-3),
     ):  # fmt: skip
         monkeypatch.setattr(module, name, value)
 
@@ -45,7 +46,8 @@ def test_this_machine_is_measured(quick):
 def test_a_gpu_and_its_link_are_measured(quick):
     found = peaks.measure_peaks(torch.device("cuda"))
     on_host = {"host_gb_per_s", "host_rows_per_s", "host_tflop_per_s"}
-    assert set(found) == {*on_host, "device_gb_per_s", "device_tflop_per_s", "link_to_device_ms"}
+    of_link = {"link_to_device_ms", "link_reads_us", "partition_us", "link_rows_us"}
+    assert set(found) == {*on_host, *of_link, "device_gb_per_s", "device_tflop_per_s"}
     assert all(value > 0 for value in values(found))
 
 

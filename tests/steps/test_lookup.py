@@ -15,7 +15,7 @@ from engram_exp.layer.row_format import RowFormat
 from engram_exp.machine.placement import Placement
 from engram_exp.steps.lookup.embedding import EmbeddingLookup
 from engram_exp.steps.lookup.gather import GatherLookup
-from engram_exp.steps.lookup.order import ON_THE_DEVICE, ORDERED, UNORDERED
+from engram_exp.steps.lookup.order import ON_THE_DEVICE, ORDERED, UNORDERED, launches
 from engram_exp.steps.lookup.staged import StagedLookup
 from engram_exp.steps.lookup.triton import TritonLookup
 from engram_exp.steps.tables.device import DeviceTable
@@ -152,7 +152,8 @@ def test_the_kernel_reads_the_rows_of_real_models(order, values, scales_for, spl
     assert torch.equal(wide, row_format.widen(table.contents(row_ids)).reshape(11, -1))
 
 
-LAUNCHES = sorted({(rule.rows_per_program, rule.programs or 0) for rule in (*ORDERED, *UNORDERED, ON_THE_DEVICE)})
+RULES = (*ORDERED, *UNORDERED, ON_THE_DEVICE)
+LAUNCHES = sorted({(way.rows_per_program, way.programs or 0) for way in (*RULES, *launches(132))})
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -180,7 +181,7 @@ def test_a_gpu_widens_as_many_rows_as_a_step_asks_for(tokens, order, split):
     row_format = RowFormat(256, torch.bfloat16, 32, split)
     table = HostTable(400_000, row_format, 3, PINNABLE, huge_pages=True, pinned=True)
     row_ids = torch.randint(0, 400_000, (tokens, 1, 24), dtype=torch.int32)
-    launch = {"rows_per_program": "auto", "programs": "auto", "sort_from_rows": 16384}
+    launch = {"rows_per_program": "auto", "programs": "auto", "sort_from_rows": "auto"}
     lookup = by_triton(table, tokens, 24, None, order, **launch, widen=True)
     for asked in (row_ids, row_ids.flip(0)):
         got = lookup(asked.to(KERNEL_DEVICE)).cpu()

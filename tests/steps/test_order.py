@@ -1,5 +1,7 @@
 """How rows are read: the order, and the launch that goes with it. Nothing here needs PyTorch."""
 
+from typing import NamedTuple
+
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
@@ -8,9 +10,12 @@ from engram_exp.errors import ConfigError
 from engram_exp.steps.lookup.order import (
     BUCKET_BYTES,
     MOST_BUCKETS,
+    SORT_FROM_ROWS,
+    Launch,
     bucket_shift,
     check_launch,
     check_order,
+    launches,
     reading,
 )
 
@@ -71,6 +76,82 @@ def test_what_is_typed_wins_and_what_is_not_can_be_launched(
     assert found.order == typed.order == (order if order != "auto" else found.order) != "auto"
     check_order(found.order)
     check_launch(found.rows_per_program, 4, found.programs)
+
+
+class Times(NamedTuple):
+    """Made-up times of a machine; `of_sorted` of sorted row ids."""
+
+    as_asked: dict
+    of_sorted: dict
+    partition: float
+
+    def of_reads(self, order, rows, table_bytes):
+        return {"as_asked": self.as_asked, "sorted": self.of_sorted}[order]
+
+    def of_partition(self, rows, table_bytes):
+        return self.partition
+
+    def of(self, found):
+        """What a reading takes by these times."""
+        launch = Launch(*found[1:])
+        return {
+            "as_asked": lambda: self.as_asked[launch],
+            "sorted": lambda: self.of_sorted[launch],
+            "partitioned": lambda: self.of_sorted[launch] + self.partition,
+        }[found.order]()  # fmt: skip
+
+
+MEASURED = launches(132)
+SPANS = st.floats(0.1, 100)
+TIMES = st.builds(
+    Times, *[st.fixed_dictionaries(dict.fromkeys(MEASURED, SPANS))] * 2, partition=SPANS
+)  # fmt: skip
+AUTO_OR_TYPED = st.one_of(st.just("auto"), st.sampled_from(MEASURED))
+
+
+@given(times=TIMES, order=st.sampled_from(["auto", "as_asked", "sorted", "partitioned"]), typed=AUTO_OR_TYPED,
+       only=st.sampled_from([(True, True), (True, False), (False, True)]))  # fmt: skip
+def test_nothing_that_agrees_with_what_is_typed_is_faster(times, order, typed, only):
+    launch = ["auto", "auto"]
+    if typed != "auto":
+        launch = [number if taken else "auto" for number, taken in zip(typed, only, strict=True)]
+    found = reading(order, *launch, **{**LINK, "sort_from_rows": "auto"}, times=times)
+    orders = ["as_asked", "partitioned"] if order == "auto" else [order]
+    others = [
+        (each, *other)
+        for each in orders
+        for other in MEASURED
+        if all(value in ("auto", own) for value, own in zip(launch, other, strict=True))
+    ]
+    assert found in others
+    assert times.of(found) == min(times.of(reading(*other, **LINK)) for other in others)
+
+
+@given(times=TIMES, rows=st.integers(1, 2**20))
+def test_a_number_of_rows_that_is_typed_decides_the_order_and_times_the_launch(times, rows):
+    found = reading("auto", "auto", "auto", **{**LINK, "sort_from_rows": 1000, "rows": rows}, times=times)
+    assert found.order == ("partitioned" if rows >= 1000 else "as_asked")
+    assert times.of(found) == min(times.of(reading(found.order, *other, **LINK)) for other in MEASURED)
+
+
+@given(times=TIMES, order=st.sampled_from(["auto", "sorted"]))
+def test_a_launch_that_was_not_measured_stays_and_takes_the_best_of_the_others(times, order):
+    asked = {**LINK, "sort_from_rows": "auto", "times": times}
+    found, best = reading(order, 8, "auto", **asked), reading(order, "auto", "auto", **asked)
+    assert found == (best.order, 8, best.programs)
+    assert reading(order, 8, 7, **asked) == (best.order, 8, 7)
+
+
+def test_times_say_nothing_of_rows_in_device_memory():
+    fast = dict.fromkeys(MEASURED, 1e-9)
+    asked = {**LINK, "table": "device", "sort_from_rows": "auto"}
+    assert reading("auto", "auto", "auto", **asked, times=Times(fast, fast, 1e-9)) == ("as_asked", 32, None)
+
+
+@pytest.mark.parametrize(("rows", "order"), [(SORT_FROM_ROWS - 1, "as_asked"), (SORT_FROM_ROWS, "partitioned")])
+def test_without_times_the_order_is_as_on_another_machine(rows, order):
+    assert auto(sort_from_rows="auto", rows=rows) == auto(sort_from_rows=SORT_FROM_ROWS, rows=rows)
+    assert auto(sort_from_rows="auto", rows=rows).order == order
 
 
 @given(rows=st.integers(1, 2**33), row_bytes=st.integers(1, 2**20))

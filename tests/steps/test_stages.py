@@ -1,5 +1,7 @@
 """What every step knows of itself: bytes, FLOPs and resources."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from asked import tasks_of
@@ -79,8 +81,30 @@ def test_each_step_takes_the_resources_of_where_it_stands():
     }  # fmt: skip
     assert work("lookup", DEVICE, distinct_rows=0.8) == {"device memory": pytest.approx(moved)}
     assert work("lookup", UVA, distinct_rows=0.8) == {
-        "link rows": pytest.approx(0.8 * ROWS * 128), "device memory": ROWS * 128,
+        "link rows": pytest.approx(0.8 * ROWS * 128), "link row reads": pytest.approx(0.8 * ROWS),
+        "device memory": ROWS * 128,
     }  # fmt: skip
+
+
+def crossing(**changes):
+    return work("lookup", UVA, **changes)["link row reads"]
+
+
+def test_rows_that_come_again_in_another_batch_may_be_kept_by_the_cache():
+    """4 batches of 1,024 rows of 128 bytes each."""
+    few = {"tokens": 64, "sequences": 64, "batches": 4}
+    assert crossing(**few) == crossing(**few, distinct_in_all=0.5) == 1024, "nothing keeps them"
+    assert crossing(**few, distinct_in_all=0.5, cache_bytes=1024 * 128) == 512 - 1024 / 4, "of 2,048 rows, half stay"
+    assert crossing(**few, cache_bytes=2048 * 128) == 1024 - 2048 / 4, "half of what they ask for stays"
+    assert crossing(**few, distinct_in_all=0.25, cache_bytes=100 * 128) == 1024 - 100, "a batch has more than that"
+    assert crossing(**few, cache_bytes=4096 * 128) == 0
+
+
+@given(st.floats(0.01, 1), st.floats(0.01, 1), st.integers(0, 2**28), st.integers(1, 300))
+def test_no_more_rows_cross_the_link_than_are_distinct(distinct, in_all, cache_bytes, batches):
+    found = crossing(distinct_rows=distinct, distinct_in_all=in_all, cache_bytes=cache_bytes, batches=batches)
+    assert 0 <= found <= distinct * ROWS
+    assert found <= crossing(distinct_rows=distinct, distinct_in_all=in_all, batches=batches)
 
 
 def test_what_a_chunk_leaves_in_a_cache_is_not_charged():
@@ -88,7 +112,8 @@ def test_what_a_chunk_leaves_in_a_cache_is_not_charged():
     assert work("hashing", HOST) == {"host memory": ids + ROWS * 4}
     assert work("hashing", HOST, staged=True) == {"host memory": ids}
     assert work("lookup", DEVICE, staged=True, distinct_rows=0.8) == {"device memory": pytest.approx(0.8 * ROWS * 128)}
-    of_rows = {"link rows": pytest.approx(0.8 * ROWS * 128), "device memory": 0}
+    reads = pytest.approx(0.8 * ROWS)
+    of_rows = {"link rows": pytest.approx(0.8 * ROWS * 128), "link row reads": reads, "device memory": 0}
     assert work("lookup", UVA, staged=True, distinct_rows=0.8) == of_rows
     streamed, of_chunks = (work("projection", DEVICE, staged=staged)["device memory"] for staged in (False, True))
     assert streamed - of_chunks == ROWS * 128
@@ -108,6 +133,7 @@ def test_rows_are_spread_over_the_table_at_most():
     assert load.spread_bytes == load.geometry.table_bytes
     few = task("lookup", HOST, tokens=64, sequences=64, batches=2, distinct_rows=0.5).load
     assert few.spread_bytes == 64 * 16 * 128
+    assert replace(few, distinct_in_all=0.25).spread_bytes == 64 * 16 * 64, "batches share rows"
 
 
 class Plain:

@@ -28,7 +28,7 @@ class Limit(NamedTuple):
     """The shortest time that a resource allows.
 
     ms: the time.
-    by: the rate that decides: link, host or device memory, host rows, host or device GEMM.
+    by: the rate that decides: link, link rows, host or device memory, host rows, host or device GEMM.
     """
 
     ms: float
@@ -41,6 +41,8 @@ class Load(Protocol):
     dtype: of matrix products, such as bfloat16.
     row_bytes: of a row as it is stored.
     spread_bytes: of the memory that the rows of all rotating batches are spread over: the table at most.
+    table_bytes: of the whole table: what rows that are asked for at random lie in, few as they may be.
+    row_ids: that a call looks up.
     """
 
     @property
@@ -49,6 +51,10 @@ class Load(Protocol):
     def row_bytes(self) -> int: ...
     @property
     def spread_bytes(self) -> int: ...
+    @property
+    def table_bytes(self) -> int: ...
+    @property
+    def row_ids(self) -> int: ...
 
 
 class Resource(Protocol):

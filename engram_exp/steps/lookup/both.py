@@ -11,7 +11,8 @@ from engram_exp.errors import ConfigError
 from engram_exp.machine.placement import Placement
 from engram_exp.stage import Load
 from engram_exp.steps.lookup.gather import GatherLookup
-from engram_exp.steps.lookup.step import Lookup
+from engram_exp.steps.lookup.order import ReadTimes
+from engram_exp.steps.lookup.step import Lookup, crossing_rows
 from engram_exp.steps.lookup.triton import TritonLookup
 from engram_exp.steps.tables.host import HostTable
 from engram_exp.vocabulary import HOST
@@ -29,7 +30,8 @@ class BothLookup(Lookup):
         placement: the GPU.
         share: of the rows, that the CPU gathers.
         chunks: that it gathers them in: each is copied while it gathers the next.
-        order, sort_from_rows, rows_per_program, warps, programs: of the GPU's kernel, as `TritonLookup` has them.
+        order, sort_from_rows, rows_per_program, warps, programs, read_times: of the GPU's kernel, as `TritonLookup` has
+            them.
 
     Raises:
         ConfigError: a share or a number of chunks out of range, or as `TritonLookup`.
@@ -47,10 +49,11 @@ class BothLookup(Lookup):
         share: float,
         chunks: int,
         order: str,
-        sort_from_rows: int,
+        sort_from_rows: int | Literal["auto"],
         rows_per_program: int | Literal["auto"],
         warps: int,
         programs: int | Literal["auto", "multiprocessors"] | None,
+        read_times: ReadTimes | None = None,
     ) -> None:
         if not 0 < share < 1:
             remedy = "must be above 0 and below 1; strategy=uva and strategy=kv_on_gpu are the two ends"
@@ -62,7 +65,8 @@ class BothLookup(Lookup):
         self.rows = placement.empty(most, row_format.width, dtype=row_format.storage_dtype)
         self.row_ids: torch.Tensor | None = None  # those that the GPU reads
         launch = order, sort_from_rows, rows_per_program, warps, programs
-        self.read = TritonLookup(table, most, 1, Placement(placement.device, buffer=self.rows), *launch)
+        into = Placement(placement.device, buffer=self.rows)
+        self.read = TritonLookup(table, most, 1, into, *launch, read_times=read_times)
         has_link = placement.device.type != "cpu"
         on_host = Placement(torch.device("cpu"), pinned=has_link)
         of_chunk = max(1, -(-self._rows_of_cpu(most) // chunks))
@@ -73,7 +77,7 @@ class BothLookup(Lookup):
     def work(cls, load: Load) -> dict[str, float]:
         """All distinct rows cross one link; they are written on the device."""
         return {
-            "link rows": load.distinct_rows * load.geometry.stored_bytes(load.tokens),
+            "link rows": crossing_rows(load) * load.row_bytes,
             load.memory: load.bytes_of(load.stage.makes),
         }
 

@@ -7,26 +7,54 @@ and how many may be in flight before they get into each other's way.
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import NamedTuple, Protocol
 
 from engram_exp.errors import ConfigError
-from engram_exp.vocabulary import AS_ASKED, AUTO, HOST, MULTIPROCESSORS, PARTITIONED, ROW_ORDERS
+from engram_exp.vocabulary import AS_ASKED, AUTO, HOST, MULTIPROCESSORS, PARTITIONED, ROW_ORDERS, SORTED
 
 BUCKET_BYTES = 2**22  # of the table, at least: rows that lie so near to each other read as fast as sorted ones
 MOST_BUCKETS = 2**13  # that one program adds up
+SORT_FROM_ROWS = 16384  # as measured on an H200, for a sort
+
+
+class Launch(NamedTuple):
+    """Of a kernel that reads rows.
+
+    rows_per_program: that a program has in flight at a time.
+    programs: at most; None: one for each block of so many rows.
+    """
+
+    rows_per_program: int
+    programs: int | None
 
 
 class Reading(NamedTuple):
     """How a kernel reads rows.
 
     order: as_asked, sorted or partitioned.
-    rows_per_program: that a program has in flight at a time.
-    programs: of a launch, at most; None: one for each block of so many rows.
+    rows_per_program, programs: of its `Launch`.
     """
 
     order: str
     rows_per_program: int
     programs: int | None
+
+
+class ReadTimes(Protocol):
+    """What reads through the link take on a machine, in any one unit of time."""
+
+    def of_reads(self, order: str, rows: int, table_bytes: int) -> Mapping[Launch, float]:
+        """By some launches, of so many rows of a table.
+
+        Args:
+            order: as_asked or sorted: of the row ids, as they come.
+            rows: row ids.
+            table_bytes: of the table.
+        """
+
+    def of_partition(self, rows: int, table_bytes: int) -> float:
+        """To partition so many row ids of a table."""
 
 
 class Rule(NamedTuple):
@@ -55,42 +83,93 @@ UNORDERED = (
 ON_THE_DEVICE = Rule(math.inf, math.inf, 32, None)
 
 
+def launches(multiprocessors: int) -> tuple[Launch, ...]:
+    """Those that are measured on a machine, each of which was the best somewhere on an H200.
+
+    Args:
+        multiprocessors: of the device.
+    """
+    return (
+        Launch(1, None),
+        Launch(1, multiprocessors),
+        Launch(16, 4 * multiprocessors),
+        Launch(32, 16),
+        Launch(32, 32),
+    )
+
+
 def reading(
     order: str,
     rows_per_program: int | str,
     programs: int | str | None,
     *,
-    sort_from_rows: int,
+    sort_from_rows: int | str,
     rows: int,
     table: str,
     table_bytes: int,
     multiprocessors: int = 1,
+    times: ReadTimes | None = None,
 ) -> Reading:
     """What `auto` comes to; what is not `auto` stays as it is.
 
-    Rows in device memory gain nothing from an order. Those that come through the link are partitioned from
-    `sort_from_rows` row ids on, and the launch follows from the order, the number of row ids and the size of the table.
+    Rows in device memory gain nothing from an order. Those that come through the link are read in whichever order, and
+    by whichever launch of what is typed, takes the shortest time on this machine; where that is not known, as rules say
+    that were measured on another.
 
     Args:
         order, rows_per_program, programs: as configured; `programs` may be `multiprocessors`.
-        sort_from_rows: see above.
+        sort_from_rows: row ids from which on they are partitioned, if `order` is auto; auto: where that pays.
         rows: row ids.
         table: host or device.
         table_bytes: of the table.
         multiprocessors: of the device.
+        times: of this machine, if they are known.
     """
-    through_link = table == HOST
-    if order == AUTO:
-        order = PARTITIONED if through_link and rows >= sort_from_rows else AS_ASKED
-    rules = (ON_THE_DEVICE,) if not through_link else UNORDERED if order == AS_ASKED else ORDERED
-    rule = next(rule for rule in rules if table_bytes <= rule.table_bytes and rows <= rule.rows)
     if programs == MULTIPROCESSORS:
         programs = multiprocessors
+    typed = rows_per_program, programs
+    if table == HOST and times is not None:
+        order, launch = _fastest(order, typed, sort_from_rows, rows, table_bytes, times)
+    else:
+        if order == AUTO:
+            order = _usual_order(sort_from_rows, rows) if table == HOST else AS_ASKED
+        rules = (ON_THE_DEVICE,) if table != HOST else UNORDERED if order == AS_ASKED else ORDERED
+        rule = next(rule for rule in rules if table_bytes <= rule.table_bytes and rows <= rule.rows)
+        launch = Launch(rule.rows_per_program, rule.programs)
     return Reading(
         order,
-        rule.rows_per_program if isinstance(rows_per_program, str) else rows_per_program,
-        rule.programs if isinstance(programs, str) else programs,
+        launch.rows_per_program if isinstance(rows_per_program, str) else rows_per_program,
+        launch.programs if isinstance(programs, str) else programs,
     )
+
+
+def _usual_order(sort_from_rows: int | str, rows: int) -> str:
+    return PARTITIONED if rows >= (SORT_FROM_ROWS if isinstance(sort_from_rows, str) else sort_from_rows) else AS_ASKED
+
+
+def _fastest(
+    order: str,
+    typed: tuple[int | str | None, int | str | None],
+    sort_from_rows: int | str,
+    rows: int,
+    table_bytes: int,
+    times: ReadTimes,
+) -> tuple[str, Launch]:
+    """The order, and the launch, that take the shortest time of those that agree with what is typed, a partition
+    included; of all, if none agrees."""
+    if order == AUTO and sort_from_rows != AUTO:
+        order = _usual_order(sort_from_rows, rows)
+    took: dict[tuple[str, Launch], float] = {}
+    for each in (AS_ASKED, PARTITIONED) if order == AUTO else (order,):
+        ordering = times.of_partition(rows, table_bytes) if each == PARTITIONED else 0.0
+        reads = times.of_reads(AS_ASKED if each == AS_ASKED else SORTED, rows, table_bytes)
+        took |= {(each, launch): ordering + time for launch, time in reads.items()}
+    agreeing = [
+        (each, launch)
+        for each, launch in took
+        if all(value in (AUTO, own) for value, own in zip(typed, launch, strict=True))
+    ]
+    return min(agreeing or took, key=took.__getitem__)
 
 
 def check_order(order: str) -> None:

@@ -37,7 +37,8 @@ class Lookup(Stage):
         row_ids, rows = load.bytes_of(load.stage.needs), load.geometry.stored_bytes(load.tokens)
         written = 0 if load.staged else load.bytes_of(load.stage.makes)
         if load.stage.side == DEVICE and load.table == HOST:
-            return {"link rows": load.distinct_rows * rows, load.memory: written}
+            crossing = crossing_rows(load)
+            return {"link rows": crossing * load.row_bytes, "link row reads": crossing, load.memory: written}
         passed_on = 0 if load.staged else row_ids + written
         streams = {load.memory: passed_on + load.distinct_rows * rows}
         if load.stage.side == HOST:
@@ -69,6 +70,18 @@ class Lookup(Stage):
         """Stored rows [T, H * width] of row ids [T, H], computed anew from the seed."""
         (row_ids,) = inputs
         return (reference.row_format.contents(row_ids, reference.seed).flatten(1),), 0.0
+
+
+def crossing_rows(load: Load) -> float:
+    """Rows that cross the link in a call, on average and at least, if a kernel reads them through it.
+
+    However well the device's cache keeps rows, it spares a call no more of its distinct rows than it holds, and a round
+    of all batches no more of theirs.
+    """
+    kept = load.cache_bytes / load.row_bytes
+    of_batch = load.distinct_rows * load.row_ids - kept
+    of_round = min(load.distinct_rows, load.distinct_in_all) * load.row_ids - kept / load.batches
+    return max(0.0, of_batch, of_round)
 
 
 class WideningLookup(Lookup):

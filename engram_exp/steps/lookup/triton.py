@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import partial
+from functools import cache, partial
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -13,12 +13,11 @@ import triton.language as tl
 from engram_exp.errors import SkippedError
 from engram_exp.machine.placement import Placement, multiprocessors
 from engram_exp.stage import Load
-from engram_exp.steps.lookup.order import check_launch, check_order, reading
+from engram_exp.steps.lookup.order import ReadTimes, check_launch, check_order, reading
 from engram_exp.steps.lookup.partition_triton import Partition
 from engram_exp.steps.lookup.step import Lookup
 from engram_exp.steps.lookup.words import Words
-from engram_exp.steps.tables.device import DeviceTable
-from engram_exp.steps.tables.host import HostTable
+from engram_exp.steps.tables import Table
 from engram_exp.steps.widening.triton import e4m3_as_float, ue8m0_as_float
 from engram_exp.vocabulary import AS_ASKED, SORTED
 
@@ -42,6 +41,7 @@ class TritonLookup(Lookup):
         programs: of a launch, at most; each then takes several blocks of rows. None: one for each block;
             multiprocessors: as many as the GPU has; auto: see there.
         widen: make embeddings of fp8 rows. Rows that are stored in the compute dtype are that already.
+        read_times: of this machine; None: they are not known.
 
     Raises:
         ConfigError: an unknown order, or a number that Triton cannot use.
@@ -55,16 +55,17 @@ class TritonLookup(Lookup):
 
     def __init__(
         self,
-        table: HostTable | DeviceTable,
+        table: Table,
         max_tokens: int,
         columns: int,
         placement: Placement,
         order: str,
-        sort_from_rows: int,
+        sort_from_rows: int | Literal["auto"],
         rows_per_program: int | Literal["auto"],
         warps: int,
         programs: int | Literal["auto", "multiprocessors"] | None,
         widen: bool = False,
+        read_times: ReadTimes | None = None,
     ) -> None:
         placement.require_triton("lookup")
         check_order(order)
@@ -79,7 +80,7 @@ class TritonLookup(Lookup):
         dtype = row_format.dtype if widens else row_format.storage_dtype
         self.rows = placement.empty(max_tokens * columns, width, dtype=dtype)
         self.out, self.kernels = (self.rows, [_widening(table)]) if widens else _copying(table, self.rows)
-        self.reading = partial(
+        of_rows = partial(
             reading,
             order,
             rows_per_program,
@@ -88,7 +89,9 @@ class TritonLookup(Lookup):
             table=table.place,
             table_bytes=self.table_rows * self.row_bytes,
             multiprocessors=multiprocessors(placement.device),
+            times=read_times,
         )
+        self.reading = cache(of_rows)  # looked up on each call
         self.warps = warps
         self.ordered: tuple[torch.Tensor, torch.Tensor] | None = None  # row ids in order, and their places
         self.partition: Partition | None = None
@@ -132,7 +135,7 @@ class Kernel(NamedTuple):
     constants: Mapping[str, float | None]
 
 
-def _copying(table: HostTable | DeviceTable, rows: torch.Tensor) -> tuple[torch.Tensor, list[Kernel]]:
+def _copying(table: Table, rows: torch.Tensor) -> tuple[torch.Tensor, list[Kernel]]:
     """Stored rows as whole words, and what copies them: a kernel for each part of the table."""
     words = Words(table.row_format)
     kernels = []
@@ -147,7 +150,7 @@ def _copying(table: HostTable | DeviceTable, rows: torch.Tensor) -> tuple[torch.
     return rows.view(words.dtype), kernels
 
 
-def _widening(table: HostTable | DeviceTable) -> Kernel:
+def _widening(table: Table) -> Kernel:
     """What makes embeddings of fp8 rows, packed or split."""
     row_format = table.row_format
     values, scales, first_scale = row_format.values_and_scales(*table.parts)
