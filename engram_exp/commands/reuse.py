@@ -21,7 +21,7 @@ from engram_exp.reuse.curves import ALL_ORDERS, COLD, LRU, STATIC, WARM, TableSh
 from engram_exp.run.workload import Workload
 
 CONF = Path(__file__).parents[2] / "conf"
-MOST_TOKENS = 2_000_000
+MOST_TOKENS = 1_000_000
 BYTES_OF_TOKEN = 8  # of text, at most in the mean: so many are read
 
 

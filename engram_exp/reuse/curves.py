@@ -75,12 +75,13 @@ def _cache_curve(uses: Uses, table: TableShape) -> pd.DataFrame:
     late_tokens = tokens // 2
     sizes = cache_sizes(uses.rows, table.row_bytes)
     early, late = count_hits(uses.before, sizes)
+    static = _static_hits(uses, sizes)
     rows = []
     for order, columns in table.columns_of().items():
         hits = {
             (LRU, WARM): late[columns].sum(axis=0) / (late_tokens * len(columns)),
             (LRU, COLD): (early + late)[columns].sum(axis=0) / (tokens * len(columns)),
-            (STATIC, WARM): _static_hits(uses, columns, sizes) / (late_tokens * len(columns)),
+            (STATIC, WARM): static[columns].sum(axis=0) / (late_tokens * len(columns)),
         }
         for (policy, state), rates in hits.items():
             for size, rate in zip(sizes, rates, strict=True):
@@ -90,18 +91,15 @@ def _cache_curve(uses: Uses, table: TableShape) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=names)
 
 
-def _static_hits(uses: Uses, columns: np.ndarray, sizes: np.ndarray) -> np.ndarray:
-    """Uses of the second half that hit the rows of these columns among those that the first half used most, of all
-    columns; of rows used equally often, a share."""
+def _static_hits(uses: Uses, sizes: np.ndarray) -> np.ndarray:
+    """Uses [H, S] of the second half, by column and size, that hit the rows that the first half used most; of rows that
+    it used equally often, a share."""
     most = 1 + max(int(counts[:, 0].max()) for counts in uses.counts)
-    rows, hits = np.zeros(most), np.zeros(most)  # by how often the first half used a row
-    for column, counts in enumerate(uses.counts):
-        early, late = counts.T
-        rows += np.bincount(early, minlength=most)
-        if column in columns:
-            hits += np.bincount(early, weights=late, minlength=most)
-    often_first = slice(None, 0, -1)  # what the first half did not use is in no such cache
-    return np.interp(sizes, np.cumsum([0, *rows[often_first]]), np.cumsum([0, *hits[often_first]]))
+    used = slice(None, 0, -1)  # how often the first half did, at least once, most often first
+    rows = np.sum([np.bincount(counts[:, 0], minlength=most)[used] for counts in uses.counts], axis=0)
+    cached = np.cumsum([0, *rows])
+    hits = (np.bincount(counts[:, 0], weights=counts[:, 1], minlength=most)[used] for counts in uses.counts)
+    return np.stack([np.interp(sizes, cached, np.cumsum([0, *of_column])) for of_column in hits])
 
 
 def _step_curve(before: np.ndarray, table: TableShape) -> pd.DataFrame:

@@ -52,14 +52,24 @@ def find_uses(row_ids: np.ndarray) -> Uses:
         row_ids: whole numbers from 0 to below 2^31; a row belongs to one column alone, as n-gram tables have it.
             T * H < 2^31.
     """
-    by_column = np.ascontiguousarray(row_ids.T, dtype=np.int32)
-    columns, tokens = by_column.shape
+    tokens, columns = row_ids.shape
+    by_column = np.empty((columns, tokens), dtype=np.int32)
+    _transpose(row_ids, by_column)
     before, counts = np.empty_like(by_column), np.empty((columns, tokens, 2), dtype=np.int32)
     bits = (2 * tokens).bit_length()
     # Allocated by NumPy, which asks for huge pages: most of the time goes to translating addresses.
     slots = np.empty((min(columns, get_num_threads()), 2**bits, SLOT_WORDS), dtype=np.int32)
     rows = _find(by_column, before, counts, slots, bits)
     return Uses(before, [of_column[:used] for of_column, used in zip(counts, rows, strict=True)])
+
+
+@njit(parallel=True, cache=True)
+def _transpose(row_ids, by_column):  # type: ignore[no-untyped-def]
+    columns, tokens = by_column.shape
+    for part in prange((tokens + BLOCK_TOKENS - 1) // BLOCK_TOKENS):
+        for column in range(columns):
+            for token in range(part * BLOCK_TOKENS, min(tokens, (part + 1) * BLOCK_TOKENS)):
+                by_column[column, token] = row_ids[token, column]
 
 
 @njit(parallel=True, cache=True)
