@@ -143,7 +143,7 @@ TABLE = (
     Column("programs", NUMBER, WAY, 2, "programs", "of a launch, at most; empty beside rows_per_program: one for each "
            "block",
            "lookup.programs"),
-    Column("layout", TEXT, SUBJECT, 2, "", "where the scales of fp8 rows lie: `packed` or `split`", "dtype.layout"),
+    Column("layout", TEXT, WAY, 2, "", "where the scales of fp8 rows lie: `packed` or `split`", "dtype.layout"),
     Column("row_bytes", NUMBER, SUBJECT, 2, "bytes", "of a stored row"),
     Column("repeat", NUMBER, LABEL, 2, "", "which repetition of its configuration it is, from 0"),
     Column("huge_page_share", NUMBER, MEASURED, 2, "", "of the table's memory, in 2 MiB pages"),

@@ -158,3 +158,10 @@ def test_runs_with_different_pauses_are_different_subjects():
     tight, paused = subjects(frame)
     assert (tight.label.endswith("pause_ms=0"), paused.label.endswith("pause_ms=2")) == (True, True)
     assert (tight.rows["wall_ms_median"].item(), paused.rows["wall_ms_median"].item()) == (1.0, 4.0)
+
+
+def test_where_scales_lie_is_another_way_and_no_other_subject():
+    packed, split = (rows("uva", {64: ms}, run_id=name, layout=name) for name, ms in (("packed", 1.0), ("split", 2.0)))
+    frame = pd.concat([packed, split])
+    assert len(subjects(frame)) == 1
+    assert curves(frame)["uva"][64].ms == 1.0, "the better of the two"
