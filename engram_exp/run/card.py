@@ -66,6 +66,7 @@ def _lines(job: Job, plan: Plan, needed: Footprint, free: tuple[int, int | None]
     rows = f"{geometry.rows:,}" if scale == 1 else f"{geometry.rows:,} of {geometry.true_rows:,} (scale {scale:g})"
     layer = f"{choices['model']}, layer {config.layer}: {rows} rows of {geometry.row_values} {choices['dtype']}"
     tokens = f"{config.batch_size} x {config.seq_len}, {choices['tokens']}, {batches_of(config)} batches in turn"
+    tokens += f", {config.pause_ms:g} ms apart" if config.pause_ms else ""
     lines = [
         ("layer", layer),
         ("tokens", tokens),

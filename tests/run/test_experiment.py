@@ -277,7 +277,7 @@ def test_the_card_and_the_rows_agree(run_inline, monkeypatch):
     assert moved == f"{rows[0]['bytes_moved'] / 1e9:.3g}"
 
 
-def test_a_row_tells_the_pause_before_its_samples(run_inline, monkeypatch):
+def test_row_and_card_tell_the_pause_before_samples(run_inline, monkeypatch, capsys):
     slept = []
     monkeypatch.setattr(loop.time, "sleep", slept.append)
     (row,) = run_inline("pause_ms=20", "cases=[lookup]", "iterations=4", "lookup.threads=1")
@@ -285,3 +285,4 @@ def test_a_row_tells_the_pause_before_its_samples(run_inline, monkeypatch):
     assert (row["status"], row["iterations"], row["pause_ms"]) == ("ok", 4, 20.0)
     assert "lookup.threads=1" in row["options"].split()
     assert "pause_ms" not in row["options"]
+    assert "4 batches in turn, 20 ms apart" in capsys.readouterr().out
