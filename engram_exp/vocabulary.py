@@ -49,5 +49,9 @@ AUTO: Final = "auto"
 AS_ASKED, SORTED, PARTITIONED, _ = ROW_ORDERS = ("as_asked", "sorted", "partitioned", AUTO)
 MULTIPROCESSORS = "multiprocessors"  # as many programs as the device has
 
+LRU, STATIC = "lru", "static"  # what a cache of rows keeps
+COLD, WARM = "cold", "warm"
+ALL_ORDERS = "all"
+
 OK, SUSPECT, SKIPPED, REFUSED = "ok", "suspect", "skipped", "refused"
 MISMATCH, OOM_HOST, OOM_DEVICE, TIMEOUT, CRASH = "mismatch", "oom_host", "oom_device", "timeout", "crash"

@@ -17,8 +17,7 @@ from engram_exp.commands.arguments import at_least
 from engram_exp.config.checks import check
 from engram_exp.config.schema import register_schema
 from engram_exp.machine.files import write_text
-from engram_exp.reuse.curves import ALL_ORDERS, COLD, LRU, STATIC, WARM, TableShape, curves
-from engram_exp.run.workload import Workload
+from engram_exp.vocabulary import ALL_ORDERS, COLD, LRU, STATIC, WARM
 
 CONF = Path(__file__).parents[2] / "conf"
 MOST_TOKENS = 1_000_000
@@ -48,16 +47,19 @@ def run(arguments: argparse.Namespace) -> None:
         ValueError: tokens, a key or a number that will not do.
         OSError: the folder cannot be written.
     """
+    from engram_exp.reuse.curves import curves  # no other command needs PyTorch, which is slow to import
+    from engram_exp.run.workload import Workload
+
     config = _config(arguments.tokens, arguments.overrides, arguments.most)
     workload, console = Workload(config), Console()
-    shape = TableShape(workload.orders, workload.geometry.row_bytes)
     caches, steps = [], []
     for streams in arguments.concurrency or [1]:
         row_ids = workload.row_ids(arguments.most, streams)
         began = time.perf_counter()
-        cache, step = curves(row_ids, shape)
+        cache, step = curves(row_ids, workload.shape)
         passed_s = time.perf_counter() - began
-        console.print(_title(arguments, config, streams, len(row_ids), shape))
+        tokens, columns = row_ids.shape
+        console.print(_title(arguments, config, streams, tokens, columns, workload.geometry.row_bytes))
         console.print(_cache_table(cache), _step_table(step))
         console.print(
             f"{row_ids.size:,} uses in {passed_s:.2f} s: {row_ids.size / passed_s / 1e6:.3g} million a second"
@@ -92,10 +94,12 @@ def _config(tokens: str, overrides: list[str], most_tokens: int) -> DictConfig:
     return config
 
 
-def _title(arguments: argparse.Namespace, config: DictConfig, streams: int, tokens: int, shape: TableShape) -> str:
+def _title(
+    arguments: argparse.Namespace, config: DictConfig, streams: int, tokens: int, columns: int, row_bytes: int
+) -> str:
     said = " ".join([arguments.tokens, *arguments.overrides])
-    rows = f"{len(shape.orders)} rows of {shape.row_bytes} bytes each"
-    return f"{said}, layer {config.layer}: {tokens:,} tokens in {streams} stream{'s' * (streams > 1)}, {rows}"
+    in_streams = f"{tokens:,} tokens in {streams} stream{'s' * (streams > 1)}"
+    return f"{said}, layer {config.layer}: {in_streams}, {columns} rows of {row_bytes} bytes each"
 
 
 def _cache_table(cache: pd.DataFrame) -> Table:

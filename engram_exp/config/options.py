@@ -64,7 +64,7 @@ def check_options(group: str, node: DictConfig, choice: str | None = None, given
         if name in given:
             raise ConfigError(key, value, "follows from the rest of the configuration; leave it out")
         if name not in parameters:
-            raise ConfigError(key, value, f"{target.__name__} has no such option")
+            raise ConfigError(key, value, f"{target.__name__} has no such option; leave it out: ~{key}")
         if name not in hints:
             raise ConfigError(key, value, f"{target.__name__} does not say of what type it is; annotate it")
         if not _takes(hints[name], value):

@@ -8,7 +8,7 @@ import vl_convert
 
 from engram_exp.pages.looks import log_scale
 from engram_exp.pages.page import CONFIG, VEGA_LITE
-from engram_exp.reuse.curves import ALL_ORDERS
+from engram_exp.vocabulary import ALL_ORDERS, WARM
 
 CACHE_TITLE = "hit rate of a row cache, warm, all orders"
 STEP_TITLE = "share of a step's rows that are distinct, one stream"
@@ -21,7 +21,7 @@ def reuse_figure(cache: pd.DataFrame, steps: pd.DataFrame) -> str:
     Args:
         cache, steps: as `reuse.curves.curves` returns them, with a column `concurrency`.
     """
-    warm = cache[(cache["state"] == "warm") & (cache["order"] == ALL_ORDERS)]
+    warm = cache[(cache["state"] == WARM) & (cache["order"] == ALL_ORDERS)]
     share = alt.Axis(format="%")
     hits = (
         alt.Chart(warm, title=CACHE_TITLE)

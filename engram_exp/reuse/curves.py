@@ -9,11 +9,9 @@ import numpy as np
 import pandas as pd
 
 from engram_exp.reuse.distances import Uses, count_firsts, count_hits, find_uses
+from engram_exp.vocabulary import ALL_ORDERS, COLD, LRU, STATIC, WARM
 
 MOST_USES = 2**31 - 1
-LRU, STATIC = "lru", "static"
-COLD, WARM = "cold", "warm"
-ALL_ORDERS = "all"
 SMALLEST_CACHE_BYTES = 2**20
 MOST_POWERS = 17  # of two: steps of up to 65,536 tokens
 

@@ -59,7 +59,7 @@ class ChunkStages:
         assert self.plan.cuts is not None
         self.cuts: Sequence[Cut] = self.plan.cuts
         self.ring_depth = min(self.plan.config.schedule.ring_depth, len(self.cuts))
-        self.first, self.beside = overlapping(self.plan.whole(FULL))
+        self.first, self.beside = overlapping(self.plan.stages)
         self.of_batches = [self.parts.stage(stage) for stage in self.plan.stages[: self.first]]
         self.built: list[list[BuiltStage]] = [[] for _ in self.cuts]  # so far, of each chunk
         self.delivered: dict[str, torch.Tensor] = {}  # by value, [T, vectors, C]

@@ -11,6 +11,7 @@ from omegaconf import DictConfig
 from engram_exp.errors import ConfigError
 from engram_exp.layer.tokens import NO_TOKEN
 from engram_exp.machine.placement import Placement
+from engram_exp.reuse.curves import TableShape
 from engram_exp.run.parts import Parts
 from engram_exp.run.plan import Plan
 from engram_exp.steps.hashing.numba import NumbaHasher
@@ -28,9 +29,10 @@ class Workload:
         self.geometry, self.seed = self.parts.geometry, int(config.seed)
 
     @property
-    def orders(self) -> list[int]:
-        """The n-gram order of each column."""
-        return [order for order in self.geometry.orders for _ in range(self.geometry.heads)]
+    def shape(self) -> TableShape:
+        """What curves need to know of the layer's table."""
+        orders = [order for order in self.geometry.orders for _ in range(self.geometry.heads)]
+        return TableShape(orders, self.geometry.row_bytes)
 
     def row_ids(self, most_tokens: int, streams: int) -> np.ndarray:
         """Row ids [T, H] of at most so many tokens, cut into streams of equal length that take a token each in turn.

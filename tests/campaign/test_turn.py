@@ -79,7 +79,7 @@ class Hasher(NumpyHasher):
 def leaving(tmp_path, own_lock):
     """The arguments and variables of a run whose component leaves two processes behind, which are ended later."""
     (tmp_path / "leaving.py").write_text(LEAVES_CHILDREN)
-    yield ["cases=[hashing]", "hashing._target_=leaving.Hasher"], {"PYTHONPATH": str(tmp_path)}
+    yield ["cases=[hashing]", "hashing._target_=leaving.Hasher", "~hashing.threads"], {"PYTHONPATH": str(tmp_path)}
     for process in map(int, filter(str.isdecimal, os.listdir("/proc"))):
         try:
             with open(f"/proc/{process}/environ", "rb") as variables:

@@ -1,5 +1,7 @@
 """What docs/measuring.md says still gets through does: whoever closes one of these holes finds the line to delete."""
 
+import functools
+
 import pytest
 from common import ROOT
 
@@ -52,6 +54,7 @@ CHEATS = {
 def test_what_is_said_to_get_through_does(run_inline, monkeypatch, cheat, line):
     build = GatherLookup.__init__
 
+    @functools.wraps(build)
     def keeping_the_table(self, table, *arguments, **options):
         self.table = table
         build(self, table, *arguments, **options)
