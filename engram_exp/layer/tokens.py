@@ -35,7 +35,28 @@ class Batch(NamedTuple):
     history: torch.Tensor
 
 
-class RandomTokens:
+class DrawnTokens:
+    """Sequences cut from a stream of ids that a subclass draws.
+
+    Args:
+        history_len: N - 1.
+        history: whether sequences are preceded by ids, or start afresh.
+    """
+
+    def __init__(self, history_len: int, history: bool) -> None:
+        self.history_len, self.history = history_len, history
+
+    def __call__(self, batch_size: int, seq_len: int, seed: int) -> Batch:
+        """Draw B sequences of L ids."""
+        stream = self.stream(batch_size * (self.history_len + seq_len), seed).reshape(batch_size, -1)
+        return _split(stream, self.history_len, self.history)
+
+    def stream(self, tokens: int, seed: int) -> np.ndarray:
+        """Draw ids."""
+        raise NotImplementedError
+
+
+class RandomTokens(DrawnTokens):
     """Ids drawn uniformly: the worst case for every cache.
 
     Args:
@@ -51,21 +72,15 @@ class RandomTokens:
     def __init__(self, vocab_size: int, history_len: int, share: float, history: bool) -> None:
         if not 0 < share <= 1:
             raise ConfigError("tokens.share", share, "must be above 0 and at most 1")
+        super().__init__(history_len, history)
         self.limit = max(1, int(vocab_size * share))
-        self.history_len = history_len
-        self.history = history
-
-    def __call__(self, batch_size: int, seq_len: int, seed: int) -> Batch:
-        """Draw B sequences of L ids."""
-        stream = self.stream(batch_size * (self.history_len + seq_len), seed).reshape(batch_size, -1)
-        return _split(stream, self.history_len, self.history)
 
     def stream(self, tokens: int, seed: int) -> np.ndarray:
         """Draw ids."""
         return np.random.default_rng(seed).integers(0, self.limit, size=tokens, dtype=np.int64)
 
 
-class ZipfTokens:
+class ZipfTokens(DrawnTokens):
     """Ids drawn independently by Zipf's law: the k-th of them, id k - 1, with a probability proportional to
     1 / k^exponent. Real text repeats whole n-grams, too; this repeats tokens alone.
 
@@ -82,15 +97,9 @@ class ZipfTokens:
     def __init__(self, vocab_size: int, history_len: int, exponent: float, history: bool) -> None:
         if not 0 <= exponent < np.inf:
             raise ConfigError("tokens.exponent", exponent, "must be at least 0")
+        super().__init__(history_len, history)
         weights = np.arange(1, vocab_size + 1, dtype=np.float64) ** -exponent
         self.cumulative = np.cumsum(weights) / weights.sum()
-        self.history_len = history_len
-        self.history = history
-
-    def __call__(self, batch_size: int, seq_len: int, seed: int) -> Batch:
-        """Draw B sequences of L ids."""
-        stream = self.stream(batch_size * (self.history_len + seq_len), seed).reshape(batch_size, -1)
-        return _split(stream, self.history_len, self.history)
 
     def stream(self, tokens: int, seed: int) -> np.ndarray:
         """Draw ids."""
