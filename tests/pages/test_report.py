@@ -76,7 +76,7 @@ def test_every_figure_is_drawn_on_a_phone_and_on_a_desk(open_page, page, drawn, 
 def test_it_opens_with_answers_and_a_figure(open_page, page):
     view = open_page(page)
     first = view.locator("#answers tbody tr")
-    assert first.nth(0).inner_text() == "deepseek_v41_flash, fp8, text tokens, packed, rows of 264 bytes"
+    assert first.nth(0).inner_text() == "deepseek_v41_flash, fp8, text tokens, rows of 264 bytes"
     cells = first.nth(1).locator("td").all_inner_texts()
     assert cells[:2] == ["decode, 64", "uva"]
     assert cells[2].split("\n") == ["0.1894", "0.1882 to 0.1905 within its one process"]
