@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import zipfile
 import zlib
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NamedTuple
@@ -35,7 +36,7 @@ class Batch(NamedTuple):
     history: torch.Tensor
 
 
-class DrawnTokens:
+class DrawnTokens(ABC):
     """Sequences cut from a stream of ids that a subclass draws.
 
     Args:
@@ -51,9 +52,9 @@ class DrawnTokens:
         stream = self.stream(batch_size * (self.history_len + seq_len), seed).reshape(batch_size, -1)
         return _split(stream, self.history_len, self.history)
 
+    @abstractmethod
     def stream(self, tokens: int, seed: int) -> np.ndarray:
         """Draw ids."""
-        raise NotImplementedError
 
 
 class RandomTokens(DrawnTokens):
