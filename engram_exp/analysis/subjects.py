@@ -170,6 +170,8 @@ def fastest_ways(rows: pd.DataFrame) -> pd.DataFrame:
     key = ["strategy", "tokens_per_step"]
     way = rows.groupby([*key, *WAYS], dropna=False).ngroup()
     full = rows["case"] == FULL
+    of_full = way[full].groupby(rows["run_id"][full]).first()  # other cases of a run may be launched otherwise
+    way = way.where(full, rows["run_id"].map(of_full).fillna(way)).astype(int)
     full_ms = way.map(rows["wall_ms_median"].where(full).groupby(way).median())
     case_ms = rows.groupby([way, "case"])["wall_ms_median"].transform("median")
     has_full = full.groupby([rows[name] for name in key]).transform("any")

@@ -171,11 +171,13 @@ class Replay:
             graph = torch.cuda.CUDAGraph()
             collects = gc.isenabled()
             gc.disable()  # what it would free meanwhile may synchronise, which breaks a capture
-            graph.capture_begin()
             try:
-                self.captured = self.strategy(tensors)
+                graph.capture_begin()
+                try:
+                    self.captured = self.strategy(tensors)
+                finally:
+                    graph.capture_end()
             finally:
-                graph.capture_end()
                 if collects:
                     gc.enable()
             self.graph = graph

@@ -9,7 +9,7 @@ from made_up import ask, rows, three
 from engram_exp.analysis.advice import AdviceError
 from engram_exp.analysis.advice_in_words import lines_of
 from engram_exp.analysis.curves import Time, curves, regimes, time_at
-from engram_exp.analysis.subjects import Way, subjects
+from engram_exp.analysis.subjects import Way, fastest_ways, subjects, with_tokens
 
 
 @pytest.mark.parametrize(
@@ -165,3 +165,14 @@ def test_where_scales_lie_is_another_way_and_no_other_subject():
     frame = pd.concat([packed, split])
     assert len(subjects(frame)) == 1
     assert curves(frame)["uva"][64].ms == 1.0, "the better of the two"
+
+
+def test_cases_of_a_run_stay_together_where_they_are_launched_differently():
+    cases = [
+        rows("uva", {64: 1.0}, run_id="a", programs=number, case=case)
+        for case, number in (("full", 16), ("lookup", 528))
+    ]
+    slower = rows("uva", {64: 2.0}, run_id="b", programs=528)
+    frame = pd.concat([*cases, slower])
+    found = fastest_ways(with_tokens(frame))
+    assert set(zip(found["run_id"], found["case"], strict=True)) == {("a", "full"), ("a", "lookup")}

@@ -128,3 +128,21 @@ def test_the_device_waits_for_the_rows_of_the_cpu(configure, monkeypatch, waits)
         keys = strategy(second)[0].clone()
         torch.cuda.synchronize()
     assert torch.equal(keys, want) == waits
+
+
+@pytest.mark.accelerator
+@pytest.mark.parametrize("waits", [True, False])
+def test_rows_are_overwritten_when_they_have_been_read(monkeypatch, waits):
+    if not waits:
+        monkeypatch.setattr(BothLookup, "copying_waits", lambda self: None)
+    table = HostTable(1000, RowFormat(32, torch.float32), 0, PINNABLE, huge_pages=False, pinned=True)
+    lookup = BothLookup(table, 5000, 1, Placement(KERNEL_DEVICE), 0.9, 4, **LAUNCH)
+    first, second = (torch.full((1, 5000, 1), row, dtype=torch.int32).pin_memory() for row in (1, 2))
+    rows = lookup(first)
+    torch.cuda.synchronize()
+    want = rows.clone()
+    torch.cuda._sleep(20_000_000)
+    read = rows.clone()
+    lookup(second)
+    torch.cuda.synchronize()
+    assert torch.equal(read, want) == waits

@@ -97,6 +97,7 @@ class BothLookup(Lookup):
         flat, tokens = row_ids.view(-1), row_ids.shape[0] * row_ids.shape[1]
         rows = self.rows[: len(flat)]
         on_gpu = len(flat) - self._rows_of_cpu(len(flat))
+        self.copying_waits()
         if on_gpu:
             self.read(self._on_device(flat[:on_gpu]).view(1, -1, 1))
         if on_gpu < len(flat):
@@ -104,8 +105,13 @@ class BothLookup(Lookup):
         self.device_waits()
         return rows.view(tokens, -1)
 
+    def copying_waits(self) -> None:
+        """The copies wait until what stood in their place has been read."""
+        if isinstance(self.copying, torch.Stream):
+            self.copying.wait_stream(torch.accelerator.current_stream())
+
     def device_waits(self) -> None:
-        """Until the CPU's rows are there."""
+        """The device waits until the CPU's rows are there."""
         if isinstance(self.copying, torch.Stream):
             torch.accelerator.current_stream().wait_stream(self.copying)
 
