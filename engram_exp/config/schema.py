@@ -23,7 +23,7 @@ from engram_exp.machine.data_sheets import DATA_SHEETS, DataSheet
 
 @dataclass
 class StrategyConfig:
-    """Where the table lives and where each step runs: `host` or `device`."""
+    """Where the table lives and where each step runs: `host` or `device`; `link`: a lookup by both of them."""
 
     table: str = "host"
     hashing: str = MISSING

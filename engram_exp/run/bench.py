@@ -194,8 +194,8 @@ class Bench:
         self._require_right_rows(case)
         batches = self.parts.batches
         run = self.whole_runs[case] = build_whole_run(self.parts, case, self.stages, self.chunks)
-        upload = self.stages.get(self.plan.stages[0].name)
-        if upload and upload.planned.is_upload:
+        first = [self.stages.get(self.plan.stages[0].name), *(self.chunks.of_batches[:1] if self.chunks else ())]
+        for upload in (stage for stage in first if stage and stage.planned.is_upload):
             for batch in batches:  # it works out how to copy from each when it first sees it
                 self._run(partial(upload.run, batch))
         self.last[case] = self._run(partial(run, batches[0]))  # of others, rows must not be in a cache yet

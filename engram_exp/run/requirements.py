@@ -170,15 +170,19 @@ def check_fusion(plan: Plan) -> None:
 
 
 def _check_schedule(plan: Plan) -> None:
-    """Refuse components that a pipeline cannot chain, and a graph where there are none."""
+    """Refuse a pipeline or a graph that cannot be."""
     captured = capture_of(plan.config) == GRAPH
     if captured and plan.device.type != "cuda":
         raise ConfigError("capture", GRAPH, f"needs a CUDA device, and this is {plan.device}; use capture=none")
+    if plan.config.schedule.chunk_tokens is not None:
+        _check_chunks(plan)
     if captured and not plan.pins:
         raise ConfigError("capture", GRAPH, "a pageable upload waits for its copy: upload=pinned, or capture=none")
+
+
+def _check_chunks(plan: Plan) -> None:
+    """Refuse components that a pipeline cannot chain."""
     chunk_tokens = plan.config.schedule.chunk_tokens
-    if chunk_tokens is None:
-        return
     projection: Any = kind_of(get_class(plan.config.projection._target_), Projection)
     if projection.kv_buffers > 1:
         remedy = "the projection must fill one kept buffer: projection=fused, or schedule=serial"

@@ -93,8 +93,8 @@ class ChunkStages:
         number, chunk_tokens = self.first + len(self.built[0]), max(piece.tokens for piece in self.cuts)
         copies = self.ring_depth if number in (self.beside - 1, self.beside) else 1
         ring = [self.parts.stage(stage, chunk_tokens) for _ in range(copies)]
-        for number, built in enumerate(self.built):
-            built.append(ring[number % copies])
+        for chunk, built in enumerate(self.built):
+            built.append(ring[chunk % copies])
 
     def _delivering(self, stage: PlannedStage, piece: Cut, first: int) -> BuiltStage:
         """A stage that writes what it makes of a chunk, whose first token this is, to its place."""

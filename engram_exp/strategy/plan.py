@@ -69,7 +69,7 @@ def plan_stages(
         place = DEVICE if step == FUSION else places[key]
         allowed = (HOST, DEVICE, LINK) if step == LOOKUP else (HOST, DEVICE)
         if place not in allowed:
-            raise ConfigError(f"strategy.{key}", place, f"must be {' or '.join(allowed)}")
+            raise ConfigError(f"strategy.{key}", place, f"must be one of {', '.join(allowed)}")
         stage = PlannedStage(step.name, place, needs, makes)
         if (made_on[needs], stage.read_from) == (DEVICE, HOST):
             raise ConfigError(f"strategy.{key}", place, "must be device, since the step before it runs there")

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engram_exp.measure import rig
+from engram_exp.measure.clock import Sample
 from engram_exp.measure.limits import Limits
 from engram_exp.measure.peaks import _check
 from engram_exp.measure.rates import link_rows
@@ -167,6 +168,7 @@ def quick(monkeypatch):
     for name, value in (
         ("SPREAD_BYTES", [2**14, 2**16]), ("ROW_IDS", (2, 4, 12)), ("FEW_ROW_IDS", 2), ("ROW_BYTES", (64, 264)),
         ("SAMPLE_ROW_IDS", 8), ("SAMPLE_CALLS", 2), ("SECONDS", 1e-6),
+        ("LEAST_SAMPLES", 1),
     ):  # fmt: skip
         monkeypatch.setattr(link_rows, name, value)
     monkeypatch.setattr(rig, "SAMPLES", 1)
@@ -202,8 +204,22 @@ def test_the_curves_are_measured(quick, monkeypatch):
     found = link_rows.curves_of(on_processor, torch.zeros(2**15, dtype=torch.uint8))
     check_curves(found, {str(2**14), str(2**15)}, taken)
     assert {rows for rows, _ in drawn} == {size // row_bytes for size in (2**14, 2**15) for row_bytes in (64, 264)}
-    timed = 2 * (2 * len(taken) * 3 + 3 + 2 * 2)
+    tried = 0
+    for reads in found["link_reads_us"].values():
+        for count in ("4", "12"):
+            fastest = {order: min(curve[count] for curve in of_order.values()) for order, of_order in reads.items()}
+            tried += len(taken) + (fastest["as_asked"] <= fastest["sorted"])
+    timed = 2 * (2 * len(taken) * 3 + 3) + 2 * tried
     assert len(drawn) == 2 * timed, "at first, and anew before each sample"
+
+
+@pytest.mark.parametrize("least", [1, 3])
+def test_a_slow_call_is_timed_as_often_as_is_asked_for(monkeypatch, least):
+    on_processor, called = Rig(CPU), []
+    slow = Sample(wall_ms=1e3, device_ms=None, enqueue_ms=None)
+    monkeypatch.setattr(on_processor.clocks[HOST], "time", lambda call, uses_device: (called.append(0), slow)[1])
+    assert on_processor.best_s(HOST, lambda: None, 0.01, least=least) == 1.0
+    assert len(called) == 1 + least, "warming up, and the samples"
 
 
 def test_without_a_gpu_nothing_is_measured():

@@ -6,6 +6,7 @@ from asked import tasks_of
 from common import TINY
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numba import get_num_threads
 from places import KERNEL_DEVICE, built_stages, parts_of
 
 from engram_exp.config.checks import check
@@ -17,7 +18,7 @@ from engram_exp.run.plan import Plan
 from engram_exp.run.requirements import check_components
 from engram_exp.stage import Strategy
 from engram_exp.steps.lookup.both import BothLookup
-from engram_exp.steps.lookup.gather import GatherLookup
+from engram_exp.steps.lookup.gather import TOGETHER_FROM_ROWS, GatherLookup
 from engram_exp.steps.tables.host import HostTable
 from engram_exp.vocabulary import LINK
 
@@ -57,6 +58,13 @@ def test_each_side_gets_its_share(monkeypatch):
         lookup.gathers[number] = lambda row_ids, own=gather: (by_cpu.append(row_ids.numel()), own(row_ids))[1]
     lookup(torch.zeros(1, 40, 1, dtype=torch.int32))
     assert (by_gpu, by_cpu) == ([28], [3, 3, 3, 3])
+
+
+@pytest.mark.parametrize(("rows", "alone"), [(100, True), (TOGETHER_FROM_ROWS + 1, False)])
+def test_threads_of_the_cpu_follow_from_all_of_its_rows(rows, alone):
+    table = HostTable(50, RowFormat(2, torch.float32), 0, PINNABLE, huge_pages=False, pinned=True)
+    lookup = BothLookup(table, 2 * rows, 1, Placement(KERNEL_DEVICE), 0.5, 4, **LAUNCH)
+    assert {gather.threads for gather in lookup.gathers} == {1 if alone else get_num_threads()}
 
 
 def test_rows_of_both_cross_the_link_once():
@@ -102,7 +110,7 @@ def refuse(config):
         (["strategy=both", "strategy.hashing=device"], "strategy.lookup=link: must be device"),
         (["strategy=both", "strategy.table=device"], "strategy.lookup=link: must be device, since the table"),
         (["strategy=both", "strategy.projection=host"], "strategy.projection=host: must be device"),
-        (["strategy=both", "strategy.hashing=link"], "strategy.hashing=link: must be host or device"),
+        (["strategy=both", "strategy.hashing=link"], "strategy.hashing=link: must be one of host, device"),
     ],
 )
 def test_what_cannot_be_shared_is_refused(configure, overrides, says):

@@ -6,16 +6,18 @@ from contextlib import nullcontext
 from typing import Any, ClassVar, Literal
 
 import torch
+from numba import get_num_threads
 
 from engram_exp.errors import ConfigError
 from engram_exp.machine.placement import Placement
 from engram_exp.stage import Load
-from engram_exp.steps.lookup.gather import GatherLookup
+from engram_exp.steps.lookup.gather import TOGETHER_FROM_ROWS, GatherLookup
 from engram_exp.steps.lookup.order import ReadTimes
 from engram_exp.steps.lookup.step import Lookup, crossing_rows
 from engram_exp.steps.lookup.triton import TritonLookup
+from engram_exp.steps.loops import Threads, threads_for
 from engram_exp.steps.tables.host import HostTable
-from engram_exp.vocabulary import HOST
+from engram_exp.vocabulary import AUTO, HOST
 
 
 class BothLookup(Lookup):
@@ -32,6 +34,7 @@ class BothLookup(Lookup):
         chunks: that it gathers them in: each is copied while it gathers the next.
         order, sort_from_rows, rows_per_program, warps, programs, read_times: of the GPU's kernel, as `TritonLookup` has
             them.
+        threads: of the CPU, as `GatherLookup` has them; auto: by all rows that it gathers, not by those of a chunk.
 
     Raises:
         ConfigError: a share or a number of chunks out of range, or as `TritonLookup`.
@@ -53,6 +56,7 @@ class BothLookup(Lookup):
         rows_per_program: int | Literal["auto"],
         warps: int,
         programs: int | Literal["auto", "multiprocessors"] | None,
+        threads: Threads = AUTO,
         read_times: ReadTimes | None = None,
     ) -> None:
         if not 0 < share < 1:
@@ -69,8 +73,10 @@ class BothLookup(Lookup):
         self.read = TritonLookup(table, most, 1, into, *launch, read_times=read_times)
         has_link = placement.device.type != "cpu"
         on_host = Placement(torch.device("cpu"), pinned=has_link)
-        of_chunk = max(1, -(-self._rows_of_cpu(most) // chunks))
-        self.gathers = [GatherLookup(table, of_chunk, 1, on_host) for _ in range(chunks)]
+        on_cpu = self._rows_of_cpu(most)
+        of_chunk = max(1, -(-on_cpu // chunks))
+        threads = threads_for(threads, on_cpu, TOGETHER_FROM_ROWS) or get_num_threads()
+        self.gathers = [GatherLookup(table, of_chunk, 1, on_host, threads) for _ in range(chunks)]
         self.copying: Any = torch.Stream(device=placement.device) if has_link else nullcontext()
 
     @classmethod
