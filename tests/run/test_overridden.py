@@ -74,7 +74,7 @@ def options_of(*overrides):
         (("+lookup.order=sorted",), "lookup.order=sorted"),  # an option of a lookup that the column knows nothing of
         (("strategy.projection=host",), "strategy.projection=host"),
         (("shape=decode", "schedule=serial", "capture=none", "batches=7", "seed=3", "layer=15"), ""),
-        (("experiment=launch", "components=original"), ""),
+        (("experiment=crossover", "components=original"), ""),
         (("iterations=3", "budget_s=1", "cases=[full]", "limits=none", "output_dir=x", "resume=false"), ""),
     ],
 )  # fmt: skip
