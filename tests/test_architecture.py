@@ -13,14 +13,14 @@ FLOORS = (  # bottom up; a room is a folder of the package, or a file beside the
     "errors",
     "layer machine",
     "stage",
-    "steps strategy results",
+    "steps decoder strategy results",
     "measure config analysis reuse",
     "run pages",
     "campaign commands",
     "__main__",
 )
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms.split()}
-COMPUTE = ("layer", "machine", "steps", "strategy")
+COMPUTE = ("layer", "machine", "steps", "decoder", "strategy")
 PACKAGE = ROOT / "engram_exp"
 FILES = sorted(set(PACKAGE.rglob("*.py")) - {PACKAGE / "__init__.py"})
 
