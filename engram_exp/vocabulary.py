@@ -42,8 +42,16 @@ UPLOAD_OF = {
 UPLOADS = tuple(dict.fromkeys(UPLOAD_OF.values()))
 FULL, LAYER = "full", "layer"
 WHOLES = {FULL: KV, LAYER: HIDDEN}  # cases of several stages: all up to the one that delivers this on the device
-CASES = (*(step.name for step in STEPS), *UPLOADS, *WHOLES)
+# Cases of a model's step: its decoder alone; with the layers, their rows in place; with the layers as the strategy has
+# them; and the rows of all layers, with nothing beside them.
+DECODER, READY, IN_STEP, FETCH = "decoder", "ready", "step", "fetch"
+OF_A_STEP = (FETCH, DECODER, READY, IN_STEP)
+CASES = (*(step.name for step in STEPS), *UPLOADS, *WHOLES, *OF_A_STEP)
 ALIASES = {"hash": (HASHING.name, LOOKUP.name), "compute": (PROJECTION.name,)}  # the original's names
+
+BESIDE, INLINE = "beside", "inline"  # the decoder: where rows are fetched
+ONE, EACH = "one", "each"  # streams that they are fetched on: of all layers, or of each
+LOW, HIGH = "low", "high"  # priorities of these
 
 AUTO: Final = "auto"
 AS_ASKED, SORTED, PARTITIONED, _ = ROW_ORDERS = ("as_asked", "sorted", "partitioned", AUTO)

@@ -17,6 +17,8 @@ from engram_exp.config.derived import (
     NONE,
     cases_of,
     components_of,
+    decoder_of,
+    decodes,
     geometry_of,
     host_steps_of,
     threads_of,
@@ -25,7 +27,7 @@ from engram_exp.config.derived import (
 from engram_exp.config.schema import ModelConfig
 from engram_exp.errors import ConfigError
 from engram_exp.steps.lookup.order import check_launch, check_order
-from engram_exp.vocabulary import AUTO, LOOKUP, PLACED
+from engram_exp.vocabulary import AUTO, BESIDE, DEVICE, EACH, HIGH, HOST, INLINE, LOOKUP, LOW, ONE, PLACED
 
 CHOICES = {
     "retry": ("none", "failed"),
@@ -33,11 +35,16 @@ CHOICES = {
     "limits": ("cached", "refresh", "none"),
     "capture": (NONE, GRAPH, AUTO),
     "dtype.layout": ("packed", "split"),
+    "ids": (AUTO, HOST, DEVICE),
+    "prefetch.where": (BESIDE, INLINE),
+    "prefetch.streams": (ONE, EACH),
+    "prefetch.priority": (LOW, HIGH),
 }
 AT_LEAST_1 = ("batch_size", "seq_len", "iterations", "repeats", "schedule.ring_depth")
 AT_LEAST_0 = ("pause_ms", "model.hash_seed", "model.pad_id", "model.vocab_size", "model.eos_id")  # or null
 ABOVE_0 = ("budget_s", "timeout_s")
 TEAMS = ("hashing", "lookup")  # groups with an option `threads`
+OF_A_STEP = {"ids": AUTO, "prefetch.where": BESIDE, "prefetch.streams": ONE, "prefetch.priority": LOW}
 SEEDS = 2**32
 MOST_THREADS = 4096
 
@@ -102,6 +109,7 @@ def _check(config: DictConfig) -> None:
     geometry_of(config)
     cases_of(config)
     _check_schedule(config)
+    _check_step(config)
     if "sort_from_rows" in config.lookup:
         lookup = config.lookup
         check_order(lookup.order)
@@ -166,6 +174,16 @@ def _check_ranges(config: DictConfig) -> None:
     campaign = Path(config.campaign)
     if campaign.is_absolute() or ".." in campaign.parts or not campaign.parts:
         raise ConfigError("campaign", config.campaign, "must name a folder below output_dir")
+
+
+def _check_step(config: DictConfig) -> None:
+    """Refuse what a model's step cannot be, and keys of a step where no decoder is chosen."""
+    if decodes(config):
+        decoder_of(config)
+        return
+    for key, usual in OF_A_STEP.items():
+        if (value := OmegaConf.select(config, key)) != usual:
+            raise ConfigError(key, value, "says nothing without a decoder; decoder=dense_8b has a step")
 
 
 def _check_hardware(config: DictConfig) -> None:

@@ -6,15 +6,17 @@ import os
 from collections.abc import Collection
 from typing import Any
 
+from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf
 
-from engram_exp.config.schema import COMPONENTS, HASH_KEYS
+from engram_exp.config.schema import COMPONENTS, HASH_KEYS, MAY_BE_NONE
+from engram_exp.decoder.shape import DecoderShape
 from engram_exp.errors import ConfigError
 from engram_exp.layer.geometry import EngramGeometry, PrimeSource, search_primes
 from engram_exp.machine import cgroup
 from engram_exp.steps.lookup.order import Reading, ReadTimes, reading
 from engram_exp.strategy.plan import PlannedStage, plan_stages, select_cases
-from engram_exp.vocabulary import AUTO, DEVICE, EMBEDDINGS, FUSION, HOST, LOOKUP, PARTS, PLACED, ROWS
+from engram_exp.vocabulary import AUTO, DECODER, DEVICE, EMBEDDINGS, FUSION, HOST, LOOKUP, PARTS, PLACED, ROWS
 
 BATCHES, ROTATED_BYTES = (4, 256), 2**30
 BATCHES_PAUSED = 4096  # at most: those of one V4.1 token hold 26 MB of rows, and none comes again for as many samples
@@ -115,13 +117,41 @@ def order_of(config: DictConfig) -> str:
 
 
 def fuses(config: DictConfig) -> bool:
-    """Whether a fusion is chosen: the option `none` names no class."""
-    return bool(config.fusion.get("_target_"))
+    """Whether a fusion is chosen."""
+    return FUSION.name in components_of(config)
+
+
+def decodes(config: DictConfig) -> bool:
+    """Whether a decoder is chosen, and the layer is timed inside its step."""
+    return DECODER in components_of(config)
 
 
 def components_of(config: DictConfig) -> tuple[str, ...]:
-    """The groups whose options name a class."""
-    return tuple(group for group in COMPONENTS if group != FUSION.name or fuses(config))
+    """The groups whose options name a class: `fusion=none` and `decoder=none` do not."""
+    return tuple(group for group in COMPONENTS if group not in MAY_BE_NONE or config[group].get("_target_"))
+
+
+def decoder_of(config: DictConfig) -> DecoderShape:
+    """The sizes of the decoder. A prompt longer than its context is its own context.
+
+    Raises:
+        ConfigError: a size out of range, or a layer with a table that is not built.
+    """
+    options: Any = OmegaConf.to_container(config.decoder)
+    kind = get_class(options.pop("_target_"))
+    if "context" in options:
+        options["context"] = max(options["context"], config.seq_len)
+    layers = options.pop("engram_layers", None) or list(config.model.layers)
+    shape: DecoderShape = kind(**options, engram_layers=layers)
+    return shape
+
+
+def ids_of(config: DictConfig) -> str:
+    """Where the token ids of a step are made: as configured, else on the device, where one token of each sequence was
+    sampled, and on the host for prompts."""
+    if config.ids != AUTO:
+        return str(config.ids)
+    return DEVICE if config.seq_len == 1 else HOST
 
 
 def batches_of(config: DictConfig) -> int:
@@ -164,7 +194,7 @@ def host_steps_of(config: DictConfig) -> list[str]:
 
 def cases_of(config: DictConfig) -> tuple[str, ...]:
     """The cases that a configuration asks for."""
-    return select_cases(config.cases, stages_of(config))
+    return select_cases(config.cases, stages_of(config), decodes=decodes(config))
 
 
 def threads_of(config: DictConfig) -> int:

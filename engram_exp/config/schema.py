@@ -103,6 +103,16 @@ class ScheduleConfig:
 
 
 @dataclass
+class PrefetchConfig:
+    """Where rows are fetched in a model's step: beside the decoder from the step's begin, on one stream or on one of
+    each layer, at a low or a high priority; or inline, on the decoder's stream where the layer stands."""
+
+    where: str = MISSING
+    streams: str = MISSING
+    priority: str = MISSING
+
+
+@dataclass
 class HardwareConfig:
     """Which device, and how the CPU's threads are laid out. With a data sheet, only the part that it is of will do;
     without one, any will, and its sheet is looked up."""
@@ -128,6 +138,8 @@ class RunConfig:
     budget_s: float = MISSING
     pause_ms: float = MISSING
     capture: str = MISSING
+    ids: str = MISSING
+    prefetch: PrefetchConfig = MISSING
     save_tensors: bool = MISSING
     report: bool = MISSING
     limits: str = MISSING
@@ -153,10 +165,12 @@ class RunConfig:
     projection: Any = MISSING
     fusion: Any = MISSING
     upload: Any = MISSING
+    decoder: Any = MISSING
 
 
-# Groups whose options name a class; `fusion=none` names none.
-COMPONENTS = ("tokens", "hashing", "table", "lookup", "projection", "fusion", "upload")
+# Groups whose options name a class; `none` of the last two names none.
+COMPONENTS = ("tokens", "hashing", "table", "lookup", "projection", "upload", "fusion", "decoder")
+MAY_BE_NONE = COMPONENTS[-2:]
 
 
 def register_schema() -> None:

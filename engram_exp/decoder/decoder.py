@@ -62,11 +62,14 @@ class Step(ABC):
             raise ValueError(f"a step of {sequences} sequences; the decoder was built for 1 to {decoder.sequences}")
         self.decoder, self.sequences, self.tokens = decoder, sequences, tokens
         self.hidden = decoder.placement.empty(sequences * tokens, decoder.shape.hidden_size, dtype=decoder.dtype)
+        self.ids = decoder.placement.empty(sequences * tokens, dtype=torch.int64)
         self.chosen = decoder.placement.empty(sequences, dtype=torch.int64)
 
     def begin(self, ids: torch.Tensor) -> torch.Tensor:
-        """The embeddings [T, C] of token ids, int64 [B, L]."""
-        return torch.index_select(self.decoder.embedding, 0, ids.view(-1), out=self.hidden)
+        """The embeddings [T, C] of token ids, int64 [B, L]; ids beyond the vocabulary, of another model's tokenizer,
+        start again at its beginning."""
+        known = torch.remainder(ids.view(-1), self.decoder.shape.vocab_size, out=self.ids)
+        return torch.index_select(self.decoder.embedding, 0, known, out=self.hidden)
 
     def run(self, first: int, end: int, hidden: torch.Tensor) -> torch.Tensor:
         """The hidden state [T, C] behind layer `end` - 1, from that before layer `first`.

@@ -26,9 +26,11 @@ class DecoderShape(ABC):
         vocab_size: tokens V that the embedding knows, and that are chosen from.
         tied: the embedding is the output's matrix, too.
         norm_eps: of every RMSNorm.
+        engram_layers: those of its layers, from 0, that an Engram layer with a table stands in front of; None: those of
+            the model that has the tables.
 
     Raises:
-        ConfigError: a size that is not positive.
+        ConfigError: a size that is not positive, or layers with tables that are not built, come twice or are none.
     """
 
     layers: int
@@ -36,12 +38,24 @@ class DecoderShape(ABC):
     vocab_size: int
     tied: bool
     norm_eps: float
+    engram_layers: list[int] | None = None
 
     def __post_init__(self) -> None:
         for field in fields(self):
             value = getattr(self, field.name)
             if isinstance(value, (int, float)) and not isinstance(value, bool) and value <= 0:
                 raise ConfigError(f"decoder.{field.name}", value, "must be above 0")
+        if self.engram_layers is not None:
+            self._check_engram_layers(self.engram_layers)
+
+    def _check_engram_layers(self, layers: list[int]) -> None:
+        key, beyond = "decoder.engram_layers", [layer for layer in layers if not 0 <= layer < self.layers]
+        if not layers or len(set(layers)) < len(layers):
+            raise ConfigError(key, layers, "must be one layer at least, each once; null: those of the model")
+        if beyond:
+            remedy = f"{self.layers} layers are built, 0 to {self.layers - 1}"
+            built = f"decoder.layers={max(beyond) + 1} would build it"
+            raise ConfigError(key, layers, f"{remedy}; {built}, or name others")
 
     @property
     @abstractmethod
@@ -113,6 +127,14 @@ class DecoderCost:
         whole cache."""
         rows = self.shape.vocab_size + 1 + self.sequences  # of the output, the norm and the embedding
         return self.weight_bytes + self.value_bytes * rows * self.shape.hidden_size + self.cache_bytes
+
+    def step_bytes(self, tokens: int) -> int:
+        """The fewest bytes that a step with so many tokens of each sequence reads: one token decodes; a prompt reads
+        the weights, and a row of the embedding for each of its tokens."""
+        if tokens == 1:
+            return self.decode_bytes
+        rows = self.shape.vocab_size + 1 + self.sequences * tokens
+        return self.weight_bytes + self.value_bytes * rows * self.shape.hidden_size
 
     def flops(self, tokens: int) -> int:
         """Of a step with so many tokens of each sequence: matrix products, attention and one choice a sequence."""

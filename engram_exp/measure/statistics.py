@@ -72,3 +72,16 @@ def summarise(wall_ms: Sequence[float]) -> dict[str, float | None]:
         "wall_ms_max": max(wall_ms),
         **tails,
     }
+
+
+def paired(longer_ms: Sequence[float], shorter_ms: Sequence[float]) -> tuple[float, float | None, float | None]:
+    """The median of what one case took longer than another, and its 95 % interval where the samples carry one.
+
+    Differences are taken round by round, before anything else: what drifts, drifts for both.
+
+    Args:
+        longer_ms, shorter_ms: samples of the two in the order of their rounds; what one has beyond the other is of
+            rounds that only it saw.
+    """
+    differences = [longer - shorter for longer, shorter in zip(longer_ms, shorter_ms, strict=False)]
+    return float(np.median(differences)), *(quantile_interval(differences, 0.5) or (None, None))

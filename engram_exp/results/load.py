@@ -32,7 +32,8 @@ if TYPE_CHECKING:
 
 
 FIRST_WITH_FUSION = 4  # version of the schema; before, every layer ended with keys and value ...
-FIRST_WITH_PAUSE = 5  # ... and, until this one, calls followed each other at once
+FIRST_WITH_PAUSE = 5  # ... until this one, calls followed each other at once ...
+FIRST_WITH_DECODER = 6  # ... and until this one, a layer was timed alone
 DAMAGES = (OSError, EOFError, zlib.error, ValueError, csv.Error)  # what a file that is not whole may raise
 
 
@@ -67,7 +68,9 @@ def load_results(path: str | Path) -> pd.DataFrame:
     row_bytes = frame["row_bytes"].fillna(frame["table_bytes"] / frame["used_rows"])  # as the first schema had it
     fusion = frame["fusion"].mask(frame["schema_version"] < FIRST_WITH_FUSION, "none")
     pause_ms = frame["pause_ms"].mask(frame["schema_version"] < FIRST_WITH_PAUSE, 0.0)
-    return frame.assign(row_bytes=row_bytes, fusion=fusion, pause_ms=pause_ms)[~copies].reset_index(drop=True)
+    decoder = frame["decoder"].mask(frame["schema_version"] < FIRST_WITH_DECODER, "none")
+    filled = frame.assign(row_bytes=row_bytes, fusion=fusion, pause_ms=pause_ms, decoder=decoder)
+    return filled[~copies].reset_index(drop=True)
 
 
 def load_samples(path: str | Path) -> pd.DataFrame:

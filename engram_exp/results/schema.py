@@ -11,7 +11,7 @@ from engram_exp.vocabulary import (
     SKIPPED,
 )
 
-SCHEMA_VERSION = 5
+SCHEMA_VERSION = 6
 RESULTS, SAMPLES, SWEEP, ENVIRONMENT = "results.csv", "samples.csv", "sweep.csv", "environment.json"
 
 PUBLISHED = "reference"
@@ -90,8 +90,10 @@ TABLE = (
     Column("table_scale", NUMBER, SUBJECT, 1, "", "share of the model's rows that the table has", "model.table_scale"),
     Column("true_rows", NUMBER, FACT, 1, "rows", "of the real layer"),
     Column("used_rows", NUMBER, FACT, 1, "rows", "of the table that was used"),
-    Column("case", TEXT, RECORD, 1, "", "what was timed: a stage, `full` (up to keys and value on the device), or "
-           "`layer` (up to the hidden state)"),
+    Column("case", TEXT, RECORD, 1, "", "what was timed: a stage, `full` (up to keys and value on the device), `layer` "
+           "(up to the hidden state), or, of a model's step, `fetch` (the rows of all layers, nothing beside them), "
+           "`decoder` (it alone), `ready` (with the layers, their rows in place) or `step` (with the layers as the "
+           "strategy has them)"),
     Column("iterations", NUMBER, MEASURED, 1, "samples", "taken"),
     Column("stop_reason", TEXT, MEASURED, 1, "", "what ended them: `iterations` or `budget`"),
     Column("steady", TRUTH, MEASURED, 1, "", "whether the samples neither fell nor rose (before schema 3: whether the "
@@ -156,6 +158,21 @@ TABLE = (
            "before schema 4): the layer ends with keys, normed by the projection, and value"),
     Column("pause_ms", NUMBER, SUBJECT, 5, "ms", "slept before every call that was timed, as between two steps of a "
            "model; 0 (as before schema 5): calls followed each other at once"),
+    Column("decoder", CHOICE, SUBJECT, 6, "", "the model's other layers, inside whose step the layers with tables are "
+           "timed; `none` (as before schema 6): they are timed alone"),
+    Column("engram_layers", TEXT, SUBJECT, 6, "", "of the decoder, from 0, that a layer with a table stands in front "
+           "of: `1 14`", "decoder.engram_layers"),
+    Column("ids", TEXT, SUBJECT, 6, "", "where a step's token ids are made: `host` or, sampled, `device`"),
+    Column("prefetch", TEXT, WAY, 6, "", "where a step's rows are fetched: `beside` the decoder, or `inline` on its "
+           "stream", "prefetch.where"),
+    Column("exposed_ms_median", NUMBER, MEASURED, 6, "ms", "of `step`: what it takes longer than `ready`, with the "
+           "rows of all layers in place before it begins; median of differences within a round"),
+    Column("exposed_ms_lo", NUMBER, MEASURED, 6, "ms", "lower bound of that, 95 %, of this one process"),
+    Column("exposed_ms_hi", NUMBER, MEASURED, 6, "ms", "upper bound of that, 95 %, of this one process"),
+    Column("hidden_share", NUMBER, MEASURED, 6, "", "of `step`: what is not exposed of the median of `fetch`; above 1 "
+           "or below 0 where noise or a disturbed decoder make it so"),
+    Column("window_ms", TEXT, MEASURED, 6, "ms", "of `decoder`: from the step's begin until a layer with a table is "
+           "reached, each: `1=0.21 14=2.9`"),
 )  # fmt: skip
 SAMPLE_TABLE = (
     Column("run_id", TEXT, RECORD, 1, "", "as in `results.csv`"),

@@ -75,7 +75,7 @@ class Bench:
             with self._failing(case):
                 self._require_right_rows(case)
                 self._verify_whole(case)
-        for case in [*self.stages, *self.whole_runs]:
+        for case in self.cases:
             if case not in self.errors:
                 with self._failing(case):
                     self._prepare(case)
@@ -90,7 +90,16 @@ class Bench:
         """Whether a case uses the device."""
         return case in WHOLES or self.stages[case].planned.side != HOST
 
-    def glance_at(self, case: str) -> Glance:
+    @property
+    def cases(self) -> list[str]:
+        """Those that were built."""
+        return [*self.stages, *self.whole_runs]
+
+    def columns(self, case: str, timings: object) -> dict[str, Any]:
+        """What is told of a case beside its times."""
+        return dict(self.whole_peaks.get(case, {}))
+
+    def look_at(self, case: str) -> Glance:
         """What is looked at behind every sample of a case."""
         self.last.pop(case, None)  # what is kept beside what the strategy keeps would count as its memory
         self.glances[case] = Glance(self.verifier, case, self.plan.tasks_of(case), self.inputs[case])
@@ -107,7 +116,7 @@ class Bench:
                 continue
             with self._failing(case):
                 glance.burst(self.calls(case), self.clock.synchronize)
-        for case in [*self.stages, *self.whole_runs]:
+        for case in self.cases:
             if case in self.errors:
                 continue
             with self._failing(case):

@@ -5,15 +5,23 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from engram_exp.config.derived import GRAPH, batches_of, capture_of
+from engram_exp.config.derived import GRAPH, batches_of, capture_of, ids_of
 from engram_exp.machine.data_sheets import DataSheet
 from engram_exp.measure.rates import Limit
 from engram_exp.run.job import Job
 from engram_exp.run.plan import Plan, bytes_moved, flops
 from engram_exp.run.requirements import data_sheet
+from engram_exp.run.step_plan import StepPlan
 from engram_exp.stage import Task
 from engram_exp.strategy.footprint import Footprint
-from engram_exp.vocabulary import FULL, WHOLES
+from engram_exp.vocabulary import BESIDE, DECODER, FETCH, FULL, IN_STEP, OF_A_STEP, READY, WHOLES
+
+IN_WORDS = {
+    FETCH: "rows of all layers, nothing beside",
+    DECODER: "alone",
+    READY: "decoder and layers, rows in place",
+    IN_STEP: "decoder and layers, rows fetched",
+}
 
 
 @dataclass(frozen=True)
@@ -81,11 +89,22 @@ def _lines(job: Job, plan: Plan, needed: Footprint, free: tuple[int, int | None]
     if plan.looks_up and (reading := plan.reading(plan.cases[-1])):
         programs = f"in {reading.programs} programs" if reading.programs else "in a program for each block"
         lines.append(("rows", f"read {reading.order}, {reading.rows_per_program} at a time, {programs}"))
+    if plan.step:
+        lines.append(("step", _step(job, plan.step)))
     if plan.limits:
         lines.append(("measured", plan.limits.summary(config.dtype.name)))
     if sheet := data_sheet(plan):
         lines.append(("data sheet", _data_sheet(sheet, config.dtype.name)))
     return lines
+
+
+def _step(job: Job, step: StepPlan) -> str:
+    layers, prefetch = ", ".join(map(str, step.layers)), job.config.prefetch
+    where = f"{prefetch.where} it" if prefetch.where == BESIDE else prefetch.where
+    return (
+        f"{job.choices['decoder']}, {step.shape.layers} layers, {step.cost.weight_bytes / 1e9:.3g} GB, tables in front "
+        f"of {layers}; ids made on the {ids_of(job.config)}; rows fetched {where}"
+    )
 
 
 def _data_sheet(sheet: DataSheet, dtype: str) -> str:
@@ -102,6 +121,8 @@ def _runs_on(case: str, plan: Plan, job: Job) -> str:
         chunks = f", {max(piece.tokens for piece in plan.cuts)} tokens at a time" if plan.cuts else ""
         graph = ", one graph" if capture_of(job.config) == GRAPH else ""
         return f"all of the {'strategy' if case == FULL else 'layer'}{chunks}{graph}"
+    if case in OF_A_STEP:
+        return IN_WORDS[case]
     (task,) = plan.tasks_of(case)
     stage = task.load.stage
     option = (

@@ -43,6 +43,7 @@ from engram_exp.run.rows import (
     sample_rows,
     skipped_columns,
 )
+from engram_exp.run.step_bench import StepBench
 from engram_exp.run.terminal import Terminal
 from engram_exp.run.verify import Verifier
 from engram_exp.stage import Task
@@ -106,18 +107,25 @@ class Experiment:
         plan.limits = self._known_limits()
         self.terminal.card(make_card(self.job, plan, needed, free, self.tasks_of, self.limit_of))
         clock = Clock(plan.device)
-        verifier = Verifier(self.parts, seed=zlib.crc32(self.job.run_id.encode()))
+        seed = zlib.crc32(self.job.run_id.encode())
         with torch.inference_mode():
-            bench = Bench(self.parts, clock, verifier)
+            bench = Bench(self.parts, clock, Verifier(self.parts, seed))
             bench.build()
+            step = StepBench(self.parts, plan.step, clock, seed) if plan.step else None
+            if step:
+                step.build()
             log.info("the stages are built and verified")
             if config.save_tensors:
                 self._save(bench)
-            timings = self._measure(bench, clock)
+            benches: list[Bench | StepBench] = [bench, step] if step else [bench]
+            timings = self._measure(benches, clock)
             _ = self.distinct  # of the first batch, before verification writes other ids there
-            bench.verify_again()
-        right = {case: timing for case, timing in timings.items() if case not in bench.errors}
-        return self._rows(bench, right, needed.table_bytes), sample_rows(self.job.run_id, right, Counter())
+            for each in benches:
+                each.verify_again()
+        errors = {case: error for each in benches for case, error in each.errors.items()}
+        right = {case: timing for case, timing in timings.items() if case not in errors}
+        rows = self._rows(right, errors, benches)
+        return rows, sample_rows(self.job.run_id, right, Counter())
 
     def tasks_of(self, case: str) -> list[Task]:
         """The steps of a case, and what its batches ask of them."""
@@ -152,14 +160,12 @@ class Experiment:
         folder, refresh = Path(config.limits_dir), config.limits == "refresh"
         return machine_limits(folder, identity, device, refresh=refresh, announce=self.terminal.say)
 
-    def _measure(self, bench: Bench, clock: Clock) -> dict[str, Timing]:
+    def _measure(self, benches: Sequence[Bench | StepBench], clock: Clock) -> dict[str, Timing]:
         config, cases = self.job.config, []
-        for name in self.plan.cases:
-            if name not in bench.errors:
-                glance = bench.glance_at(name)
-                cases.append(
-                    Case(name, bench.calls(name), bench.leaves_device_work(name), glance.before, glance.behind)
-                )
+        for bench in benches:
+            for name in (name for name in bench.cases if name not in bench.errors):
+                look = bench.look_at(name)
+                cases.append(Case(name, bench.calls(name), bench.leaves_device_work(name), look.before, look.behind))
         kept, known = SampleFile(Path(self.job.folder)), Counter[str]()
         with self.terminal.progress(config.iterations, config.budget_s) as report:
 
@@ -177,22 +183,28 @@ class Experiment:
                 seed=config.seed,
                 progress=progress,
             )
-        bench.errors |= {name: timing.error for name, timing in timings.items() if timing.error}
+        for bench in benches:
+            for name in bench.cases:
+                if name in timings and (error := timings[name].error):
+                    bench.errors[name] = error
         return timings
 
-    def _rows(self, bench: Bench, timings: dict[str, Timing], table_bytes: int) -> list[dict[str, Any]]:
+    def _rows(
+        self, timings: dict[str, Timing], errors: dict[str, Exception], benches: Sequence[Bench | StepBench]
+    ) -> list[dict[str, Any]]:
+        table_bytes = self.plan.footprint().table_bytes
         run_wide = run_columns(self.plan, self.parts, table_bytes, self.distinct.in_first if self.distinct else None)
         common = {**stamp(), **self.job.columns(), **run_wide}
         rows = []
         for case in self.job.cases:
-            if case in bench.errors:
-                own = failed_columns(bench.errors[case], self.job.choices)
+            if case in errors:
+                own = failed_columns(errors[case], self.job.choices)
             elif case in timings:
                 own = case_columns(self.plan, self.tasks_of(case), timings[case], self.limit_of(case))
             else:
                 own = skipped_columns()
-            of_case = {**bench.whole_peaks.get(case, {}), **reading_columns(self.plan, case)}
-            rows.append({**common, **of_case, "case": case, **own})
+            of_case = [bench.columns(case, timings) for bench in benches if case in bench.cases]
+            rows.append({**common, **reading_columns(self.plan, case), **(of_case or [{}])[0], "case": case, **own})
         return rows
 
     def _save(self, bench: Bench) -> None:

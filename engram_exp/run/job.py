@@ -20,7 +20,10 @@ from engram_exp.config.derived import (
     capture_of,
     cases_of,
     chunk_tokens_of,
+    decoder_of,
+    decodes,
     geometry_of,
+    ids_of,
     order_of,
     threads_of,
 )
@@ -136,12 +139,24 @@ class Job:
             "chunk_tokens": chunk_tokens_of(config),
             "ring_depth": config.schedule.ring_depth,
             "capture": capture_of(config),
+            **self._step(),
             **self._reading(),
             "row_bytes": geometry_of(config).row_bytes,
             "layout": config.dtype.layout if config.dtype.values_per_scale else "",
             "started_at": self.started_at,
         }
         return {**known, "options": as_text(self.overridden, known)}
+
+    def _step(self) -> dict[str, Any]:
+        """What is asked of a model's step, if there is one."""
+        if not decodes(self.config):
+            return {}
+        layers = decoder_of(self.config).engram_layers or ()
+        return {
+            "engram_layers": " ".join(map(str, sorted(layers))),
+            "ids": ids_of(self.config),
+            "prefetch": self.config.prefetch.where,
+        }
 
     def _reading(self) -> dict[str, Any]:
         """How the lookup reads rows, as far as it is known before there are a table and a device."""

@@ -29,6 +29,7 @@ from engram_exp.machine.environment import code_cache, cpu_name
 from engram_exp.machine.placement import Placement, cache_bytes, multiprocessors
 from engram_exp.measure.limits import Limits
 from engram_exp.measure.read_times import MeasuredReadTimes
+from engram_exp.run.step_plan import StepPlan
 from engram_exp.stage import Load, PlannedStage, Stage, Task, kind_of
 from engram_exp.steps.fusion.step import Fusion
 from engram_exp.steps.hashing.step import Hashing
@@ -40,7 +41,19 @@ from engram_exp.steps.widening.step import Widening
 from engram_exp.strategy.footprint import Footprint, Ring, footprint
 from engram_exp.strategy.plan import made_up_inputs, needed_stages, stages_of_whole
 from engram_exp.strategy.schedule import Cut, cut
-from engram_exp.vocabulary import FUSION, HASHING, HOST, LINK, LOOKUP, PROJECTION, UPLOADS, WHOLES, WIDENING
+from engram_exp.vocabulary import (
+    FUSION,
+    HASHING,
+    HOST,
+    IN_STEP,
+    LINK,
+    LOOKUP,
+    OF_A_STEP,
+    PROJECTION,
+    UPLOADS,
+    WHOLES,
+    WIDENING,
+)
 
 KINDS: Mapping[str, type[Stage]] = {
     HASHING.name: Hashing, LOOKUP.name: Lookup, WIDENING.name: Widening, PROJECTION.name: Projection,
@@ -130,6 +143,19 @@ class Plan:
         """The cases of several stages among them, the shorter first."""
         return tuple(case for case in WHOLES if case in self.cases)
 
+    @cached_property
+    def step(self) -> StepPlan | None:
+        """The plan of a model's step, if one of its cases is timed."""
+        return StepPlan(self) if any(case in OF_A_STEP for case in self.cases) else None
+
+    def of_layer(self, layer: int) -> Plan:
+        """The plan of another layer of the model, in the same run."""
+        config = self.config.copy()
+        config.layer = layer
+        plan = Plan(config, self.choices)
+        plan.limits = self.limits
+        return plan
+
     def whole(self, case: str) -> tuple[PlannedStage, ...]:
         """The stages of such a case."""
         return stages_of_whole(case, self.stages)
@@ -150,7 +176,7 @@ class Plan:
     def looks_up(self) -> bool:
         """Whether the run needs the table."""
         stages = {*self.built, *(stage for case in self.wholes for stage in self.whole(case))}
-        return any(self.task(stage).kind.reads_table for stage in stages)
+        return self.step is not None or any(self.task(stage).kind.reads_table for stage in stages)
 
     def task(self, stage: PlannedStage, distinct: Distinct | None = None, *, staged: bool = False) -> Task:
         """A stage's kind and what is asked of it.
@@ -179,7 +205,9 @@ class Plan:
         return Task(step if node is None else kind_of(get_class(node._target_), step), load)
 
     def tasks_of(self, case: str, distinct: Distinct | None = None) -> list[Task]:
-        """What a case comes to: one stage, or all of a whole."""
+        """What a case comes to: one stage, or all of a whole, or of a model's step."""
+        if self.step and case in OF_A_STEP:
+            return self.step.costs_of(case, distinct)
         if case in WHOLES:
             return [self.task(stage, distinct, staged=self.cuts is not None) for stage in self.whole(case)]
         return [self.task(stage, distinct) for stage in self.built if stage.name == case]
@@ -217,13 +245,15 @@ class Plan:
         if self.cuts is not None and self.wholes:
             chunks = max(piece.tokens for piece in self.cuts), min(self.config.schedule.ring_depth, len(self.cuts))
             ring = Ring(self.tasks_of(self.wholes[-1]), *chunks)
-        return footprint(
+        in_step = self.step.tasks_of(IN_STEP, self) if self.step else []
+        found = footprint(
             self.task(self.stages[0]).load,
-            list(tasks.values()),
+            [*tasks.values(), *in_step],
             [tasks[stage] for stage in made_up_inputs(self.built, self.stages)],
             [task for task in tasks.values() if task.kind.rotates],
             ring,
         )
+        return found.plus(self.step.footprint()) if self.step else found
 
 
 def step_of(stage: PlannedStage) -> type[Stage]:

@@ -10,7 +10,7 @@ from hydra.utils import get_class
 
 from engram_exp.config.checks import check_cpus, check_teams, chunks_refused
 from engram_exp.config.derived import GRAPH, capture_of, components_of
-from engram_exp.config.options import check_hash, check_options
+from engram_exp.config.options import GIVEN, check_hash, check_options
 from engram_exp.errors import ConfigError, SkippedError
 from engram_exp.machine.data_sheets import DataSheet, data_sheet_of, is_of
 from engram_exp.machine.placement import triton_is_interpreted
@@ -21,7 +21,7 @@ from engram_exp.steps.lookup.step import Lookup
 from engram_exp.steps.projection.step import Projection
 from engram_exp.steps.upload.step import Upload
 from engram_exp.steps.widening import build_widening
-from engram_exp.vocabulary import DEVICE, EMBEDDINGS, FUSION, HOST, LINK, PARTS, ROWS, WIDENING
+from engram_exp.vocabulary import DECODER, DEVICE, EMBEDDINGS, FUSION, HOST, LINK, PARTS, ROWS, WIDENING
 
 
 def check_plan(plan: Plan) -> None:
@@ -80,7 +80,8 @@ def check_components(plan: Plan) -> None:
         ConfigError: naming the key.
     """
     for group in components_of(plan.config):
-        check_options(group, plan.config[group], plan.choices.get(group))
+        given = () if group == DECODER else GIVEN
+        check_options(group, plan.config[group], plan.choices.get(group), given)
     check_hash(plan.config.model)
     table: Any = get_class(plan.config.table._target_)
     wanted = plan.config.strategy.table

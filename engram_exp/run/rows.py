@@ -16,12 +16,12 @@ from engram_exp.machine.memory import peak_bytes
 from engram_exp.measure.limits import is_beaten, possible_ms
 from engram_exp.measure.loop import Timing
 from engram_exp.measure.rates import Limit
-from engram_exp.measure.statistics import summarise
+from engram_exp.measure.statistics import paired, summarise
 from engram_exp.run.job import Job
 from engram_exp.run.parts import Parts
 from engram_exp.run.plan import Plan, bytes_moved, device_name, flops, work
 from engram_exp.stage import Task
-from engram_exp.vocabulary import OK, SKIPPED, SUSPECT
+from engram_exp.vocabulary import FETCH, IN_STEP, OK, READY, SKIPPED, SUSPECT
 
 NO_LINK = "no accelerator: host and device are the same memory"
 
@@ -98,6 +98,22 @@ def case_columns(plan: Plan, tasks: Sequence[Task], timing: Timing, limit: Limit
         "limit_by": limit.by if limit else None,
         "efficiency": limit.ms / median_ms if limit else None,
     }
+
+
+def exposed_columns(timings: Mapping[str, Timing]) -> dict[str, Any]:
+    """What a model's step takes longer because its rows are not in place yet, and the share of fetching them that is
+    hidden; nothing unless both kinds of step were timed."""
+    step_ms, ready_ms, fetch_ms = (
+        [sample.wall_ms for sample in timings[case].samples] if case in timings else []
+        for case in (IN_STEP, READY, FETCH)
+    )
+    if not (step_ms and ready_ms):
+        return {}
+    exposed_ms, low, high = paired(step_ms, ready_ms)
+    hidden_share = 1 - exposed_ms / median(fetch_ms) if fetch_ms else None
+    return {
+        "exposed_ms_median": exposed_ms, "exposed_ms_lo": low, "exposed_ms_hi": high, "hidden_share": hidden_share,
+    }  # fmt: skip
 
 
 def _verdict(plan: Plan, tasks: Sequence[Task], median_ms: float, limit: Limit | None) -> dict[str, Any]:

@@ -21,6 +21,11 @@ class Footprint:
     table_bytes: int
     table: str = HOST
 
+    def plus(self, other: Footprint) -> Footprint:
+        """Both of them, of which tables live in one place."""
+        host, device = self.host_bytes + other.host_bytes, self.device_bytes + other.device_bytes
+        return Footprint(host, device, self.table_bytes + other.table_bytes, self.table)
+
 
 @dataclass(frozen=True)
 class Ring:

@@ -12,6 +12,7 @@ from engram_exp.stage import PlannedStage
 from engram_exp.vocabulary import (
     ALIASES,
     CASES,
+    DECODER,
     DEVICE,
     EMBEDDINGS,
     FUSION,
@@ -20,6 +21,7 @@ from engram_exp.vocabulary import (
     LAYER,
     LINK,
     LOOKUP,
+    OF_A_STEP,
     PARTS,
     PLACED_WITH,
     ROWS,
@@ -103,12 +105,19 @@ def overlapping(stages: Sequence[PlannedStage]) -> tuple[int, int]:
     return first, next(beside, len(stages))
 
 
-def select_cases(requested: object, stages: Sequence[PlannedStage]) -> tuple[str, ...]:
+def in_place(stages: Sequence[PlannedStage]) -> int:
+    """How many stages of a strategy bring rows to where a model's layer reads them: the lookup, the last upload, and
+    all before; those behind them are computed where the layer stands."""
+    return max(number for number, stage in enumerate(stages, start=1) if stage.is_upload or stage.name == LOOKUP.name)
+
+
+def select_cases(requested: object, stages: Sequence[PlannedStage], *, decodes: bool = False) -> tuple[str, ...]:
     """The cases to time, in the order of the stages.
 
     Args:
         requested: `all`, a name, or a list of names.
         stages: of the strategy; `all` means these, `full` and, with a fusion, `layer`.
+        decodes: a decoder is chosen; `all` then means the cases of its step, too.
 
     Raises:
         ConfigError: an unknown name, an empty list, or a step that cannot be timed under this strategy.
@@ -121,18 +130,23 @@ def select_cases(requested: object, stages: Sequence[PlannedStage]) -> tuple[str
     selected: set[str] = set()
     for name in names:
         if name == "all":
-            selected.update(own, wholes)
+            selected.update(own, wholes, OF_A_STEP if decodes else ())
         elif name in ALIASES:
             selected.update(ALIASES[name])
         elif name == WIDENING.name and name not in own:
             raise ConfigError("cases", name, _why_nothing_widens(stages))
         elif name in (FUSION.name, LAYER) and LAYER not in wholes:
             raise ConfigError("cases", name, "no fusion is chosen; fusion=gated or fusion=gated_conv has it")
+        elif name in OF_A_STEP and not decodes:
+            raise ConfigError(
+                "cases", name, f"no {DECODER} is chosen; {DECODER}=dense_8b has it, {DECODER}=tiny anywhere"
+            )
         elif name in CASES:
             selected.add(name)
         else:
             raise ConfigError("cases", name, f"unknown; choose from {_choices()}")
-    order = [*own, *(name for name in CASES if name not in own and name not in WHOLES), *WHOLES]
+    others = (name for name in CASES if name not in (*own, *WHOLES, *OF_A_STEP))
+    order = [*own, *others, *WHOLES, *OF_A_STEP]
     return tuple(name for name in order if name in selected)
 
 

@@ -142,14 +142,15 @@ class Replay:
     launch instead of one for each kernel.
 
     Args:
-        strategy: without host steps, and with kept buffers.
+        strategy: without host steps; what it reads again must be in kept buffers.
+        pool: of memory, shared with graphs that never run beside this one; None: its own.
 
     Raises:
         RuntimeError: called on other buffers than it was captured for.
     """
 
-    def __init__(self, strategy: Callable[[Any], Tensors]) -> None:
-        self.strategy = strategy
+    def __init__(self, strategy: Callable[[Any], Tensors], pool: Any = None) -> None:
+        self.strategy, self.pool = strategy, pool
         self.graph: torch.cuda.CUDAGraph | None = None
 
     def __call__(self, tensors: Tensors) -> Tensors:
@@ -167,12 +168,12 @@ class Replay:
         side, current = _capture_stream(), torch.cuda.current_stream()
         side.wait_stream(current)
         with torch.cuda.stream(side):
-            result = self.strategy(tensors)  # compiles kernels and allocates buffers, which a capture must not
+            self.strategy(tensors)  # compiles kernels and allocates buffers, which a capture must not
             graph = torch.cuda.CUDAGraph()
             collects = gc.isenabled()
             gc.disable()  # what it would free meanwhile may synchronise, which breaks a capture
             try:
-                graph.capture_begin()
+                graph.capture_begin(pool=self.pool)
                 try:
                     self.captured = self.strategy(tensors)
                 finally:
@@ -182,7 +183,8 @@ class Replay:
                     gc.enable()
             self.graph = graph
         current.wait_stream(side)
-        return result
+        graph.replay()
+        return self.captured
 
 
 @cache

@@ -1,0 +1,113 @@
+"""What a model's step comes to before anything is built: its decoder, its layers with tables, and their costs."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from engram_exp.config.derived import decoder_of, value_bytes_of
+from engram_exp.decoder.shape import DecoderCost, DecoderShape
+from engram_exp.stage import Load, PlannedStage, Stage, Task
+from engram_exp.strategy.footprint import Footprint
+from engram_exp.strategy.plan import in_place
+from engram_exp.vocabulary import DECODER, DEVICE, FETCH, HOST, IN_STEP, OF_A_STEP, READY, TOKEN_IDS
+
+if TYPE_CHECKING:
+    from engram_exp.run.plan import Distinct, Plan
+
+
+class StepPlan:
+    """The plan of a model's step.
+
+    Args:
+        plan: of the run, and of one of the model's layers with tables.
+    """
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        self.cases = tuple(case for case in OF_A_STEP if case in plan.cases)
+
+    @cached_property
+    def shape(self) -> DecoderShape:
+        """The decoder's sizes."""
+        return decoder_of(self.plan.config)
+
+    @cached_property
+    def cost(self) -> DecoderCost:
+        """What the decoder keeps, reads and computes."""
+        config = self.plan.config
+        return DecoderCost(self.shape, config.batch_size, value_bytes_of(config.dtype.name))
+
+    @cached_property
+    def layers(self) -> Mapping[int, Plan]:
+        """The plan of each layer with a table, by its number among the decoder's, ascending: the table that the model
+        has there or, where it has none, that of the run's layer."""
+        run, own = self.plan, list(self.plan.config.model.layers)
+        plans = {layer: run if layer == run.config.layer else run.of_layer(layer) for layer in own}
+        return {number: plans.get(number, run) for number in sorted(self.shape.engram_layers or ())}
+
+    @cached_property
+    def in_place(self) -> int:
+        """How many of a layer's stages bring its rows to where it reads them."""
+        return in_place(self.stages)
+
+    def tasks_of(self, case: str, layer: Plan, distinct: Distinct | None = None) -> list[Task]:
+        """What a layer's stages do in a case, as `Plan.task` has it."""
+        tasks = [layer.task(stage, distinct) for stage in self.stages]
+        parts = {FETCH: tasks[: self.in_place], DECODER: [], READY: tasks[self.in_place :], IN_STEP: tasks}
+        return parts[case]
+
+    @property
+    def stages(self) -> tuple[PlannedStage, ...]:
+        """The stages of a layer in a step: up to the hidden state, or without a fusion up to keys and value. Ids are
+        where the decoder reads them: none are uploaded for a layer."""
+        return tuple(stage for stage in self.plan.stages if not (stage.is_upload and stage.needs == TOKEN_IDS))
+
+    def costs_of(self, case: str, distinct: Distinct | None = None) -> list[Task]:
+        """What a case comes to in all: the stages of all layers, and the decoder."""
+        tasks = [task for layer in self.layers.values() for task in self.tasks_of(case, layer, distinct)]
+        return tasks if case == FETCH else [*tasks, self.decoder_task]
+
+    @cached_property
+    def decoder_task(self) -> Task:
+        """A step of the decoder alone, as a stage."""
+        stage = PlannedStage(DECODER, DEVICE, TOKEN_IDS, DECODER)
+        load = Load(
+            stage, self.plan.geometry, self.plan.config.batch_size, self.plan.tokens, self.plan.config.dtype.name
+        )
+        return Task(_kind(self.cost, self.plan.config.seq_len), load)
+
+    def footprint(self) -> Footprint:
+        """The memory that it keeps beside the buffers and the table of the run's own layer: the decoder, other layers,
+        and rows that are in place."""
+        kept, tables = Counter({DEVICE: self.cost.needed_bytes(self.plan.config.seq_len)}), 0
+        for layer in self.layers.values():
+            tasks = self.tasks_of(IN_STEP, layer)
+            rows = tasks[self.in_place - 1].load
+            kept[DEVICE] += rows.bytes_of(rows.stage.makes)
+            for kind, load in tasks if layer is not self.plan else ():
+                kept.update(kind.keeps(load))
+                kept.update(kind.shares(load))
+            tables += layer.geometry.table_bytes if layer is not self.plan else 0
+        return Footprint(kept[HOST], kept[DEVICE], tables, self.plan.config.strategy.table)
+
+
+def _kind(cost: DecoderCost, tokens: int) -> type[Stage]:
+    """The decoder as a kind of stage, with so many tokens of each sequence."""
+
+    class DecoderPass(Stage):
+        @classmethod
+        def bytes_moved(cls, load: Load) -> int:
+            return cost.step_bytes(tokens)
+
+        @classmethod
+        def flops(cls, load: Load) -> int:
+            return cost.flops(tokens)
+
+        @classmethod
+        def work(cls, load: Load) -> dict[str, float]:
+            return {load.memory: cls.bytes_moved(load), "device GEMM": cls.flops(load)}
+
+    return DecoderPass
