@@ -61,7 +61,7 @@ def overridden(plain: Mapping[str, Any], choices: Mapping[str, str | None], over
     }
     for group in (name for name, value in plain.items() if isinstance(value, dict)):
         option = (choices if group in KNOWN_GROUPS else defaults).get(group)
-        given[group] = {**_typed(group), **_given(folders, group, option)}
+        given[group] = {**_typed(group), **given.get(group, {}), **_given(folders, group, option)}
     has, had = dict(_leaves(plain)), dict(_leaves({name: given[name] for name in plain if name in given}))
     found = {key: value for key, value in has.items() if key not in had or had[key] != value}
     gone = {f"~{key}": None for key, value in had.items() if key not in has and value != MISSING}

@@ -89,6 +89,11 @@ class Terminal:
         self._table(heads, [_result_cells(row) for row in rows])
         for status, error in dict.fromkeys((row["status"], row.get("error")) for row in rows if row["status"] != OK):
             self.say(f"  {status}: {error}")
+        for row in rows:
+            if row["status"] == OK and row.get("exposed_ms_median") is not None:
+                self.say(f"  {row['case']}: {_exposed(row)}")
+            if row["status"] == OK and row.get("window_ms"):
+                self.say(f"  {row['case']}: layers with tables are reached after ms {row['window_ms']}")
         for what, holds in REMARKS.items():
             cases = [row["case"] for row in rows if row["status"] == OK and holds(row)]
             if cases:
@@ -205,6 +210,14 @@ def _result_cells(row: Mapping[str, Any]) -> list[str]:
         f"{row['tokens_per_s'] / 1e6:.3f}",
         f"{row['efficiency']:.0%}" if row.get("efficiency") else "",
     ]
+
+
+def _exposed(row: Mapping[str, Any]) -> str:
+    """What a model's step takes longer for want of its rows, in words."""
+    low, high, hidden = row["exposed_ms_lo"], row["exposed_ms_hi"], row["hidden_share"]
+    interval = "" if low is None else f" ({low:.4f} .. {high:.4f})"
+    share = "" if hidden is None else f"; {hidden:.0%} of fetching them is hidden"
+    return f"{row['exposed_ms_median']:.4f} ms{interval} longer than with its rows in place{share}"
 
 
 def _summary_cell(row: Mapping[Any, Any] | None) -> str:
