@@ -32,7 +32,9 @@ if TYPE_CHECKING:
 
 
 FIRST_WITH_FUSION = 4  # version of the schema; before, every layer ended with keys and value ...
-FIRST_WITH_PAUSE = 5  # ... and, until this one, calls followed each other at once
+FIRST_WITH_PAUSE = 5  # ... until this one, calls followed each other at once ...
+FIRST_WITH_TRAFFIC = 6  # ... and, until this one, with nothing beside them
+TRAFFIC = ("host_load", "link_load_gb_per_s", "link_load_block_kib")
 DAMAGES = (OSError, EOFError, zlib.error, ValueError, csv.Error)  # what a file that is not whole may raise
 
 
@@ -67,7 +69,9 @@ def load_results(path: str | Path) -> pd.DataFrame:
     row_bytes = frame["row_bytes"].fillna(frame["table_bytes"] / frame["used_rows"])  # as the first schema had it
     fusion = frame["fusion"].mask(frame["schema_version"] < FIRST_WITH_FUSION, "none")
     pause_ms = frame["pause_ms"].mask(frame["schema_version"] < FIRST_WITH_PAUSE, 0.0)
-    return frame.assign(row_bytes=row_bytes, fusion=fusion, pause_ms=pause_ms)[~copies].reset_index(drop=True)
+    traffic = {name: frame[name].mask(frame["schema_version"] < FIRST_WITH_TRAFFIC, 0.0) for name in TRAFFIC}
+    told = frame.assign(row_bytes=row_bytes, fusion=fusion, pause_ms=pause_ms, **traffic)
+    return told[~copies].reset_index(drop=True)
 
 
 def load_samples(path: str | Path) -> pd.DataFrame:

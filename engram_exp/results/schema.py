@@ -11,7 +11,7 @@ from engram_exp.vocabulary import (
     SKIPPED,
 )
 
-SCHEMA_VERSION = 5
+SCHEMA_VERSION = 6
 RESULTS, SAMPLES, SWEEP, ENVIRONMENT = "results.csv", "samples.csv", "sweep.csv", "environment.json"
 
 PUBLISHED = "reference"
@@ -156,6 +156,13 @@ TABLE = (
            "before schema 4): the layer ends with keys, normed by the projection, and value"),
     Column("pause_ms", NUMBER, SUBJECT, 5, "ms", "slept before every call that was timed, as between two steps of a "
            "model; 0 (as before schema 5): calls followed each other at once"),
+    Column("host_load", NUMBER, SUBJECT, 6, "processes", "other ones that kept CPUs busy while samples were taken; 0 "
+           "(as before schema 6): none"),
+    Column("link_load_gb_per_s", NUMBER, SUBJECT, 6, "10^9 bytes/s", "asked for of other copies through the link while "
+           "samples were taken, both ways together; 0 (as before schema 6): there were none"),
+    Column("link_load_block_kib", NUMBER, SUBJECT, 6, "KiB", "of each of these copies; 0 without them"),
+    Column("link_load_reached_gb_per_s", NUMBER, MEASURED, 6, "10^9 bytes/s", "what these copies came to from before "
+           "warming up until behind the last sample, both ways together; empty without them"),
 )  # fmt: skip
 SAMPLE_TABLE = (
     Column("run_id", TEXT, RECORD, 1, "", "as in `results.csv`"),
