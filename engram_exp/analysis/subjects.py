@@ -25,6 +25,9 @@ PHRASES = {
     "row_bytes": "rows of {:g} bytes",
     "table_scale": "table_scale={:g}",
     "pause_ms": "pause_ms={:g}",
+    "host_load": "host_load={:g}",
+    "link_load_gb_per_s": "link_load_gb_per_s={:g}",
+    "link_load_block_kib": "link_load_block_kib={:g}",
     "threads": "{:g} threads",
 }
 # What no figure and no advice mixes, and its words; of the options, those that belong to one of these (`about_of`).

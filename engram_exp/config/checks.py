@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import fields
 from math import inf
 from pathlib import Path
@@ -40,8 +40,11 @@ CHOICES = {
     "prefetch.streams": (ONE, EACH),
     "prefetch.priority": (LOW, HIGH),
 }
-AT_LEAST_1 = ("batch_size", "seq_len", "iterations", "repeats", "schedule.ring_depth")
-AT_LEAST_0 = ("pause_ms", "model.hash_seed", "model.pad_id", "model.vocab_size", "model.eos_id")  # or null
+AT_LEAST_1 = ("batch_size", "seq_len", "iterations", "repeats", "schedule.ring_depth", "link_load_block_kib")
+AT_LEAST_0 = (  # or null
+    "pause_ms", "host_load", "link_load_gb_per_s",
+    "model.hash_seed", "model.pad_id", "model.vocab_size", "model.eos_id",
+)  # fmt: skip
 ABOVE_0 = ("budget_s", "timeout_s")
 TEAMS = ("hashing", "lookup")  # groups with an option `threads`
 OF_A_STEP = {"ids": AUTO, "prefetch.where": BESIDE, "prefetch.streams": ONE, "prefetch.priority": LOW}
@@ -67,6 +70,7 @@ def check(config: DictConfig, *, here: bool = True) -> None:
     if here:
         check_cpus(config.hardware)
         check_teams(config)
+        check_host_load(config.host_load, config.hardware.affinity)
 
 
 def check_cpus(hardware: Mapping[str, Any]) -> None:
@@ -98,6 +102,22 @@ def check_teams(config: DictConfig) -> None:
         threads, most = config[group].get("threads", AUTO), threads_of(config)
         if threads != AUTO and threads > most:
             raise ConfigError(f"{group}.threads", threads, f"the run has {most} (hardware.threads); {AUTO} would work")
+
+
+def check_host_load(processes: int, cpus: Collection[int] | None) -> None:
+    """Refuse to keep more CPUs busy than there are.
+
+    Args:
+        processes: that never sleep.
+        cpus: that the run may use; None: those of this process.
+
+    Raises:
+        ConfigError: naming the key, its value and what would work.
+    """
+    usable = usable_cpus(cpus)
+    if processes > usable:
+        remedy = f"more busy processes than CPUs that a run may use here; {usable} would work, or 0 for none"
+        raise ConfigError("host_load", processes, remedy)
 
 
 def _check(config: DictConfig) -> None:

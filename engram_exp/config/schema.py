@@ -137,6 +137,9 @@ class RunConfig:
     iterations: int = MISSING
     budget_s: float = MISSING
     pause_ms: float = MISSING
+    host_load: int = MISSING
+    link_load_gb_per_s: float = MISSING
+    link_load_block_kib: int = MISSING
     capture: str = MISSING
     ids: str = MISSING
     prefetch: PrefetchConfig = MISSING

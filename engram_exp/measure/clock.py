@@ -30,14 +30,16 @@ class Clock:
 
     Args:
         device: what is waited for.
+        shared: others keep the device busy, too, on streams of their own: it is the current stream that is waited for,
+            and what a call leaves on other streams only as far as this one waits for them.
 
     result: what the last call returned.
     """
 
     result: object
 
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
+    def __init__(self, device: torch.device, *, shared: bool = False) -> None:
+        self.device, self.shared = device, shared
         self.has_stream = device.type != "cpu"
         if self.has_stream:
             self.start = torch.Event(device=device.type, enable_timing=True)
@@ -46,9 +48,12 @@ class Clock:
         self.sm_clock = SmClock(uuid) if uuid else None
 
     def synchronize(self) -> None:
-        """Wait until the device is idle."""
+        """Wait until the device is idle, or a shared one has done what this thread gave it."""
         if self.has_stream:
-            torch.accelerator.synchronize()
+            if self.shared:
+                torch.accelerator.current_stream(self.device).synchronize()
+            else:
+                torch.accelerator.synchronize()
 
     def sm_clock_mhz(self) -> int | None:
         """The clock of the device's multiprocessors now; None where there is none to ask."""

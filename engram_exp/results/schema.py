@@ -173,6 +173,13 @@ TABLE = (
            "or below 0 where noise or a disturbed decoder make it so"),
     Column("window_ms", TEXT, MEASURED, 6, "ms", "of `decoder`: from the step's begin until a layer with a table is "
            "reached, each: `1=0.21 14=2.9`"),
+    Column("host_load", NUMBER, SUBJECT, 6, "processes", "other ones that kept CPUs busy while samples were taken; 0 "
+           "(as before schema 6): none"),
+    Column("link_load_gb_per_s", NUMBER, SUBJECT, 6, "10^9 bytes/s", "asked for of other copies through the link while "
+           "samples were taken, both ways together; 0 (as before schema 6): there were none"),
+    Column("link_load_block_kib", NUMBER, SUBJECT, 6, "KiB", "of each of these copies; 0 without them"),
+    Column("link_load_reached_gb_per_s", NUMBER, MEASURED, 6, "10^9 bytes/s", "what these copies came to from before "
+           "warming up until behind the last sample, both ways together; empty without them"),
 )  # fmt: skip
 SAMPLE_TABLE = (
     Column("run_id", TEXT, RECORD, 1, "", "as in `results.csv`"),

@@ -6,7 +6,7 @@ import logging
 import os
 import zlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
@@ -16,6 +16,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
+from engram_exp.config.checks import check_host_load
 from engram_exp.errors import status_of
 from engram_exp.layer.hash_plan import HashPlan
 from engram_exp.layer.tokens import Batch
@@ -23,7 +24,9 @@ from engram_exp.machine.disturbance import LoadMeter
 from engram_exp.machine.environment import machine, record, stamp
 from engram_exp.machine.memory import forget_peaks, free_device_bytes, free_host_bytes
 from engram_exp.measure.clock import Clock
+from engram_exp.measure.host_load import host_load
 from engram_exp.measure.limits import Limits
+from engram_exp.measure.link_load import LinkLoad, check_link, link_load
 from engram_exp.measure.loop import Case, Timing, measure
 from engram_exp.measure.peaks import machine_limits
 from engram_exp.measure.rates import Limit
@@ -53,6 +56,7 @@ from engram_exp.vocabulary import CRASH
 log = logging.getLogger(__name__)
 
 TENSORS = "tensors.safetensors"
+KIB = 1024
 
 
 def run(job: Job, terminal: Terminal, meter: LoadMeter | None = None) -> list[dict[str, Any]]:
@@ -63,10 +67,11 @@ def run(job: Job, terminal: Terminal, meter: LoadMeter | None = None) -> list[di
         terminal: where to show it.
         meter: of the load before the run, if it was started earlier; None: this one waits for what it shows.
     """
-    load = (meter or LoadMeter()).read()
+    meter = meter or LoadMeter()
+    load = meter.read()
     samples: list[dict[str, Any]] | None
     try:
-        rows, samples = Experiment(job, terminal).measured()
+        rows, samples = Experiment(job, terminal, meter.cpus).measured()
     except Exception as error:
         if status_of(error) == CRASH:
             log.exception("the run crashed")
@@ -82,15 +87,20 @@ class Experiment:
     Args:
         job: what to run.
         terminal: where to show it.
+        cpus: that it may use, whichever of them a library has tied this thread to.
     """
 
-    def __init__(self, job: Job, terminal: Terminal) -> None:
-        self.job, self.terminal = job, terminal
+    link: LinkLoad | None = None  # what else went through the link while samples were taken
+
+    def __init__(self, job: Job, terminal: Terminal, cpus: Collection[int]) -> None:
+        self.job, self.terminal, self.cpus = job, terminal, cpus
         self.plan = Plan(job.config, job.choices)
         wake(self.plan.device)
         if job.config.worker == "inline":
             forget_peaks(self.plan.device)
         check_plan(self.plan)
+        check_host_load(job.config.host_load, cpus)
+        check_link(job.config.link_load_gb_per_s, self.plan.device)
         self.parts = Parts(self.plan)
 
     def measured(self) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
@@ -106,7 +116,7 @@ class Experiment:
         log.info("%d batches of tokens", len(self.parts.batches))  # may be refused: before limits, which take time
         plan.limits = self._known_limits()
         self.terminal.card(make_card(self.job, plan, needed, free, self.tasks_of, self.limit_of))
-        clock = Clock(plan.device)
+        clock = Clock(plan.device, shared=config.link_load_gb_per_s > 0)
         seed = zlib.crc32(self.job.run_id.encode())
         with torch.inference_mode():
             bench = Bench(self.parts, clock, Verifier(self.parts, seed))
@@ -167,7 +177,12 @@ class Experiment:
                 look = bench.look_at(name)
                 cases.append(Case(name, bench.calls(name), bench.leaves_device_work(name), look.before, look.behind))
         kept, known = SampleFile(Path(self.job.folder)), Counter[str]()
-        with self.terminal.progress(config.iterations, config.budget_s) as report:
+        block_bytes = config.link_load_block_kib * KIB
+        with (
+            host_load(config.host_load, self.cpus),
+            link_load(self.plan.device, config.link_load_gb_per_s, block_bytes, self.cpus) as self.link,
+            self.terminal.progress(config.iterations, config.budget_s) as report,
+        ):
 
             def progress(case: str, timings: dict[str, Timing]) -> None:
                 report(case, timings)
@@ -194,7 +209,8 @@ class Experiment:
     ) -> list[dict[str, Any]]:
         table_bytes = self.plan.footprint().table_bytes
         run_wide = run_columns(self.plan, self.parts, table_bytes, self.distinct.in_first if self.distinct else None)
-        common = {**stamp(), **self.job.columns(), **run_wide}
+        reached = self.link.reached_gb_per_s if self.link else None
+        common = {**stamp(), **self.job.columns(), **run_wide, "link_load_reached_gb_per_s": reached}
         rows = []
         for case in self.job.cases:
             if case in errors:

@@ -153,11 +153,12 @@ def test_a_strategy_that_is_never_overtaken_has_one_regime():
     assert (only.strategy, only.begins_after, only.begins_by) == ("device", None, None)
 
 
-def test_runs_with_different_pauses_are_different_subjects():
-    frame = pd.concat([rows("uva", {64: 1.0}, pause_ms=0.0), rows("uva", {64: 4.0}, pause_ms=2.0)])
-    tight, paused = subjects(frame)
-    assert (tight.label.endswith("pause_ms=0"), paused.label.endswith("pause_ms=2")) == (True, True)
-    assert (tight.rows["wall_ms_median"].item(), paused.rows["wall_ms_median"].item()) == (1.0, 4.0)
+@pytest.mark.parametrize("column", ["pause_ms", "host_load", "link_load_gb_per_s", "link_load_block_kib"])
+def test_runs_with_different_pauses_or_traffic_are_different_subjects(column):
+    frame = pd.concat([rows("uva", {64: 1.0}, **{column: 0.0}), rows("uva", {64: 4.0}, **{column: 2.0})])
+    alone, other = subjects(frame)
+    assert (alone.label.endswith(f"{column}=0"), other.label.endswith(f"{column}=2")) == (True, True)
+    assert (alone.rows["wall_ms_median"].item(), other.rows["wall_ms_median"].item()) == (1.0, 4.0)
 
 
 def test_where_scales_lie_is_another_way_and_no_other_subject():

@@ -144,6 +144,11 @@ def test_wrong_types_are_refused_by_key(configure, override):
         (["batches=some"], "batches"),
         (["pause_ms=-1"], "pause_ms"),
         (["pause_ms=nan"], "pause_ms"),
+        (["host_load=-1"], "host_load"),
+        (["host_load=100000"], "host_load"),
+        (["link_load_gb_per_s=-1"], "link_load_gb_per_s"),
+        (["link_load_gb_per_s=inf"], "link_load_gb_per_s"),
+        (["link_load_block_kib=0"], "link_load_block_kib"),
         (["lookup.threads=0"], "lookup.threads"),
         (["lookup.threads=1.5"], "lookup.threads"),
         (["hashing.threads=true"], "hashing.threads"),
@@ -183,13 +188,15 @@ def test_threads_follow_the_affinity(configure):
             None,
             "hardware.threads=2: more threads than CPUs that a run",
         ),
+        (["host_load=3"], 2, "host_load=3: more busy processes than CPUs that a run may use here; 2 would work"),
+        (["host_load=2", "hardware.affinity=[3]"], None, "host_load=2: more busy processes than CPUs that a run"),
         (["hardware.affinity=[3,4]"], None, "hardware.affinity=[3, 4]: must be some of the CPUs [0, 1, 2, 3]"),
     ],
 )
-def test_more_threads_than_cpus_are_refused(configure, monkeypatch, overrides, quota, says):
+def test_more_threads_or_busy_processes_than_cpus_are_refused(configure, monkeypatch, overrides, quota, says):
     monkeypatch.setattr("os.sched_getaffinity", lambda process: {0, 1, 2, 3})
     monkeypatch.setattr("engram_exp.machine.cgroup.cpus", lambda: quota)
-    check(configure("hardware.threads=2"))
+    check(configure("hardware.threads=2", "host_load=2"))
     check(configure(*overrides), here=False)
     with pytest.raises(ConfigError) as refusal:
         check(configure(*overrides))

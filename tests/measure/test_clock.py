@@ -71,3 +71,18 @@ def test_the_three_clocks_of_a_device():
     idle = clock.time(lambda: time.sleep(0.05), uses_device=True)
     assert idle.wall_ms >= 50
     assert clock.time(lambda: None, uses_device=False).device_ms is None
+
+
+@pytest.mark.accelerator
+@pytest.mark.parametrize("shared", [True, False])
+def test_on_a_shared_device_only_the_current_stream_is_waited_for(shared):
+    clock, other, done = Clock(torch.device("cuda"), shared=shared), torch.cuda.Stream(), torch.cuda.Event()
+    a = torch.randn(4096, 4096, device="cuda")
+    torch.cuda.synchronize()
+    with torch.cuda.stream(other):
+        for _ in range(200):
+            torch.mm(a, a)
+        done.record()
+    clock.time(lambda: None, uses_device=True)
+    assert done.query() != shared
+    torch.cuda.synchronize()

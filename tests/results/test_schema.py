@@ -23,8 +23,8 @@ def test_every_column_is_known_and_explained():
 
 
 def test_columns_are_only_added():
-    assert [len(COLUMNS_OF[version]) for version in (1, 2, 3, 4, 5)] == [64, 76, 80, 81, 82]
-    for older, newer in ((1, 2), (2, 3), (3, 4), (4, 5)):
+    assert [len(COLUMNS_OF[version]) for version in (1, 2, 3, 4, 5, 6)] == [64, 76, 80, 81, 82, 95]
+    for older, newer in ((1, 2), (2, 3), (3, 4), (4, 5), (5, 6)):
         assert COLUMNS_OF[newer][: len(COLUMNS_OF[older])] == COLUMNS_OF[older]
     published = (ROOT / "outputs/reference/h200/text/0/results.csv").read_text().partition("\n")[0]
     assert published.split(",") == list(COLUMNS_OF[2])
@@ -40,5 +40,9 @@ def test_published_campaigns_have_what_the_newest_schema_added_empty():
     assert tuple(frame.columns) == COLUMNS
     assert set(frame["options"]) == {""}
     assert set(frame["fusion"]) == {"none"}, "there was no other"
+    assert set(frame["decoder"]) == {"none"}, "a layer was timed alone"
     assert set(frame["pause_ms"]) == {0.0}, "calls followed each other at once"
-    assert frame[["layers", "preempted", "sm_clock_mhz_min"]].isna().all(axis=None)
+    assert (frame[["host_load", "link_load_gb_per_s", "link_load_block_kib"]] == 0).all(axis=None), (
+        "nothing beside them"
+    )
+    assert frame[["layers", "preempted", "sm_clock_mhz_min", "link_load_reached_gb_per_s"]].isna().all(axis=None)
