@@ -52,6 +52,7 @@ ALIASES = {"hash": (HASHING.name, LOOKUP.name), "compute": (PROJECTION.name,)}  
 BESIDE, INLINE = "beside", "inline"  # the decoder: where rows are fetched
 ONE, EACH = "one", "each"  # streams that they are fetched on: of all layers, or of each
 LOW, HIGH = "low", "high"  # priorities of these
+THIS_STEP, PREVIOUS_STEP = "this_step", "previous_step"  # during which rows are fetched
 
 AUTO: Final = "auto"
 AS_ASKED, SORTED, PARTITIONED, _ = ROW_ORDERS = ("as_asked", "sorted", "partitioned", AUTO)

@@ -21,13 +21,28 @@ from engram_exp.config.derived import (
     decodes,
     geometry_of,
     host_steps_of,
+    ids_of,
     threads_of,
     usable_cpus,
 )
 from engram_exp.config.schema import ModelConfig
 from engram_exp.errors import ConfigError
 from engram_exp.steps.lookup.order import check_launch, check_order
-from engram_exp.vocabulary import AUTO, BESIDE, DEVICE, EACH, HIGH, HOST, INLINE, LOOKUP, LOW, ONE, PLACED
+from engram_exp.vocabulary import (
+    AUTO,
+    BESIDE,
+    DEVICE,
+    EACH,
+    HIGH,
+    HOST,
+    INLINE,
+    LOOKUP,
+    LOW,
+    ONE,
+    PLACED,
+    PREVIOUS_STEP,
+    THIS_STEP,
+)
 
 CHOICES = {
     "retry": ("none", "failed"),
@@ -39,6 +54,7 @@ CHOICES = {
     "prefetch.where": (BESIDE, INLINE),
     "prefetch.streams": (ONE, EACH),
     "prefetch.priority": (LOW, HIGH),
+    "prefetch.lead": (THIS_STEP, PREVIOUS_STEP),
 }
 AT_LEAST_1 = ("batch_size", "seq_len", "iterations", "repeats", "schedule.ring_depth", "link_load_block_kib")
 AT_LEAST_0 = (  # or null
@@ -47,7 +63,13 @@ AT_LEAST_0 = (  # or null
 )  # fmt: skip
 ABOVE_0 = ("budget_s", "timeout_s")
 TEAMS = ("hashing", "lookup")  # groups with an option `threads`
-OF_A_STEP = {"ids": AUTO, "prefetch.where": BESIDE, "prefetch.streams": ONE, "prefetch.priority": LOW}
+OF_A_STEP = {  # keys, and what they are if nobody asks
+    "ids": AUTO,
+    "prefetch.where": BESIDE,
+    "prefetch.streams": ONE,
+    "prefetch.priority": LOW,
+    "prefetch.lead": THIS_STEP,
+}
 SEEDS = 2**32
 MOST_THREADS = 4096
 
@@ -200,6 +222,11 @@ def _check_step(config: DictConfig) -> None:
     """Refuse what a model's step cannot be, and keys of a step where no decoder is chosen."""
     if decodes(config):
         decoder_of(config)
+        if config.prefetch.lead == PREVIOUS_STEP and ids_of(config) == DEVICE:
+            remedy = "ids are sampled by the step before, and not known ahead; ids=host, as a prompt's, would work"
+            raise ConfigError("prefetch.lead", PREVIOUS_STEP, remedy)
+        if config.prefetch.lead == PREVIOUS_STEP and config.prefetch.where == INLINE:
+            raise ConfigError("prefetch.lead", PREVIOUS_STEP, "rows come before their step; use prefetch.where=beside")
         return
     for key, usual in OF_A_STEP.items():
         if (value := OmegaConf.select(config, key)) != usual:

@@ -105,11 +105,13 @@ class ScheduleConfig:
 @dataclass
 class PrefetchConfig:
     """Where rows are fetched in a model's step: beside the decoder from the step's begin, on one stream or on one of
-    each layer, at a low or a high priority; or inline, on the decoder's stream where the layer stands."""
+    each layer, at a low or a high priority; or inline, on the decoder's stream where the layer stands. And when: during
+    the step, or during the one before."""
 
     where: str = MISSING
     streams: str = MISSING
     priority: str = MISSING
+    lead: str = MISSING
 
 
 @dataclass

@@ -165,6 +165,8 @@ TABLE = (
     Column("ids", TEXT, SUBJECT, 6, "", "where a step's token ids are made: `host` or, sampled, `device`"),
     Column("prefetch", TEXT, WAY, 6, "", "where a step's rows are fetched: `beside` the decoder, or `inline` on its "
            "stream", "prefetch.where"),
+    Column("lead", TEXT, WAY, 6, "", "during which step they are fetched: `this_step` or `previous_step`",
+           "prefetch.lead"),
     Column("exposed_ms_median", NUMBER, MEASURED, 6, "ms", "of `step`: what it takes longer than `ready`, with the "
            "rows of all layers in place before it begins; median of differences within a round"),
     Column("exposed_ms_lo", NUMBER, MEASURED, 6, "ms", "lower bound of that, 95 %, of this one process"),

@@ -159,6 +159,7 @@ class Job:
             "engram_layers": " ".join(map(str, sorted(layers))),
             "ids": ids_of(self.config),
             "prefetch": self.config.prefetch.where,
+            "lead": self.config.prefetch.lead,
         }
 
     def _reading(self) -> dict[str, Any]:

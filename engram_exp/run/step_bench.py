@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from statistics import median
 from typing import Any
@@ -14,33 +14,18 @@ from engram_exp.layer.tokens import Batch
 from engram_exp.machine.placement import Placement, poison
 from engram_exp.measure.clock import Clock
 from engram_exp.measure.loop import Timing
-from engram_exp.run.glance import Glance
-from engram_exp.run.made_up import MadeUp
 from engram_exp.run.parts import Parts
 from engram_exp.run.rows import exposed_columns
+from engram_exp.run.step_layer import Looks, Run, TableLayer, made_by
 from engram_exp.run.step_plan import StepPlan
-from engram_exp.run.verify import Tasks, Verifier, require_close
+from engram_exp.run.verify import require_close
 from engram_exp.stage import Tensors
 from engram_exp.strategy.schedule import Replay
-from engram_exp.strategy.step import Compute, DeviceFetch, Fetch, Fetching, HostFetch, InPlace, InStep, StepIds, parted
-from engram_exp.vocabulary import (
-    BESIDE,
-    DECODER,
-    DEVICE,
-    EACH,
-    FETCH,
-    HIGH,
-    IN_STEP,
-    ONE,
-    READY,
-    TENSORS_OF,
-    TOKEN_IDS,
-)
+from engram_exp.strategy.step import Ahead, Compute, Fetch, Fetching, InPlace, InStep, StepIds
+from engram_exp.vocabulary import BESIDE, DECODER, DEVICE, EACH, FETCH, HIGH, IN_STEP, ONE, READY, THIS_STEP
 
 DECODER_SEED = 2**34  # added to the seed: no run draws its other weights from these
 WINDOWS = 5  # steps whose windows are looked at
-
-Run = Callable[[Batch], Tensors]
 
 
 class StepBench:
@@ -56,7 +41,7 @@ class StepBench:
     def __init__(self, parts: Parts, plan: StepPlan, clock: Clock, seed: int) -> None:
         self.plan, self.clock, self.device = plan, clock, parts.plan.device
         self.layers = [
-            _Layer(parts if layer is parts.plan else Parts(layer), plan, seed + number)
+            TableLayer(parts if layer is parts.plan else Parts(layer), plan, seed + number)
             for number, layer in plan.layers.items()
         ]
         self.batches = self._placed(parts)
@@ -65,32 +50,17 @@ class StepBench:
 
     def build(self) -> None:
         """Build the decoder and the layers, run each case, and compare it with the references."""
-        config, plan = self.plan.plan.config, self.plan
-        decoder = plan.shape.build(
+        config, shape = self.plan.plan.config, self.plan.shape
+        decoder = shape.build(
             config.batch_size, self.plan.plan.dtype, config.seed + DECODER_SEED, Placement(self.device)
         )
-        self.step = decoder.step(config.batch_size, config.seq_len)
-        sampled = ids_of(config) == DEVICE
-        parts = self.layers[0].parts
-        self.ids = StepIds(
-            self.batches[0], self.device, sampled=sampled, pin=lambda batch: parts.pinned([Batch(*map(_cpu, batch))])[0]
-        )
-        streams = self._streams()
-        for layer, stream in zip(self.layers, streams, strict=True):
-            layer.build(self.ids, stream, self._captured(None))
-        fetches = [layer.fetch for layer in self.layers]
-        self.runs[FETCH] = Fetching(self.ids, fetches)
+        self.step, self.ids = decoder.step(config.batch_size, config.seq_len), self._ids()
+        self.fetches = self._fetches(self.ids)
+        self.runs[FETCH] = Fetching(self.ids, self.fetches)
         self._place_rows(self.batches[0])
-        captured, numbers = self._captured(_pool(self.device)), list(plan.layers)
-        computes = [layer.compute for layer in self.layers]
-        in_place: list[Fetch] = [InPlace(layer.rows if layer.computes else ()) for layer in self.layers]
-        nothing: list[Fetch] = [InPlace() for _ in self.layers]
-        ready = [layer.compute if layer.computes else None for layer in self.layers]
-        self.runs[DECODER] = InStep(self.step, self.ids, numbers, nothing, [None] * len(numbers), captured)
-        self.runs[READY] = InStep(self.step, self.ids, numbers, in_place, ready, captured)
-        self.runs[IN_STEP] = InStep(self.step, self.ids, numbers, fetches, computes, captured)
-        self.looks = {case: _Looks(self, case) for case in plan.cases}
-        for case in plan.cases:
+        self.runs |= self._runs()
+        self.looks = {case: Looks(case, self.layers, self.inputs(case)) for case in self.cases}
+        for case in self.cases:
             self._try(case, self._verify_first)
 
     @property
@@ -102,7 +72,7 @@ class StepBench:
         """All of them use the device."""
         return True
 
-    def look_at(self, case: str) -> _Looks:
+    def look_at(self, case: str) -> Looks:
         """What is looked at behind every sample of a case."""
         return self.looks[case]
 
@@ -137,13 +107,6 @@ class StepBench:
         times = [run.reached_ms(self.batches[0]) for _ in range(WINDOWS)]
         return [median(of_layer) for of_layer in zip(*times, strict=True)]
 
-    def parts_of(self, case: str, result: Tensors) -> list[Tensors]:
-        """What each layer made, of what a case returned."""
-        made = list(result if case == FETCH else result[1:])
-        lengths = [len(layer.made(case)) for layer in self.layers]
-        assert sum(lengths) == len(made), (case, lengths, len(made))
-        return [tuple(made.pop(0) for _ in range(length)) for length in lengths]
-
     def _try(self, case: str, verify: Callable[[str], None]) -> None:
         try:
             verify(case)
@@ -157,7 +120,7 @@ class StepBench:
         self._require(case, batch)
 
     def _look_again(self, case: str) -> None:
-        self.looks[case].burst()
+        self.looks[case].burst(self.runs[case], self.clock.synchronize)
 
     def _verify_last(self, case: str) -> None:
         batch = self.batches[0]
@@ -165,16 +128,18 @@ class StepBench:
             poison(tensor)
         for layer in self.layers:
             layer.renew(batch)
+        run = self.runs[case]
+        if isinstance(run, Ahead):
+            run.forget()
         self._require(case, batch)
 
     def _require(self, case: str, batch: Batch) -> None:
         if case == READY:
             self._place_rows(batch)
         result = self._run(case, batch)
-        parts = self.parts_of(case, result)
-        for layer, part in zip(self.layers, parts, strict=True):
+        for layer, made in zip(self.layers, made_by(self.layers, case, result), strict=True):
             if tasks := layer.tasks_of(case):
-                layer.verifier.require(case, tasks, batch, part, layer.verifier.positions())
+                layer.verifier.require(case, tasks, batch, made, layer.verifier.positions())
         if case != FETCH:
             positions = self.layers[0].verifier.positions().to(self.device)
             got = result[0][positions].clone()
@@ -183,8 +148,30 @@ class StepBench:
             tolerance = float(self.plan.plan.config.dtype.tolerance)
             require_close(f"{case}, decoder", got.cpu(), want.float().cpu(), tolerance)
 
+    def _runs(self) -> dict[str, Run]:
+        """What the cases with a decoder call. Their graphs share memory: none of them runs beside another."""
+        pool = torch.cuda.graph_pool_handle() if self.device.type == "cuda" else None
+        layers, nothing = self.layers, InPlace()
+
+        def in_step(fetches: Sequence[Fetch], computes: Sequence[Compute | None]) -> InStep:
+            return InStep(self.step, self.ids, list(self.plan.layers), fetches, computes, self._captured(pool))
+
+        computes = [layer.compute for layer in layers]
+        in_place = [InPlace(layer.rows) if layer.computes else nothing for layer in layers]
+        runs: dict[str, Run] = {
+            DECODER: in_step([nothing for _ in layers], [None for _ in layers]),
+            READY: in_step(in_place, [layer.compute if layer.computes else None for layer in layers]),
+        }
+        if self.plan.plan.config.prefetch.lead == THIS_STEP:
+            return {**runs, IN_STEP: in_step(self.fetches, computes)}
+        places = [tuple(tensor.clone() for tensor in layer.rows) for layer in layers]
+        following = dict(zip(map(id, self.batches), [*self.batches[1:], self.batches[0]], strict=True))
+        step, coming = in_step([InPlace(rows) for rows in places], computes), self._ids()
+        ahead = Ahead(step, places, coming, self._fetches(coming), lambda batch: following[id(batch)])
+        return {**runs, IN_STEP: ahead}
+
     def _place_rows(self, batch: Batch) -> None:
-        rows = self.parts_of(FETCH, self._run(FETCH, batch))
+        rows = made_by(self.layers, FETCH, self._run(FETCH, batch))
         for layer, tensors in zip(self.layers, rows, strict=True):
             layer.place(tensors)
 
@@ -193,11 +180,25 @@ class StepBench:
         self.clock.synchronize()
         return result
 
+    def _ids(self) -> StepIds:
+        """Token ids of a step."""
+
+        def pin(batch: Batch) -> Batch:
+            return self.layers[0].parts.pinned([Batch(*(tensor.cpu() for tensor in batch))])[0]
+
+        sampled = ids_of(self.plan.plan.config) == DEVICE
+        return StepIds(self.batches[0], self.device, sampled=sampled, pin=pin)
+
     def _placed(self, parts: Parts) -> list[Batch]:
         """The run's batches, copied to where a step's ids are made."""
         if ids_of(parts.plan.config) == DEVICE:
             return [Batch(*(tensor.to(self.device, copy=True) for tensor in batch)) for batch in parts.batches]
         return parts.pinned(parts.batches)
+
+    def _fetches(self, ids: StepIds) -> list[Fetch]:
+        """How the rows of all layers come, in buffers of their own."""
+        captured = self._captured(None)
+        return [layer.fetch(ids, stream, captured) for layer, stream in zip(self.layers, self._streams(), strict=True)]
 
     def _streams(self) -> list[torch.Stream | None]:
         """That each layer's rows are fetched on; None: the decoder's."""
@@ -210,102 +211,3 @@ class StepBench:
 
     def _captured(self, pool: object) -> Callable[[Compute], Compute]:
         return partial(Replay, pool=pool) if self.device.type == "cuda" else lambda work: work
-
-
-class _Layer:
-    """A layer with a table in a model's step.
-
-    Args:
-        parts: of its table.
-        plan: of the step.
-        seed: of the tokens that are compared.
-    """
-
-    def __init__(self, parts: Parts, plan: StepPlan, seed: int) -> None:
-        self.parts, self.plan, self.verifier = parts, plan, Verifier(parts, seed)
-        self.made_up = MadeUp(parts)
-        self.computes = plan.in_place < len(plan.stages)
-        self.rows: Tensors = ()
-
-    def build(self, ids: StepIds, stream: torch.Stream | None, captured: Callable[[Compute], Compute]) -> None:
-        """Build its stages."""
-        stages = [self.parts.stage(stage) for stage in self.plan.stages]
-        host, across, self.compute = parted(stages, self.plan.in_place)
-        self.fetch: Fetch
-        if host.stages:
-            self.fetch = HostFetch(ids, host, across, stream)
-        else:
-            self.fetch = DeviceFetch(ids, captured(across), stream)
-
-    def place(self, rows: Tensors) -> None:
-        """Keep a copy of rows, at the place where `ready` reads them."""
-        if not self.rows:
-            self.rows = tuple(tensor.clone() for tensor in rows)
-        for kept, tensor in zip(self.rows, rows, strict=True):
-            kept.copy_(tensor)
-
-    def made(self, case: str) -> tuple[str, ...]:
-        """The names of the tensors that a case returns of it."""
-        tasks = self.tasks_of(case)
-        return TENSORS_OF.get(value := tasks[-1].load.stage.makes, (value,)) if tasks else ()
-
-    def tasks_of(self, case: str) -> Tasks:
-        """The stages that what a case returns of it follows from, from token ids on; none if it returns nothing."""
-        layer = self.parts.plan
-        if case == DECODER or (case == READY and not self.computes):
-            return []
-        return self.plan.tasks_of(FETCH if case == FETCH else IN_STEP, layer)
-
-    def renew(self, batch: Batch) -> None:
-        """Write ids and a hidden state that were never shown before."""
-        self.made_up.renew(TOKEN_IDS, batch)
-        for task in self.plan.tasks_of(IN_STEP, self.parts.plan):
-            self.made_up.renew_brought(task)
-
-
-class _Looks:
-    """What is looked at behind every sample of a case: a few tokens of each layer.
-
-    Args:
-        bench: of the step.
-        case: to look at.
-    """
-
-    def __init__(self, bench: StepBench, case: str) -> None:
-        self.bench, self.case = bench, case
-        self.glances: list[Glance | None] = [
-            Glance(layer.verifier, case, tasks, bench.inputs(case)) if (tasks := layer.tasks_of(case)) else None
-            for layer in bench.layers
-        ]
-
-    def before(self, call: partial[Tensors]) -> None:
-        """As a glance does, for all layers."""
-        for glance in self.glances:
-            if glance:
-                glance.before(call)
-
-    def behind(self, call: partial[Tensors], result: object) -> None:
-        """As a glance does, for all layers."""
-        assert isinstance(result, tuple)
-        for glance, part in zip(self.glances, self.bench.parts_of(self.case, result), strict=True):
-            if glance:
-                glance.behind(call, part)
-
-    def burst(self) -> None:
-        """As a glance does, for one layer after the other."""
-        for number, glance in enumerate(self.glances):
-            if glance:
-                calls = [partial(self._of_layer, batch, number) for batch in self.bench.inputs(self.case)]
-                glance.burst(calls, self.bench.clock.synchronize)
-
-    def _of_layer(self, batch: Batch, number: int) -> Tensors:
-        return self.bench.parts_of(self.case, self.bench.runs[self.case](batch))[number]
-
-
-def _cpu(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.cpu()
-
-
-def _pool(device: torch.device) -> object:
-    """Memory that the graphs of a decoder's stream share: none of them runs beside another."""
-    return torch.cuda.graph_pool_handle() if device.type == "cuda" else None

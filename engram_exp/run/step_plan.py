@@ -12,7 +12,22 @@ from engram_exp.decoder.shape import DecoderCost, DecoderShape
 from engram_exp.stage import Load, PlannedStage, Stage, Task
 from engram_exp.strategy.footprint import Footprint
 from engram_exp.strategy.plan import in_place
-from engram_exp.vocabulary import DECODER, DEVICE, FETCH, HOST, IN_STEP, OF_A_STEP, READY, TOKEN_IDS
+from engram_exp.vocabulary import (
+    DECODER,
+    DEVICE,
+    FETCH,
+    HOST,
+    IN_STEP,
+    OF_A_STEP,
+    PREVIOUS_STEP,
+    READY,
+    THIS_STEP,
+    TOKEN_IDS,
+)
+
+# Of a layer's rows, beside those that are fetched: in place for `ready`; and for a step whose rows come ahead, of which
+# another copy is under way.
+COPIES = {THIS_STEP: 1, PREVIOUS_STEP: 3}
 
 if TYPE_CHECKING:
     from engram_exp.run.plan import Distinct, Plan
@@ -86,7 +101,7 @@ class StepPlan:
         for layer in self.layers.values():
             tasks = self.tasks_of(IN_STEP, layer)
             rows = tasks[self.in_place - 1].load
-            kept[DEVICE] += rows.bytes_of(rows.stage.makes)
+            kept[DEVICE] += COPIES[self.plan.config.prefetch.lead] * rows.bytes_of(rows.stage.makes)
             for kind, load in tasks if layer is not self.plan else ():
                 kept.update(kind.keeps(load))
                 kept.update(kind.shares(load))

@@ -216,7 +216,7 @@ def _exposed(row: Mapping[str, Any]) -> str:
     """What a model's step takes longer for want of its rows, in words."""
     low, high, hidden = row["exposed_ms_lo"], row["exposed_ms_hi"], row["hidden_share"]
     interval = "" if low is None else f" ({low:.4f} .. {high:.4f})"
-    share = "" if hidden is None else f"; {hidden:.0%} of fetching them is hidden"
+    share = "" if hidden is None else f"; {min(1, max(0, hidden)):.0%} of fetching them is hidden"
     return f"{row['exposed_ms_median']:.4f} ms{interval} longer than with its rows in place{share}"
 
 

@@ -16,6 +16,7 @@ import torch
 from engram_exp.decoder.decoder import Step
 from engram_exp.layer.tokens import Batch
 from engram_exp.stage import BuiltStage, Strategy, Tensors
+from engram_exp.vocabulary import HOST
 
 Compute = Callable[[Tensors], Tensors]
 
@@ -258,6 +259,58 @@ class InStep:
         return run
 
 
+class Ahead:
+    """A step whose rows are fetched while the step before runs. They are copied to where its layers read them when it
+    begins, so that the next ones may come meanwhile.
+
+    Args:
+        step: with rows in place.
+        in_place: where its layers read them.
+        ids: of the step to come.
+        fetches: of its rows, beside the decoder.
+        following: which batch comes behind another. One that was not to be expected is fetched when its step begins.
+    """
+
+    def __init__(
+        self,
+        step: Callable[[Batch], Tensors],
+        in_place: Sequence[Tensors],
+        ids: StepIds,
+        fetches: Sequence[Fetch],
+        following: Callable[[Batch], Batch],
+    ) -> None:
+        self.step, self.in_place, self.following = step, in_place, following
+        self.ids, self.fetches = ids, fetches
+        self.fetched: Batch | None = None
+
+    def __call__(self, batch: Batch) -> Tensors:
+        """What the step makes of a batch; the rows of the next one are under way, or there."""
+        if self.fetched is not batch:
+            self._start(batch)
+            self._arrive(batch)
+        for kept, rows in zip(self.in_place, self.rows, strict=True):
+            for target, source in zip(kept, rows, strict=True):
+                target.copy_(source)
+        following = self.following(batch)
+        self._start(following)
+        result = self.step(batch)
+        self._arrive(following)
+        return result
+
+    def forget(self) -> None:
+        """Rows that were fetched for ids which have been written over since."""
+        self.fetched = None
+
+    def _start(self, batch: Batch) -> None:
+        self.ids.take(batch)
+        for fetch in self.fetches:
+            fetch.start()
+
+    def _arrive(self, batch: Batch) -> None:
+        self.rows = [fetch.arrive() for fetch in self.fetches]
+        self.fetched = batch
+
+
 class Fetching:
     """The rows of all layers with tables, and no decoder beside them.
 
@@ -277,13 +330,8 @@ class Fetching:
         return tuple(tensor for fetch in self.fetches for tensor in fetch.arrive())
 
 
-def parted(stages: Sequence[BuiltStage], in_place: int) -> tuple[Strategy, Strategy, Strategy]:
-    """The stages of a layer as a step runs them: on the host; from there to where the layer reads rows; behind that.
-
-    Args:
-        stages: of a strategy; token ids are on both sides.
-        in_place: of them make rows, and bring them to the device.
-    """
-    fetching = stages[:in_place]
-    across = next((number for number, stage in enumerate(fetching) if stage.planned.side != "host"), in_place)
-    return Strategy(fetching[:across]), Strategy(fetching[across:]), Strategy(stages[in_place:])
+def parted(fetching: Sequence[BuiltStage]) -> tuple[Strategy, Strategy]:
+    """The stages that bring a layer's rows to where it reads them: those on the host, and those from there on. Both
+    sides have the ids."""
+    across = next((n for n, stage in enumerate(fetching) if stage.planned.side != HOST), len(fetching))
+    return Strategy(fetching[:across]), Strategy(fetching[across:])
