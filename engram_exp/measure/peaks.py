@@ -21,7 +21,7 @@ from engram_exp.measure.rig import Rig
 
 log = logging.getLogger(__name__)
 
-VERSION = 7
+VERSION = 8
 BUSY_SHARE = 0.1  # of the CPUs, taken by others: what is measured meanwhile may be less than the machine can do
 
 

@@ -20,7 +20,7 @@ def machine_that_reads(as_asked_us, sorted_us):
 
     reads = {"as_asked": by_launch(as_asked_us), "sorted": by_launch(sorted_us)}
     partition = {"1": 1e-9, "1000": 1e-9}
-    return Limits({"link_reads_us": {"1024": reads}, "partition_us": {"1024": partition}})
+    return Limits({"link_reads_us": {"1024": {"128": reads}}, "partition_us": {"1024": partition}})
 
 
 @pytest.mark.parametrize(
