@@ -11,7 +11,7 @@ from engram_exp.vocabulary import (
     SKIPPED,
 )
 
-SCHEMA_VERSION = 5
+SCHEMA_VERSION = 6
 RESULTS, SAMPLES, SWEEP, ENVIRONMENT = "results.csv", "samples.csv", "sweep.csv", "environment.json"
 
 PUBLISHED = "reference"
@@ -156,6 +156,8 @@ TABLE = (
            "before schema 4): the layer ends with keys, normed by the projection, and value"),
     Column("pause_ms", NUMBER, SUBJECT, 5, "ms", "slept before every call that was timed, as between two steps of a "
            "model; 0 (as before schema 5): calls followed each other at once"),
+    Column("by_auto", TEXT, LABEL, 6, "", "which of `row_order`, `rows_per_program` and `programs` tell what `auto` "
+           "came to: groupings take them for `auto`, which may come to something else when it is measured again"),
 )  # fmt: skip
 SAMPLE_TABLE = (
     Column("run_id", TEXT, RECORD, 1, "", "as in `results.csv`"),
