@@ -17,12 +17,12 @@ import torch
 
 from engram_exp.errors import RegistrationError
 from engram_exp.layer.row_format import RowFormat
-from engram_exp.machine.memory import free_device_bytes, free_host_bytes
+from engram_exp.machine.memory import free_device_bytes
 from engram_exp.machine.placement import Placement, has_triton, multiprocessors
 from engram_exp.measure.curve import least_time_at, measured_from, nearest_to, points
 from engram_exp.measure.rates import Limit, Load, Peaks, Work
 from engram_exp.measure.read_times import PARTITIONS, READS, as_key, as_launch
-from engram_exp.measure.rig import CPU, FREE_SHARE, MIB, Rig
+from engram_exp.measure.rig import CPU, FREE_SHARE, LINK_BYTES, MIB, Rig
 from engram_exp.stage import Tensors
 from engram_exp.steps.lookup.order import launches
 from engram_exp.strategy.schedule import Replay
@@ -31,7 +31,7 @@ from engram_exp.vocabulary import AS_ASKED, DEVICE, HOST, SORTED
 log = logging.getLogger(__name__)
 
 BEST = "link_rows_us"
-SPREAD_BYTES = [2**power for power in (30, 32, 34, 35)]
+SPREAD_BYTES = [*(2**power for power in (30, 32, 34)), LINK_BYTES]
 ROW_IDS = (24, 1536, 24_576, 196_608, 1_572_864)  # of a call
 FEW_ROW_IDS = 24  # up to these it is the latency that is measured, and no rate
 ROW_BYTES = (64, 128, 264, 512, 1024)
@@ -65,7 +65,7 @@ def measure(rig: Rig) -> dict[str, dict[str, Any]]:
     orders and launches."""
     if rig.device.type != "cuda" or not has_triton():
         return {}
-    size = min(SPREAD_BYTES[-1], free_host_bytes() // FREE_SHARE) // MIB * MIB
+    size = min(SPREAD_BYTES[-1], rig.host_bytes) // MIB * MIB
     try:
         memory = Placement(CPU, pinned=True).empty(size, dtype=torch.uint8)
     except RegistrationError as error:
