@@ -12,7 +12,7 @@ import pandas as pd
 
 from engram_exp.analysis.disturbed import disturbance
 from engram_exp.analysis.ratios import ratio_of
-from engram_exp.analysis.subjects import asks, listed, load_campaign, spelled, with_nulls, without
+from engram_exp.analysis.subjects import as_typed, asks, listed, load_campaign, spelled, with_nulls, without
 from engram_exp.results import schema
 from engram_exp.results.schema import OPTIONS, of_role
 from engram_exp.vocabulary import OK
@@ -88,7 +88,7 @@ def _compare(
     a: pd.DataFrame, b: pd.DataFrame, threshold: float, other_machine: bool, goes_along: Callable[[str], bool]
 ) -> pd.DataFrame:
     """As `compare`; options that go along with what is compared are choices, the others are part of the workload."""
-    a, b = (side[side["status"] == OK] for side in (a, b))
+    a, b = (as_typed(side[side["status"] == OK]) for side in (a, b))
     if a.empty or b.empty:
         raise ComparisonError(f"side {'A' if a.empty else 'B'} holds no measured case")
     free = SET_BY_MACHINE if other_machine else ()
@@ -195,6 +195,7 @@ def compare_values(
     """
     if column not in frame:
         raise ComparisonError(f"no column {column}; choose from {', '.join((*CHOICES, OPTIONS))}")
+    frame = as_typed(frame)
     texts = with_nulls(frame)[column].map(spelled)
     for value in (a, b):
         if value not in set(texts):

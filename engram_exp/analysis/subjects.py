@@ -12,7 +12,7 @@ import pandas as pd
 from engram_exp.results import schema
 from engram_exp.results.load import load_results
 from engram_exp.results.schema import KEYS, of_role
-from engram_exp.vocabulary import FULL, OK
+from engram_exp.vocabulary import AUTO, FULL, OK
 
 WAYS = of_role(schema.WAY, schema.OPTIONS)  # of several, the fastest stands for a strategy
 # Their value is a choice, too, where it is empty and the other column has one: null. Elsewhere they do not apply.
@@ -118,6 +118,14 @@ def with_nulls(rows: pd.DataFrame) -> pd.DataFrame:
     return rows
 
 
+def as_typed(rows: pd.DataFrame) -> pd.DataFrame:
+    """The rows with `auto` in place of what it came to, which may differ from one repetition to the next."""
+    for name in {name: None for text in rows["by_auto"].unique() for name in text.split()}:
+        is_auto = rows["by_auto"].str.split().map(lambda names, name=name: name in names)
+        rows = rows.assign(**{name: rows[name].astype(object).mask(is_auto, AUTO)})
+    return rows
+
+
 def asks(option: str) -> bool:
     """Whether one of the options (`model.hc_mult=1`) changes what is asked of a run, not how it does it."""
     return option.lstrip("~").partition(".")[0] in of_role(schema.SUBJECT)
@@ -169,7 +177,7 @@ def fastest_ways(rows: pd.DataFrame) -> pd.DataFrame:
     """Of one subject, the rows of the way whose `full` is the fastest, for each strategy and number of tokens per step,
     all strategies in one shape (`in_one_shape`); of several repetitions, all. Where no `full` was timed, the fastest
     way of each case."""
-    rows = in_one_shape(rows)
+    rows = as_typed(in_one_shape(rows))
     key = ["strategy", "tokens_per_step"]
     way = rows.groupby([*key, *WAYS], dropna=False).ngroup()
     full = rows["case"] == FULL
@@ -190,7 +198,7 @@ def ways_told(full: pd.DataFrame) -> dict[tuple[str, int], Way]:
         full: its rows of `full`, with `tokens_per_step`.
     """
     key = ["strategy", "tokens_per_step"]
-    rows, fastest = with_nulls(in_one_shape(full)), with_nulls(fastest_ways(full)).drop_duplicates(key)
+    rows, fastest = with_nulls(as_typed(in_one_shape(full))), with_nulls(fastest_ways(full)).drop_duplicates(key)
     found = {}
     for best in fastest.to_dict("records"):
         strategy, tokens = best["strategy"], best["tokens_per_step"]

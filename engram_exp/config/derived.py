@@ -90,7 +90,8 @@ def reading_of(
         multiprocessors: of the device.
         times: of this machine, if they are known.
     """
-    lookup, rows = config.lookup, tokens * geometry_of(config).columns
+    lookup, geometry = config.lookup, geometry_of(config)
+    rows = tokens * geometry.columns
     if "sort_from_rows" not in lookup:
         return None
     return reading(
@@ -99,6 +100,7 @@ def reading_of(
         lookup.get("programs", AUTO),
         sort_from_rows=lookup.sort_from_rows,
         rows=rows - round(lookup.get("share", 0) * rows),  # without those that the CPU gathers
+        row_bytes=geometry.row_bytes,
         table=config.strategy.table,
         table_bytes=table_bytes,
         multiprocessors=multiprocessors,

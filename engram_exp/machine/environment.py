@@ -77,7 +77,7 @@ def record() -> dict[str, Any]:
             "numa_nodes": len(list(Path("/sys/devices/system/node").glob("node[0-9]*"))),
         },
         "memory_bytes": psutil.virtual_memory().total,
-        "transparent_huge_pages": _read(TRANSPARENT_HUGE_PAGES),
+        "transparent_huge_pages": transparent_huge_pages(),
         "gpus": gpus(),
         "variables": {
             name: value
@@ -85,6 +85,11 @@ def record() -> dict[str, Any]:
             if name.startswith(VARIABLE_PREFIXES) and not name.endswith(PATH_SUFFIXES)
         },
     }
+
+
+def transparent_huge_pages() -> str | None:
+    """When the kernel grants huge pages, as it says it itself: `always [madvise] never`; None where it does not say."""
+    return _read(TRANSPARENT_HUGE_PAGES)
 
 
 @cache

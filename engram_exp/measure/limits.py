@@ -50,10 +50,11 @@ class Limits:
 
     Args:
         peaks: as `measure.peaks.measure_peaks` returns them.
+        measured_on: what memory, in words.
     """
 
-    def __init__(self, peaks: Peaks) -> None:
-        self.peaks = peaks
+    def __init__(self, peaks: Peaks, measured_on: str = "") -> None:
+        self.peaks, self.measured_on = peaks, measured_on
         self.has_device = any(name.startswith(DEVICE) for name in peaks)
 
     def of(self, work: Work, load: Load) -> Limit | None:
@@ -76,5 +77,7 @@ class Limits:
         return max((limit for each in resources() for limit in each.bounds(amounts, load, self.peaks)), default=None)
 
     def summary(self, dtype: str) -> str:
-        """The rates that decide most limits, for a human reader: device, host and link, in this order."""
-        return ", ".join(sorted(text for each in resources() for text in each.in_words(self.peaks, dtype)))
+        """The rates that decide most limits, for a human reader: device, host and link, in this order; and what they
+        were measured on."""
+        rates = sorted(text for each in resources() for text in each.in_words(self.peaks, dtype))
+        return ", ".join(rates) + (f"; on {self.measured_on}" if self.measured_on else "")

@@ -13,15 +13,17 @@ from typing import Any
 import torch
 
 from engram_exp.machine.disturbance import LoadMeter
+from engram_exp.machine.environment import transparent_huge_pages
 from engram_exp.machine.files import write_text
 from engram_exp.machine.memory import forget_peaks
 from engram_exp.measure.limits import Limits
-from engram_exp.measure.rates import Peaks, resources
-from engram_exp.measure.rig import Rig
+from engram_exp.measure.rates import resources
+from engram_exp.measure.rig import Rig, host_bytes
 
 log = logging.getLogger(__name__)
 
-VERSION = 7
+VERSION = 8
+OUTGROWN = 2  # times the memory that limits were measured on: they say too little of such tables
 BUSY_SHARE = 0.1  # of the CPUs, taken by others: what is measured meanwhile may be less than the machine can do
 
 
@@ -30,7 +32,8 @@ def machine_limits(
 ) -> Limits:
     """The limits of this machine: read from its file, or measured and written there.
 
-    A file that is damaged is measured anew and replaced; one that cannot be written costs a warning.
+    They are measured anew, and their file is replaced, where it is damaged or much more memory is free than when it was
+    written. A file that cannot be written costs a warning.
 
     Args:
         folder: of the files.
@@ -39,18 +42,47 @@ def machine_limits(
         refresh: measure even if there is a file.
         announce: called with a line before measuring.
     """
-    identity = {"version": VERSION, **identity}
+    identity = {"version": VERSION, "transparent_huge_pages": transparent_huge_pages(), **identity}
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:12]
     path = folder / f"{device.type}-{digest}.json"
-    if path.exists() and not refresh:
+    found = None if refresh else _kept(path, device, announce)
+    if found is None:
+        announce(f"measuring what this machine can do, once; it is kept in {path}")
+        found = _measured(device)
         try:
-            return Limits(_read(path))
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            log.warning("%s cannot be read (%r): what this machine can do is measured anew", path, error)
-    announce(f"measuring what this machine can do, once; it is kept in {path}")
-    meter = LoadMeter()
-    peaks = measure_peaks(device)
+            folder.mkdir(parents=True, exist_ok=True)
+            write_text(path, json.dumps({"machine": identity, **found}, indent=1))
+        except OSError as error:
+            log.warning(
+                "what this machine can do is not kept for the next run, which measures it again: %s (limits_dir=%s)",
+                error,
+                folder,
+            )
+    return Limits(found["peaks"], _in_words(found["memory"]))
+
+
+def _kept(path: Path, device: torch.device, announce: Callable[[str], None]) -> dict[str, Any] | None:
+    """What a file says; None where it is not there or damaged, or of much less memory than is free now."""
+    if not path.exists():
+        return None
+    try:
+        found = _read(path)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        log.warning("%s cannot be read (%r): what this machine can do is measured anew", path, error)
+        return None
+    if host_bytes(device) < OUTGROWN * found["memory"]["host_bytes"]:
+        return found
+    announce(f"{path} is of {_in_words(found['memory'])}, and more is free now")
+    return None
+
+
+def _measured(device: torch.device) -> dict[str, Any]:
+    """What a file says besides: `peaks`, the `memory` that they were measured on, and the `load` meanwhile."""
+    meter, rig = LoadMeter(), Rig(device)
+    peaks = measure_peaks(rig)
     load = meter.read()
+    memory = {"host_bytes": rig.host_bytes, "huge_page_share": rig.memory.huge_page_share()}
+    del rig
     forget_peaks(device)
     if load["others_share"] > BUSY_SHARE:
         log.warning(
@@ -58,42 +90,40 @@ def machine_limits(
             "with limits=refresh when the machine is idle",
             100 * load["others_share"],
         )
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        write_text(path, json.dumps({"machine": identity, "load": load, "peaks": peaks}, indent=1))
-    except OSError as error:
-        log.warning(
-            "what this machine can do is not kept for the next run, which measures it again: %s (limits_dir=%s)",
-            error,
-            folder,
-        )
-    return Limits(peaks)
+    return {"memory": memory, "load": load, "peaks": peaks}
 
 
-def measure_peaks(device: torch.device) -> dict[str, dict[str, Any]]:
+def measure_peaks(rig: Rig) -> dict[str, dict[str, Any]]:
     """The best rates of this machine, of the fastest sample each: curves by name, from every file of `measure.rates`.
 
     Args:
-        device: the accelerator, or the CPU that stands in for it.
+        rig: of this machine.
     """
-    rig = Rig(device)
     peaks: dict[str, dict[str, Any]] = {}
     for resource in resources():
         peaks |= resource.measure(rig)
     return {name: curve for name, curve in peaks.items() if curve}
 
 
-def _read(path: Path) -> Peaks:
-    """The curves of a file.
+def _in_words(memory: Mapping[str, Any]) -> str:
+    share = memory["huge_page_share"]
+    pages = "" if share is None else f", {share:.0%} in huge pages"
+    return f"up to {memory['host_bytes'] / 1e9:.1f} GB of host memory{pages}"
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """What a file says.
 
     Raises:
-        OSError, ValueError, KeyError, TypeError: they are not there, or not all of their values are rates or times.
+        OSError, ValueError, KeyError, TypeError: there are no curves or not all of their values are rates or times, or
+            no memory that they were measured on.
     """
-    peaks: Peaks = json.loads(path.read_text(encoding="utf-8"))["peaks"]
+    content = json.loads(path.read_text(encoding="utf-8"))
+    peaks, _ = content["peaks"], _in_words(content["memory"])
     if not isinstance(peaks, dict):
         raise TypeError(f"peaks is {peaks!r}")
     _check("peaks", peaks)
-    return peaks
+    return dict(content)
 
 
 def _check(name: str, value: object) -> None:

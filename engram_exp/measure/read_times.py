@@ -24,7 +24,7 @@ def as_launch(key: str) -> Launch:
 
 
 class MeasuredReadTimes:
-    """Times in microseconds, of the measured spread that is nearest to the table.
+    """Times in microseconds, of the measured spread that is nearest to the table and the row size nearest to its rows.
 
     Args:
         peaks: with both curves.
@@ -38,9 +38,9 @@ class MeasuredReadTimes:
         """Of a machine; None where they were not measured."""
         return cls(peaks) if READS in peaks and PARTITIONS in peaks else None
 
-    def of_reads(self, order: str, rows: int, table_bytes: int) -> Mapping[Launch, float]:
+    def of_reads(self, order: str, rows: int, row_bytes: int, table_bytes: int) -> Mapping[Launch, float]:
         """By each launch that was measured, of so many rows of a table, whose ids come as_asked or sorted."""
-        by_launch = nearest_to(self.reads, table_bytes)[order]
+        by_launch = nearest_to(nearest_to(self.reads, table_bytes), row_bytes)[order]
         return {as_launch(key): time_at(curve, rows) for key, curve in by_launch.items()}
 
     def of_partition(self, rows: int, table_bytes: int) -> float:

@@ -16,11 +16,21 @@ from engram_exp.vocabulary import DEVICE, HOST
 CPU = torch.device("cpu")
 MIB = 2**20
 HOST_BYTES = 2**31  # of memory, unless less is free ...
+LINK_BYTES = 2**35  # ... of the host's, that the device reads
 DEVICE_BYTES = 2**30
 FREE_SHARE = 4  # ... which is more than so much divided by this
 SECONDS = 0.25  # for each measurement ...
 SHORT = 0.05  # ... and for each of many points of a curve
 SAMPLES = 4  # of each, at least
+
+
+def host_bytes(device: torch.device) -> int:
+    """Host memory that rates can be measured on now, at most.
+
+    Args:
+        device: the accelerator, or the CPU that stands in for it.
+    """
+    return min(HOST_BYTES if device.type == "cpu" else LINK_BYTES, free_host_bytes() // FREE_SHARE)
 
 
 class Rig:
@@ -34,11 +44,12 @@ class Rig:
         self.device = device
         self.devices = {HOST: CPU} if device.type == "cpu" else {HOST: CPU, DEVICE: device}
         self.clocks = {place: Clock(device) for place, device in self.devices.items()}
+        self.host_bytes = host_bytes(device)
 
     @cached_property
     def memory(self) -> HostMemory:
         """Host memory in huge pages, all of it written."""
-        size = min(HOST_BYTES, free_host_bytes() // FREE_SHARE)
+        size = min(HOST_BYTES, self.host_bytes)
         memory = HostMemory(size // (4 * MIB) * (4 * MIB), huge_pages=True)
         memory.bytes.random_()
         return memory

@@ -10,7 +10,7 @@ import pandas as pd
 
 from engram_exp.analysis.compare import GOES_WITH, WORKLOAD
 from engram_exp.analysis.curves import MOST_APART, Curve, Time, curves
-from engram_exp.analysis.subjects import ABOUT, STEP, WAYS, Subject, fastest_ways, in_one_shape, over_runs
+from engram_exp.analysis.subjects import ABOUT, STEP, WAYS, Subject, as_typed, fastest_ways, in_one_shape, over_runs
 from engram_exp.pages.looks import (
     CASE_ORDER,
     DASHES,
@@ -208,7 +208,7 @@ def _efficiency(rows: pd.DataFrame) -> alt.LayerChart:
 
 
 def _memory(rows: pd.DataFrame) -> alt.LayerChart:
-    full = rows[rows["case"] == FULL]
+    full = as_typed(rows[rows["case"] == FULL])
     varying = [name for name in WAYS if full[name].nunique(dropna=False) > 1]
     points = _medians(full, ["strategy", *varying]).sort_values(["device_gb", "ms"])
     points["way"] = [", ".join(f"{name}={row[name]}" for name in varying) for row in points.to_dict("records")]
@@ -260,6 +260,7 @@ def _effect(frame: pd.DataFrame, column: str) -> Figure | None:
 def _alike_but_for(frame: pd.DataFrame, column: str) -> pd.DataFrame:
     """Times of runs that have others which differ in one column alone: `runs` names what they share, `value` what
     differs, `relative` is the time over that of the fastest among them."""
+    frame = as_typed(frame)
     rows = frame[(frame["status"] == OK) & frame["case"].isin(CASES_OF_EFFECT[column]) & (frame[column] != "")]
     along = {column, *GOES_ALONG.get(column, ())}
     alike = dict.fromkeys(["case", "strategy", *ABOUT, *WORKLOAD, *WAYS])

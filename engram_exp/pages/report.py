@@ -13,7 +13,7 @@ import pandas as pd
 
 from engram_exp.analysis.advice_in_words import in_words, shared
 from engram_exp.analysis.answers import Answer, answer, by_weight
-from engram_exp.analysis.subjects import ABOUT, STEP, WAYS, load_campaign, over_runs, subjects
+from engram_exp.analysis.subjects import ABOUT, STEP, WAYS, as_typed, load_campaign, over_runs, subjects
 from engram_exp.pages.detail import detail
 from engram_exp.results import schema
 from engram_exp.results.integrity import DIGESTS
@@ -126,7 +126,7 @@ def _rows_in_words(frame: pd.DataFrame) -> dict[str, Any]:
 def _table(frame: pd.DataFrame) -> tuple[str, dict[str, Any]]:
     """All rows as JSON, repetitions together; and what is the same in all of them, which is left out there."""
     times = frame[MEASURED].where(frame["status"] == OK)  # a suspect one is not shown
-    frame = frame.assign(not_steady=frame["steady"].eq(False), **times)
+    frame = as_typed(frame).assign(not_steady=frame["steady"].eq(False), **times)
     table = over_runs(frame, [*ASKED, *DETAILS], **MORE_NUMBERS).rename(columns=NUMBERS)
     numbers = ["runs", *NUMBERS.values(), *MORE_NUMBERS]
     table = table[[*ASKED, *numbers, *DETAILS]]

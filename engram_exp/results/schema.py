@@ -182,6 +182,8 @@ TABLE = (
     Column("link_load_block_kib", NUMBER, SUBJECT, 6, "KiB", "of each of these copies; 0 without them"),
     Column("link_load_reached_gb_per_s", NUMBER, MEASURED, 6, "10^9 bytes/s", "what these copies came to from before "
            "warming up until behind the last sample, both ways together; empty without them"),
+    Column("by_auto", TEXT, LABEL, 6, "", "which of `row_order`, `rows_per_program` and `programs` tell what `auto` "
+           "came to: groupings take them for `auto`, which may come to something else when it is measured again"),
 )  # fmt: skip
 SAMPLE_TABLE = (
     Column("run_id", TEXT, RECORD, 1, "", "as in `results.csv`"),

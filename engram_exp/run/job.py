@@ -167,7 +167,8 @@ class Job:
         keys = {name: key.removeprefix("lookup.") for name, key in KEYS.items() if key.startswith("lookup.")}
         options = {name: self.config.lookup.get(key) for name, key in keys.items()}
         known = {name: None if value in (AUTO, MULTIPROCESSORS) else value for name, value in options.items()}
-        return {**known, "row_order": order_of(self.config)}
+        by_auto = " ".join(name for name, value in options.items() if value == AUTO)
+        return {**known, "row_order": order_of(self.config), "by_auto": by_auto}
 
     def failed_rows(self, status: str, error: str) -> list[dict[str, Any]]:
         """A row for every case of a run that gave none."""

@@ -21,6 +21,7 @@ from engram_exp.steps.lookup.step import Lookup
 from engram_exp.steps.projection.step import Projection
 from engram_exp.steps.upload.step import Upload
 from engram_exp.steps.widening import build_widening
+from engram_exp.strategy.plan import works_alone
 from engram_exp.vocabulary import DECODER, DEVICE, EMBEDDINGS, FUSION, HOST, LINK, PARTS, ROWS, WIDENING
 
 
@@ -188,6 +189,8 @@ def _check_chunks(plan: Plan) -> None:
     if projection.kv_buffers > 1:
         remedy = "the projection must fill one kept buffer: projection=fused, or schedule=serial"
         raise chunks_refused(chunk_tokens, remedy)
+    if works_alone(plan.stages):  # an upload takes whole batches
+        return
     lookup, upload = _kinds(plan)
     if plan.has_link and (not plan.pins or upload.fresh):
         other = "" if lookup.fresh else "upload=pinned, or "

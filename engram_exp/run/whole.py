@@ -13,8 +13,7 @@ from engram_exp.layer.tokens import Batch
 from engram_exp.machine.placement import Placement
 from engram_exp.run.parts import Parts
 from engram_exp.stage import BuiltStage, PlannedStage, Strategy, Tensors
-from engram_exp.strategy.overlap import Overlap
-from engram_exp.strategy.plan import overlapping
+from engram_exp.strategy.plan import overlapping, works_alone
 from engram_exp.strategy.schedule import Chunk, Cut, Graph, Pipeline, Replay
 from engram_exp.vocabulary import FULL, HIDDEN, KV
 
@@ -59,6 +58,7 @@ class ChunkStages:
         assert self.plan.cuts is not None
         self.cuts: Sequence[Cut] = self.plan.cuts
         self.ring_depth = min(self.plan.config.schedule.ring_depth, len(self.cuts))
+        self.on_device = works_alone(self.plan.stages)
         self.first, self.beside = overlapping(self.plan.stages)
         self.of_batches = [self.parts.stage(stage) for stage in self.plan.stages[: self.first]]
         self.built: list[list[BuiltStage]] = [[] for _ in self.cuts]  # so far, of each chunk
@@ -69,15 +69,16 @@ class ChunkStages:
         for stage in planned[self.first + len(self.built[0]) :]:
             self._add(stage)
         chunks = [self._chunk(*of_chunk, len(planned)) for of_chunk in zip(self.cuts, self.built, strict=True)]
-        ends = self.ring_depth, self.plan.device, self._result(planned[-1].makes)
-        return Overlap(Strategy(self.of_batches), chunks, *ends) if self.first else Pipeline(chunks, *ends)
+        result, whole = self._result(planned[-1].makes), Strategy(self.of_batches) if self.on_device else None
+        return Pipeline(chunks, self.ring_depth, self.plan.device, result, whole)
 
     def _chunk(self, piece: Cut, built: Sequence[BuiltStage], end: int) -> Chunk:
         """The stages that a chunk passes, up to the one before number `end`."""
         stages, at = built[: end - self.first], self.beside - self.first
-        beside, behind = next(iter(stages[at:]), None), Strategy(stages[at + 1 :])
-        replays = self.plan.device.type == "cuda" and not self.first and behind.stages
-        return Chunk(piece, Strategy(stages[:at]), beside, Replay(behind) if replays else behind)
+        before, beside, behind = (Strategy(some) for some in (stages[:at], stages[at : at + 1], stages[at + 1 :]))
+        replays = self.plan.device.type == "cuda" and not self.on_device and behind.stages
+        cut_out = piece.of_row_ids if self.on_device else piece.of
+        return Chunk(cut_out, before, beside, Replay(behind) if replays else behind)
 
     def _add(self, stage: PlannedStage) -> None:
         """Build a stage for every chunk."""

@@ -90,19 +90,22 @@ def stages_of_whole(case: str, stages: Sequence[PlannedStage]) -> tuple[PlannedS
     return tuple(stages[: max(n for n, stage in enumerate(stages, start=1) if stage.makes == WHOLES[case])])
 
 
+def works_alone(stages: Sequence[PlannedStage]) -> bool:
+    """Whether the device does all of it, and the host nothing."""
+    return all(stage.place != HOST for stage in stages)
+
+
 def overlapping(stages: Sequence[PlannedStage]) -> tuple[int, int]:
     """The numbers of two stages of a pipeline: of the first that takes chunks, and of the one that works beside those
     behind it.
 
-    Where the host works, all take chunks, and an upload works beside the others; without a link none does, which the
-    number behind the last stage says. Where the host does nothing, whole batches are hashed, and the lookup takes
-    chunks.
+    Where the device works alone, whole batches are hashed, and both are the lookup. Elsewhere all stages take chunks,
+    and an upload works beside the others; without a link none does, and its number is that behind the last stage.
     """
-    first = 0
-    if all(stage.place != HOST for stage in stages):
-        first = next(number for number, stage in enumerate(stages) if stage.name == LOOKUP.name)
-    beside = (number for number, stage in enumerate(stages) if number >= first and (first or stage.place == LINK))
-    return first, next(beside, len(stages))
+    if works_alone(stages):
+        lookup = [stage.name for stage in stages].index(LOOKUP.name)
+        return lookup, lookup
+    return 0, next((number for number, stage in enumerate(stages) if stage.place == LINK), len(stages))
 
 
 def in_place(stages: Sequence[PlannedStage]) -> int:

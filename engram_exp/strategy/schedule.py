@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 
 from engram_exp.layer.tokens import Batch
-from engram_exp.stage import BuiltStage, Strategy, Tensors
+from engram_exp.stage import Strategy, Tensors
 
 
 class Cut(NamedTuple):
@@ -38,9 +38,10 @@ class Cut(NamedTuple):
             history = torch.cat([history[:, start:], ids[:, :start]], dim=1)
         return Batch(ids[:, self.positions], history)
 
-    def of_row_ids(self, row_ids: torch.Tensor) -> torch.Tensor:
+    def of_row_ids(self, tensors: Tensors) -> Tensors:
         """The row ids of the chunk among those of a batch, [B, L, H]; a view without gaps."""
-        return row_ids[self.sequences, self.positions]
+        (row_ids,) = tensors
+        return (row_ids[self.sequences, self.positions],)
 
 
 def cut(batch_size: int, seq_len: int, chunk_tokens: int) -> list[Cut]:
@@ -59,13 +60,32 @@ def _slices(total: int, step: int) -> Iterator[slice]:
 
 @dataclass(frozen=True)
 class Chunk:
-    """A chunk and the stages that it passes: those before the one that works beside others, that one, which is None
-    where host and device are the same memory, and those behind it."""
+    """How a chunk is cut out, and the stages that it passes: those before the one that works beside others, that one,
+    if there is any, and those behind it."""
 
-    cut: Cut
+    cut: Callable[[Any], Tensors]
     before: Strategy
-    beside: BuiltStage | None
+    beside: Strategy
     behind: Callable[[Tensors], Tensors]
+
+
+class Streams(NamedTuple):
+    """The streams that schedules use beside the current one.
+
+    beside: of what works beside others.
+    capturing: of all captures, since libraries keep a workspace for each stream; None where nothing is captured.
+    """
+
+    beside: torch.Stream
+    capturing: torch.cuda.Stream | None
+
+
+@cache
+def streams_of(device_type: str) -> Streams:
+    """Those of the current device of a type, created one right after the other and kept as long as the process lives:
+    PyTorch hands out the same few streams in turn, and two that are created at any other times may be one."""
+    beside = torch.Stream(device=device_type)
+    return Streams(beside, torch.cuda.Stream() if device_type == "cuda" else None)
 
 
 class Slot:
@@ -83,9 +103,9 @@ class Slot:
         """Until its buffer has been sent and may be written again."""
         self.sent.synchronize()
 
-    def link_waits(self, link: torch.Stream) -> None:
+    def beside_waits(self, stream: torch.Stream) -> None:
         """Until the device has used its buffer, which may then be written again."""
-        link.wait_event(self.used)
+        stream.wait_event(self.used)
 
     def device_waits(self, stream: torch.Stream) -> None:
         """Until its buffer is full."""
@@ -93,48 +113,62 @@ class Slot:
 
 
 class Pipeline:
-    """While the host works on one chunk, the one before crosses the link and the one before that is on the device.
+    """While one chunk is used on the device, the next is sent there by the stage that works beside others, on a stream
+    of its own: an upload, and the host works on the chunk behind that one; or a lookup, where the device works alone.
+
+    Where the device works alone, a CUDA graph can capture it: nothing waits for what was recorded before the call,
+    except for the stream that it is called on.
 
     Args:
-        chunks: in order; those whose numbers are equal modulo `ring_depth` share buffers on both sides of the link.
+        chunks: in order; those whose numbers are equal modulo `ring_depth` share buffers.
         ring_depth: chunks that have buffers at a time.
         device: that they end on.
         result: tensors there that the last stages of all chunks fill between them.
+        whole: where the device works alone: makes what the chunks are cut out of. None: they are cut out of a batch.
     """
 
-    def __init__(self, chunks: Sequence[Chunk], ring_depth: int, device: torch.device, result: Tensors) -> None:
-        self.chunks = chunks
-        self.result = result
-        self.device = device
-        if device.type != "cpu":
-            self.link = torch.Stream(device=device)
+    def __init__(
+        self,
+        chunks: Sequence[Chunk],
+        ring_depth: int,
+        device: torch.device,
+        result: Tensors,
+        whole: Strategy | None = None,
+    ) -> None:
+        self.chunks, self.whole, self.result = chunks, whole, result
+        self.has_streams = device.type != "cpu"
+        if self.has_streams:
+            self.beside = streams_of(device.type).beside
             self.slots = [Slot(device) for _ in range(ring_depth)]
 
     def __call__(self, batch: Batch) -> Tensors:
         """The result; work on the device may still be under way when this returns."""
-        if self.device.type == "cpu":
+        uncut = self.whole(batch) if self.whole else batch
+        if not self.has_streams:
             for chunk in self.chunks:
-                chunk.behind(chunk.before(chunk.cut.of(batch)))
+                chunk.behind(chunk.beside(chunk.before(chunk.cut(uncut))))
             return self.result
         current = torch.accelerator.current_stream()
-        self.link_waits(current)
+        self.beside_waits(current)
         for number, chunk in enumerate(self.chunks):
             slot = self.slots[number % len(self.slots)]
-            slot.host_waits()
-            tensors = chunk.before(chunk.cut.of(batch))
-            with self.link:
-                slot.link_waits(self.link)
-                assert chunk.beside is not None
-                tensors = chunk.beside.run(tensors)
-                slot.sent.record(self.link)
+            if not self.whole:
+                slot.host_waits()
+            tensors = chunk.before(chunk.cut(uncut))
+            with self.beside:
+                if number >= len(self.slots):
+                    slot.beside_waits(self.beside)
+                tensors = chunk.beside(tensors)
+                slot.sent.record(self.beside)
             slot.device_waits(current)
             chunk.behind(tensors)
             slot.used.record(current)
         return self.result
 
-    def link_waits(self, current: torch.Stream) -> None:
-        """Until the last call's result has been read, which may be overwritten next."""
-        self.link.wait_stream(current)
+    def beside_waits(self, current: torch.Stream) -> None:
+        """Until what the chunks are cut out of is there, and until the last call's result has been read, which may be
+        overwritten next."""
+        self.beside.wait_stream(current)
 
 
 class Replay:
@@ -165,7 +199,8 @@ class Replay:
         return self.captured
 
     def _run_and_capture(self, tensors: Tensors) -> Tensors:
-        side, current = _capture_stream(), torch.cuda.current_stream()
+        side, current = streams_of("cuda").capturing, torch.cuda.current_stream()
+        assert side is not None
         side.wait_stream(current)
         with torch.cuda.stream(side):
             self.strategy(tensors)  # compiles kernels and allocates buffers, which a capture must not
@@ -185,12 +220,6 @@ class Replay:
         current.wait_stream(side)
         graph.replay()
         return self.captured
-
-
-@cache
-def _capture_stream() -> torch.cuda.Stream:
-    """One for all captures: libraries keep a workspace for each stream."""
-    return torch.cuda.Stream()
 
 
 class Graph:

@@ -20,6 +20,16 @@ def runs(times, **columns):
     return pd.DataFrame([{**base, "run_id": str(n), "wall_ms_median": t, **columns} for n, t in enumerate(times)])
 
 
+def test_repetitions_on_which_auto_decided_differently_are_compared_as_one():
+    asked = {"by_auto": "row_order", "lookup": "triton_link"}
+    side = pd.concat([runs([1.0, 1.0], row_order=order, **asked) for order in ("as_asked", "partitioned")])
+    typed = runs([2.0] * 4, row_order="sorted", lookup="triton_link")
+    (found,) = compare(side, side).to_dict("records")
+    assert (found["row_order"], found["runs_a"], found["ratio"]) == ("auto", 4, 1.0)
+    (found,) = compare_values(pd.concat([side, typed]), "row_order", "auto", "sorted").to_dict("records")
+    assert (found["row_order"], found["runs_a"], found["ratio"]) == ("auto / sorted", 4, 2.0)
+
+
 @settings(max_examples=50, deadline=None)
 @given(
     a=st.lists(st.integers(95, 105), min_size=4, max_size=8), b=st.lists(st.integers(95, 105), min_size=4, max_size=8)

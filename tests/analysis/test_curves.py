@@ -98,6 +98,18 @@ def test_options_of_how_it_is_done_make_another_way():
     assert (ask(frame).choices[0].ms_per_layer.ms, len(subjects(frame))) == (0.15, 1)
 
 
+def test_repetitions_on_which_auto_decided_differently_are_one_way():
+    asked = {"lookup": "triton_link", "by_auto": "row_order programs", "rows_per_program": 16.0}
+    decided = [
+        rows("uva", {64: ms}, run_id=str(ms), row_order=order, programs=programs, **asked)
+        for ms, order, programs in ((0.1, "as_asked", 528.0), (0.3, "partitioned", float("nan")))
+    ]
+    typed = rows("uva", {64: 0.5}, **{**asked, "by_auto": ""}, row_order="sorted", programs=16.0)
+    found = curves(pd.concat([*decided, typed]))["uva"][64]
+    assert (found.ms, found.runs) == (0.2, 2)
+    assert found.ways == [Way(64, ["lookup.order=auto", "lookup.programs=auto"], 2)]
+
+
 @pytest.mark.parametrize("options", ["model.hc_mult=1", "tokens.share=0.1", "dtype.tolerance=0.5", "~tokens.share"])
 def test_options_of_what_is_asked_make_another_subject(options):
     way = "lookup.foo=3"

@@ -112,14 +112,26 @@ def at(*times_us):
     return dict(zip(("24", "1536", "24576"), times_us, strict=True))
 
 
-READS = {  # one row a program is the faster where there are few rows; an order pays in a large table alone
+# One row a program is the faster where there are few rows; an order pays in a large table alone. Small rows: 16 rows a
+# program are always the faster, and an order never pays.
+SMALL = {
+    "as_asked": {"1xall": at(5.0, 50.0, 500.0), "16x528": at(4.0, 40.0, 250.0)},
+    "sorted": {"1xall": at(5.0, 45.0, 400.0), "16x528": at(4.0, 38.0, 240.0)},
+}
+READS = {
     str(GIB): {
-        "as_asked": {"1xall": at(4.0, 50.0, 300.0), "16x528": at(6.0, 40.0, 250.0)},
-        "sorted": {"1xall": at(4.0, 45.0, 240.0), "16x528": at(6.0, 38.0, 230.0)},
+        "128": SMALL,
+        "264": {
+            "as_asked": {"1xall": at(4.0, 50.0, 300.0), "16x528": at(6.0, 40.0, 250.0)},
+            "sorted": {"1xall": at(4.0, 45.0, 240.0), "16x528": at(6.0, 38.0, 230.0)},
+        },
     },
     str(32 * GIB): {
-        "as_asked": {"1xall": at(4.0, 70.0, 900.0), "16x528": at(6.0, 60.0, 860.0)},
-        "sorted": {"1xall": at(4.0, 60.0, 500.0), "16x528": at(6.0, 55.0, 700.0)},
+        "128": SMALL,
+        "264": {
+            "as_asked": {"1xall": at(4.0, 70.0, 900.0), "16x528": at(6.0, 60.0, 860.0)},
+            "sorted": {"1xall": at(4.0, 60.0, 500.0), "16x528": at(6.0, 55.0, 700.0)},
+        },
     },
 }
 PARTITION = {str(size * GIB): at(8.0, 10.0, 30.0) for size in (1, 32)}
@@ -146,6 +158,21 @@ MEASURED = {"link_reads_us": READS, "partition_us": PARTITION}
 def test_what_auto_comes_to_follows_from_the_times_of_the_machine(rows, gib, typed, expected):
     asked = {"order": "auto", "rows_per_program": "auto", "programs": "auto", "sort_from_rows": "auto", **typed}
     where = {"rows": rows, "table": "host", "table_bytes": gib * GIB, "multiprocessors": 132}
+    assert reading(**asked, **where, row_bytes=264, times=MeasuredReadTimes.of(MEASURED)) == expected
+
+
+@pytest.mark.parametrize(
+    ("row_bytes", "expected"),
+    [
+        (64, ("as_asked", 16, 528)),
+        (160, ("as_asked", 16, 528)),  # nearer to 128 than to 264
+        (200, ("partitioned", 1, None)),
+        (1024, ("partitioned", 1, None)),
+    ],
+)
+def test_what_auto_comes_to_follows_from_the_nearest_size_of_rows(row_bytes, expected):
+    asked = {"order": "auto", "rows_per_program": "auto", "programs": "auto", "sort_from_rows": "auto"}
+    where = {"rows": 24_576, "row_bytes": row_bytes, "table": "host", "table_bytes": 32 * GIB}
     assert reading(**asked, **where, times=MeasuredReadTimes.of(MEASURED)) == expected
 
 
@@ -166,7 +193,7 @@ def test_limits_that_were_published_before_load_without_times():
 def quick(monkeypatch):
     """Measure little, in milliseconds."""
     for name, value in (
-        ("SPREAD_BYTES", [2**14, 2**16]), ("ROW_IDS", (2, 4, 12)), ("FEW_ROW_IDS", 2), ("ROW_BYTES", (64, 264)),
+        ("SPREAD_BYTES", [2**14, 2**16]), ("ROW_IDS", (2, 4, 12)), ("FEW_ROW_IDS", 2), ("ROW_BYTES", (64, 128, 264)),
         ("SAMPLE_ROW_IDS", 8), ("SAMPLE_CALLS", 2), ("SECONDS", 1e-6),
         ("LEAST_SAMPLES", 1),
     ):  # fmt: skip
@@ -180,14 +207,18 @@ def check_curves(curves, spreads, taken):
     assert all(set(curve) == spreads for curve in curves.values())
     for size in spreads:
         reads, best = curves["link_reads_us"][size], curves["link_rows_us"][size]
-        assert set(reads) == {"as_asked", "sorted"}
-        assert all(set(map(as_launch, of_order)) == set(taken) for of_order in reads.values())
+        assert set(reads) == {"128", "264"}
         assert set(best) == set(map(str, link_rows.ROW_BYTES))
         numbers = set(map(str, link_rows.ROW_IDS))
-        assert set(curves["partition_us"][size]) == set(reads["sorted"]["1xall"]) == numbers
-        for count in set(best["264"]):
-            fastest = min(curve[count] for of_order in reads.values() for curve in of_order.values())
-            assert best["264"][count] <= fastest, "the bound holds for what was widened, too"
+        assert set(curves["partition_us"][size]) == numbers
+        for row_bytes, of_size in reads.items():
+            assert set(of_size) == {"as_asked", "sorted"}
+            assert all(set(map(as_launch, of_order)) == set(taken) for of_order in of_size.values())
+            assert set(of_size["sorted"]["1xall"]) == numbers
+            for count in set(best[row_bytes]):
+                fastest = min(curve[count] for of_order in of_size.values() for curve in of_order.values())
+                assert best[row_bytes][count] <= fastest, "the bound holds for what launches were measured of, too"
+                assert best[row_bytes][count] == fastest or row_bytes == "264", "nothing is measured twice"
         assert set(best["64"]) == numbers - {str(min(link_rows.ROW_IDS))}
     assert MeasuredReadTimes.of(curves).of_partition(8, 2**15) > 0
 
@@ -203,13 +234,13 @@ def test_the_curves_are_measured(quick, monkeypatch):
     monkeypatch.setattr(link_rows, "launches", lambda multiprocessors: taken)
     found = link_rows.curves_of(on_processor, torch.zeros(2**15, dtype=torch.uint8))
     check_curves(found, {str(2**14), str(2**15)}, taken)
-    assert {rows for rows, _ in drawn} == {size // row_bytes for size in (2**14, 2**15) for row_bytes in (64, 264)}
+    assert {rows for rows, _ in drawn} == {size // row_bytes for size in (2**14, 2**15) for row_bytes in (64, 128, 264)}
     tried = 0
-    for reads in found["link_reads_us"].values():
-        for count in ("4", "12"):
+    for reads in (of_size for of_spread in found["link_reads_us"].values() for of_size in of_spread.values()):
+        for count in ("4", "12"):  # 64 bytes like 128, and 264 once more, without widening
             fastest = {order: min(curve[count] for curve in of_order.values()) for order, of_order in reads.items()}
             tried += len(taken) + (fastest["as_asked"] <= fastest["sorted"])
-    timed = 2 * (2 * len(taken) * 3 + 3) + 2 * tried
+    timed = 2 * (2 * 2 * len(taken) * 3 + 3) + tried
     assert len(drawn) == 2 * timed, "at first, and anew before each sample"
 
 

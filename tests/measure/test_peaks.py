@@ -6,6 +6,7 @@ import logging
 import pytest
 import torch
 
+from engram_exp.machine.host_memory import HostMemory
 from engram_exp.measure import peaks, rig
 from engram_exp.measure.rates import gemm, link, link_rows, memory, rows
 
@@ -34,7 +35,7 @@ def values(found):
 
 @pytest.mark.slow
 def test_this_machine_is_measured(quick):
-    found = peaks.measure_peaks(CPU)
+    found = peaks.measure_peaks(rig.Rig(CPU))
     assert set(found) == {"host_gb_per_s", "host_rows_per_s", "host_tflop_per_s"}
     assert all(value > 0 for value in values(found))
     assert set(found["host_gb_per_s"]) == {str(2**power) for power in range(18, 23)}, "no more than there is memory"
@@ -44,7 +45,7 @@ def test_this_machine_is_measured(quick):
 
 @pytest.mark.accelerator
 def test_a_gpu_and_its_link_are_measured(quick):
-    found = peaks.measure_peaks(torch.device("cuda"))
+    found = peaks.measure_peaks(rig.Rig(torch.device("cuda")))
     on_host = {"host_gb_per_s", "host_rows_per_s", "host_tflop_per_s"}
     of_link = {"link_to_device_ms", "link_reads_us", "partition_us", "link_rows_us"}
     assert set(found) == {*on_host, *of_link, "device_gb_per_s", "device_tflop_per_s"}
@@ -55,13 +56,18 @@ def test_a_gpu_and_its_link_are_measured(quick):
 def get(tmp_path, monkeypatch):
     """The limits of a machine whose measuring takes no time; `get.calls` and `get.said` tell what was done."""
     calls, said = [], []
-    monkeypatch.setattr(peaks, "measure_peaks", lambda device: calls.append(device) or FOUND)
+    monkeypatch.setattr(peaks, "measure_peaks", lambda rig: calls.append(rig.device) or FOUND)
+    monkeypatch.setattr(rig, "HOST_BYTES", 2**23)
+    monkeypatch.setattr(HostMemory, "huge_page_share", lambda self: 0.5)
 
     def limits(threads=2, folder=tmp_path / "limits", refresh=False):
-        return peaks.machine_limits(folder, {"threads": threads}, CPU, refresh=refresh, announce=said.append).peaks
+        return peaks.machine_limits(folder, {"threads": threads}, CPU, refresh=refresh, announce=said.append)
 
-    limits.calls, limits.said = calls, said
-    return limits
+    def get(**options):
+        return limits(**options).peaks
+
+    get.calls, get.said, get.limits = calls, said, limits
+    return get
 
 
 @pytest.mark.slow
@@ -76,15 +82,53 @@ def test_limits_are_measured_once_and_again_when_asked(get, tmp_path):
     kept = json.loads(files[0].read_text())
     assert kept["machine"]["threads"] in (2, 4)
     assert 0 <= kept["load"]["others_share"] <= 1
+    assert kept["memory"] == {"host_bytes": 2**23, "huge_page_share": 0.5}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("before", "now", "times"), [(2**23, 2**24, 2), (2**23, 2**24 - 1, 1), (2**23, 2**22, 1)])
+def test_limits_are_measured_anew_where_much_more_memory_is_free(get, monkeypatch, before, now, times):
+    for size in (before, now):
+        monkeypatch.setattr(rig, "free_host_bytes", lambda size=size: size * rig.FREE_SHARE)
+        monkeypatch.setattr(rig, "HOST_BYTES", 2**30)
+        get()
+    assert len(get.calls) == times
+    told = [text for text in get.said if "of up to 0.0 GB of host memory, 50% in huge pages, and more is free" in text]
+    assert len(told) == times - 1
+
+
+@pytest.mark.slow
+def test_limits_of_other_pages_are_not_taken(get, monkeypatch):
+    for setting in ("[always] madvise never", "always madvise [never]", "[always] madvise never"):
+        monkeypatch.setattr(peaks, "transparent_huge_pages", lambda setting=setting: setting)
+        get()
+    assert len(get.calls) == 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("share", "pages"), [(0.5, ", 50% in huge pages"), (0.0, ", 0% in huge pages"), (None, "")])
+def test_the_memory_that_limits_were_measured_on_is_told_whenever_they_are_used(get, monkeypatch, share, pages):
+    monkeypatch.setattr(rig, "HOST_BYTES", 2**27)
+    monkeypatch.setattr(HostMemory, "huge_page_share", lambda self: share)
+    for _ in range(2):
+        assert get.limits().summary("bfloat16") == f"host memory 100 GB/s; on up to 0.1 GB of host memory{pages}"
+
+
+MEMORY = '"memory": {"host_bytes": 8388608, "huge_page_share": null}'
+GOOD = '"peaks": {"host_gb_per_s": {"1024": 1.0}}'
+DAMAGED_PEAKS = (
+    "{}", '{"host_gb_per_s": {}}', '{"host_gb_per_s": {"1024": 0.0}}', '{"host_gb_per_s": {"1024": NaN}}',
+    '{"host_gb_per_s": {"1024": "fast"}}', "[1.0]", "null",
+)  # fmt: skip
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "damaged",
     [
-        "", '{"machine": {}, "pea', "[]", '{"machine": {}}', '{"peaks": {}}', '{"peaks": {"host_gb_per_s": {}}}',
-        '{"peaks": {"host_gb_per_s": {"1024": 0.0}}}', '{"peaks": {"host_gb_per_s": {"1024": NaN}}}',
-        '{"peaks": {"host_gb_per_s": {"1024": "fast"}}}', '{"peaks": [1.0]}', '{"peaks": null}',
+        "", '{"machine": {}, "pea', "[]", f"{{{MEMORY}}}", f"{{{GOOD}}}",
+        f'{{{GOOD}, "memory": {{"host_bytes": "much", "huge_page_share": null}}}}',
+        *(f'{{{MEMORY}, "peaks": {found}}}' for found in DAMAGED_PEAKS),
     ],
 )  # fmt: skip
 def test_a_damaged_file_is_measured_anew_and_replaced(get, tmp_path, caplog, damaged):
@@ -130,4 +174,6 @@ def test_a_run_has_limits_and_efficiencies(quick, run_inline, tmp_path, capsys):
     assert {row["limit_by"].partition(" ")[0] for row in good} == {"host"}
     for row in good:
         assert row["efficiency"] == pytest.approx(row["limit_ms"] / row["wall_ms_median"])
-    assert "measuring what this machine can do, once" in capsys.readouterr().out
+    told = " ".join(capsys.readouterr().out.split())
+    assert "measuring what this machine can do, once" in told
+    assert "; on up to 0.0 GB of host memory" in told

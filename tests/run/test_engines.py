@@ -77,6 +77,14 @@ def test_memory_that_is_not_kept_is_refused_where_it_must_be(configure, monkeypa
     check_plan(Plan(configure(*TINY, "strategy=kv_on_cpu", "lookup=staged", "schedule=serial")))  # no row crosses
 
 
+@pytest.mark.parametrize("strategy", ["uva", "device"])
+@pytest.mark.parametrize("upload", ["fresh", "pageable"])
+def test_any_upload_takes_whole_batches_to_a_device_that_works_alone(configure, monkeypatch, strategy, upload):
+    monkeypatch.setattr(Plan, "has_link", True)  # as if there were a GPU
+    options = f"strategy={strategy}", f"upload={upload}", "schedule=pipelined", "capture=none"
+    check_plan(Plan(configure(*TINY, *options)))
+
+
 def test_scales_that_are_not_split_off_are_not_staged_apart(configure):
     with pytest.raises(ConfigError, match=r"^lookup\.apart=True: scales lie behind .*; use dtype\.layout=split"):
         check(configure("components=sglang_staged", "dtype.layout=packed"))

@@ -20,7 +20,7 @@ def machine_that_reads(as_asked_us, sorted_us):
 
     reads = {"as_asked": by_launch(as_asked_us), "sorted": by_launch(sorted_us)}
     partition = {"1": 1e-9, "1000": 1e-9}
-    return Limits({"link_reads_us": {"1024": reads}, "partition_us": {"1024": partition}})
+    return Limits({"link_reads_us": {"1024": {"128": reads}}, "partition_us": {"1024": partition}})
 
 
 @pytest.mark.parametrize(
@@ -65,6 +65,16 @@ def test_an_order_that_follows_from_the_machine_is_not_told_before_it_is_known(c
     assert told("strategy=uva", "limits=cached", "lookup.sort_from_rows=1") == "partitioned"
     assert told("strategy=uva", "limits=none") == told("strategy=device", "limits=cached") == "as_asked"
     assert told("strategy=kv_on_gpu", "limits=cached") == ""
+
+
+def test_what_auto_decides_is_told_apart_from_what_is_typed(configure, tmp_path):
+    def by_auto(*overrides):
+        return Job.create(configure(*TINY, *overrides), {}, tmp_path).columns()["by_auto"].split()
+
+    assert by_auto("strategy=uva") == ["row_order", "rows_per_program", "programs"]
+    assert by_auto("strategy=uva", "lookup.order=sorted", "lookup.programs=null") == ["rows_per_program"]
+    assert by_auto("components=vllm_0_33", "dtype=fp8", "dtype.layout=split") == []
+    assert by_auto("strategy=kv_on_gpu") == []
 
 
 def test_rows_are_distinct_in_a_batch_and_among_all(tiny_plan, configure):

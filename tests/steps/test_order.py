@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from engram_exp.errors import ConfigError
 from engram_exp.steps.lookup.order import (
     BUCKET_BYTES,
+    CLEARLY_SLOWER,
     MOST_BUCKETS,
     SORT_FROM_ROWS,
     Launch,
@@ -20,7 +21,7 @@ from engram_exp.steps.lookup.order import (
 )
 
 GB = 10**9
-LINK = {"sort_from_rows": 16384, "rows": 10**6, "table": "host", "table_bytes": 64 * GB}
+LINK = {"sort_from_rows": 16384, "rows": 10**6, "row_bytes": 264, "table": "host", "table_bytes": 64 * GB}
 
 
 def auto(order="auto", **changes):
@@ -85,7 +86,7 @@ class Times(NamedTuple):
     of_sorted: dict
     partition: float
 
-    def of_reads(self, order, rows, table_bytes):
+    def of_reads(self, order, rows, row_bytes, table_bytes):
         return {"as_asked": self.as_asked, "sorted": self.of_sorted}[order]
 
     def of_partition(self, rows, table_bytes):
@@ -111,7 +112,7 @@ AUTO_OR_TYPED = st.one_of(st.just("auto"), st.sampled_from(MEASURED))
 
 @given(times=TIMES, order=st.sampled_from(["auto", "as_asked", "sorted", "partitioned"]), typed=AUTO_OR_TYPED,
        only=st.sampled_from([(True, True), (True, False), (False, True)]))  # fmt: skip
-def test_nothing_that_agrees_with_what_is_typed_is_faster(times, order, typed, only):
+def test_nothing_that_agrees_with_what_is_typed_is_clearly_faster(times, order, typed, only):
     launch = ["auto", "auto"]
     if typed != "auto":
         launch = [number if taken else "auto" for number, taken in zip(typed, only, strict=True)]
@@ -124,22 +125,33 @@ def test_nothing_that_agrees_with_what_is_typed_is_faster(times, order, typed, o
         if all(value in ("auto", own) for value, own in zip(launch, other, strict=True))
     ]
     assert found in others
-    assert times.of(found) == min(times.of(reading(*other, **LINK)) for other in others)
+    usual, best = reading(order, *launch, **LINK), min(times.of(reading(*other, **LINK)) for other in others)
+    is_as_good = usual in others and times.of(usual) <= CLEARLY_SLOWER * best
+    assert found == usual if is_as_good else times.of(found) == best
+
+
+ALIKE = st.fixed_dictionaries(dict.fromkeys(MEASURED, st.floats(1, CLEARLY_SLOWER)))
+
+
+@given(times=st.builds(Times, ALIKE, ALIKE, st.just(0.0)), rows=st.integers(1, 2**20))
+def test_what_takes_about_as_long_is_decided_alike_however_it_was_measured(times, rows):
+    asked = {"sort_from_rows": "auto", "rows": rows}
+    assert auto(**asked, times=times) == auto(**asked)
 
 
 @given(times=TIMES, rows=st.integers(1, 2**20))
 def test_a_number_of_rows_that_is_typed_decides_the_order_and_times_the_launch(times, rows):
     found = reading("auto", "auto", "auto", **{**LINK, "sort_from_rows": 1000, "rows": rows}, times=times)
     assert found.order == ("partitioned" if rows >= 1000 else "as_asked")
-    assert times.of(found) == min(times.of(reading(found.order, *other, **LINK)) for other in MEASURED)
+    best = min(times.of(reading(found.order, *other, **LINK)) for other in MEASURED)
+    assert times.of(found) <= CLEARLY_SLOWER * best
 
 
-@given(times=TIMES, order=st.sampled_from(["auto", "sorted"]))
-def test_a_launch_that_was_not_measured_stays_and_takes_the_best_of_the_others(times, order):
-    asked = {**LINK, "sort_from_rows": "auto", "times": times}
-    found, best = reading(order, 8, "auto", **asked), reading(order, "auto", "auto", **asked)
-    assert found == (best.order, 8, best.programs)
-    assert reading(order, 8, 7, **asked) == (best.order, 8, 7)
+@given(times=TIMES, order=st.sampled_from(["auto", "sorted"]), launch=st.sampled_from([(8, "auto"), (8, 7), (1, 7)]),
+       rows=st.integers(1, 2**20))  # fmt: skip
+def test_a_launch_that_was_not_measured_takes_nothing_from_those_that_were(times, order, launch, rows):
+    asked = {**LINK, "sort_from_rows": "auto", "rows": rows}
+    assert reading(order, *launch, **asked, times=times) == reading(order, *launch, **asked)
 
 
 def test_times_say_nothing_of_rows_in_device_memory():

@@ -1,6 +1,7 @@
 """Chunks that overlap give what whole batches give, and only because every wait is where it must be."""
 
 import gc
+from itertools import cycle
 
 import psutil
 import pytest
@@ -20,8 +21,7 @@ from engram_exp.steps.hashing.numpy import NumpyHasher
 from engram_exp.steps.lookup.triton import TritonLookup
 from engram_exp.steps.projection.fused import FusedProjection
 from engram_exp.steps.upload.pinned import PinnedUpload
-from engram_exp.strategy.overlap import Overlap
-from engram_exp.strategy.schedule import Graph, Pipeline, Replay, Slot, cut
+from engram_exp.strategy.schedule import Graph, Pipeline, Replay, Slot, cut, streams_of
 
 A_WHILE = 20_000_000  # cycles of a GPU: some 10 ms
 IN_CHUNKS = ("schedule=pipelined", "schedule.chunk_tokens=5", "schedule.ring_depth=2")
@@ -119,6 +119,32 @@ def test_a_graph_needs_an_upload_that_does_not_wait(run_inline):
     assert (row["status"], row["error"].partition(":")[0]) == ("refused", "capture=graph")
 
 
+@given(others=st.lists(st.integers(0, 70), min_size=2, max_size=5))
+def test_streams_never_coincide_however_many_others_use_the_pool(others):
+    drawn = cycle(range(32))  # as PyTorch's pool
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (torch, torch.cuda):
+            patch.setattr(module, "Stream", lambda device=None: next(drawn))
+        streams_of.cache_clear()
+        found = []
+        for before in others:
+            for _ in range(before):
+                torch.Stream()
+            found.append(streams_of("cuda"))
+        streams_of.cache_clear()
+    assert found == [found[0]] * len(others)
+    assert len(set(found[0])) == 2
+
+
+@pytest.mark.accelerator
+def test_a_pipeline_and_a_capture_have_streams_of_their_own(configure):
+    parts = parts_of(configure(*TINY, "strategy=uva", "hardware=cuda", *IN_CHUNKS, "capture=none"))
+    for _ in range(33):
+        pipeline = build_whole_run(parts, "full", {})
+        assert pipeline.beside.stream_id == streams_of("cuda").beside.stream_id
+    assert pipeline.beside.stream_id != streams_of("cuda").capturing.stream_id
+
+
 @pytest.mark.accelerator
 def test_a_graph_is_replayed_on_its_own_buffers_only(configure):
     parts = parts_of(configure(*TINY, "strategy=uva", "hardware=cuda"))
@@ -164,9 +190,9 @@ def no_wait(*_):
         ("kv_on_gpu", (PinnedUpload, slow_upload), "host_waits"),
         ("kv_on_cpu", (PinnedUpload, slow_upload), "host_waits"),
         ("kv_on_gpu", (PinnedUpload, slow_upload), "device_waits"),
-        ("kv_on_gpu", (FusedProjection, slow_projection), "link_waits"),
+        ("kv_on_gpu", (FusedProjection, slow_projection), "beside_waits"),
         ("uva", (TritonLookup, slow_lookup), "device_waits"),
-        ("uva", (FusedProjection, slow_projection), "link_waits"),
+        ("uva", (FusedProjection, slow_projection), "beside_waits"),
         ("device", (TritonLookup, slow_lookup), "device_waits"),
     ],
 )
@@ -183,7 +209,7 @@ def test_delays_change_nothing_as_long_as_every_wait_is_there(run_inline, monkey
 @pytest.mark.accelerator
 @pytest.mark.parametrize(
     ("strategy", "owner", "wait"),
-    [("kv_on_cpu", Pipeline, "link_waits"), ("kv_on_cpu", Slot, "device_waits"), ("kv_on_gpu", Slot, "device_waits")],
+    [("kv_on_cpu", Pipeline, "beside_waits"), ("kv_on_cpu", Slot, "device_waits"), ("kv_on_gpu", Slot, "device_waits")],
 )
 @pytest.mark.parametrize("waits", [True, False])
 def test_keys_and_value_can_be_read_behind_a_call_and_until_the_next(
@@ -203,7 +229,7 @@ def test_keys_and_value_can_be_read_behind_a_call_and_until_the_next(
         if not waits:
             monkeypatch.setattr(owner, wait, no_wait)
         keys = whole_run(first)[0]
-        if wait == "link_waits":
+        if wait == "beside_waits":
             torch.cuda.synchronize()
             torch.cuda._sleep(A_WHILE * 10)
         read = keys.clone()
@@ -224,7 +250,7 @@ def test_rows_are_read_once_the_ids_of_this_call_are_hashed(configure, monkeypat
         torch.cuda.synchronize()
         monkeypatch.setattr(FusedProjection, "__call__", slow_projection)
         if not waits:
-            monkeypatch.setattr(Overlap, "reading_waits", no_wait)
+            monkeypatch.setattr(Pipeline, "beside_waits", no_wait)
         overlap(first)
         keys = overlap(second)[0]
         torch.cuda.synchronize()

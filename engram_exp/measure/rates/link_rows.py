@@ -11,19 +11,18 @@ import logging
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import partial
-from itertools import product
 from typing import Any, NamedTuple
 
 import torch
 
 from engram_exp.errors import RegistrationError
 from engram_exp.layer.row_format import RowFormat
-from engram_exp.machine.memory import free_device_bytes, free_host_bytes
+from engram_exp.machine.memory import free_device_bytes
 from engram_exp.machine.placement import Placement, has_triton, multiprocessors
 from engram_exp.measure.curve import least_time_at, measured_from, nearest_to, points
 from engram_exp.measure.rates import Limit, Load, Peaks, Work
 from engram_exp.measure.read_times import PARTITIONS, READS, as_key, as_launch
-from engram_exp.measure.rig import CPU, FREE_SHARE, MIB, Rig
+from engram_exp.measure.rig import CPU, FREE_SHARE, LINK_BYTES, MIB, Rig
 from engram_exp.stage import Tensors
 from engram_exp.steps.lookup.order import launches
 from engram_exp.strategy.schedule import Replay
@@ -32,11 +31,12 @@ from engram_exp.vocabulary import AS_ASKED, DEVICE, HOST, SORTED
 log = logging.getLogger(__name__)
 
 BEST = "link_rows_us"
-SPREAD_BYTES = [2**power for power in (30, 32, 34, 35)]
+SPREAD_BYTES = [*(2**power for power in (30, 32, 34)), LINK_BYTES]
 ROW_IDS = (24, 1536, 24_576, 196_608, 1_572_864)  # of a call
 FEW_ROW_IDS = 24  # up to these it is the latency that is measured, and no rate
 ROW_BYTES = (64, 128, 264, 512, 1024)
-WIDENED = RowFormat(256, torch.bfloat16, values_per_scale=32)  # of which launches are measured: 264 bytes
+COPIED = RowFormat(64, torch.bfloat16)  # launches are measured of these, 128 bytes ...
+WIDENED = RowFormat(256, torch.bfloat16, values_per_scale=32)  # ... and of these, 264 bytes
 WARPS = 4
 SAMPLE_ROW_IDS, SAMPLE_CALLS = 98_304, 64  # a sample is as many calls as ask for so many row ids, but no more
 SECONDS = 0.025  # for each of many points ...
@@ -53,19 +53,19 @@ class Rows(NamedTuple):
     @classmethod
     def over(cls, memory: torch.Tensor, row_format: RowFormat) -> Rows:
         """As many rows as memory uint8 [bytes] holds."""
-        row_bytes = row_format.width * row_format.storage_dtype.itemsize
+        row_bytes = _bytes_of(row_format)
         rows = memory[: len(memory) // row_bytes * row_bytes].view(row_format.storage_dtype)
         return cls((rows.view(-1, row_format.width),), row_format)
 
 
 def measure(rig: Rig) -> dict[str, dict[str, Any]]:
-    """`link_reads_us`: bytes that rows of 264 bytes are spread over -> order of the row ids -> launch -> row ids of a
-    call -> microseconds of reading and widening them. `partition_us`: the same bytes -> row ids -> microseconds of
-    partitioning them. `link_rows_us`: the same bytes -> bytes of a row -> row ids -> microseconds, the best of the
+    """`link_reads_us`: bytes that rows are spread over -> bytes of a row (128; 264, which are widened) -> order of the
+    row ids -> launch -> row ids of a call -> microseconds. `partition_us`: the first bytes -> row ids -> microseconds
+    of partitioning them. `link_rows_us`: the first bytes -> bytes of a row -> row ids -> microseconds, the best of the
     orders and launches."""
     if rig.device.type != "cuda" or not has_triton():
         return {}
-    size = min(SPREAD_BYTES[-1], free_host_bytes() // FREE_SHARE) // MIB * MIB
+    size = min(SPREAD_BYTES[-1], rig.host_bytes) // MIB * MIB
     try:
         memory = Placement(CPU, pinned=True).empty(size, dtype=torch.uint8)
     except RegistrationError as error:
@@ -84,15 +84,20 @@ def curves_of(rig: Rig, memory: torch.Tensor) -> dict[str, dict[str, Any]]:
     curves: dict[str, dict[str, Any]] = {READS: {}, PARTITIONS: {}, BEST: {}}
     for size in spreads:
         part = memory[:size]
-        reads = curves[READS][str(size)] = _reads_us(rig, part, row_ids)
+        reads = {str(_bytes_of(rows)): _reads_us(rig, part, row_ids, rows) for rows in (COPIED, WIDENED)}
+        curves[READS][str(size)] = reads
         curves[PARTITIONS][str(size)] = _partition_us(rig, part, row_ids)
         curves[BEST][str(size)] = _best_reads_us(rig, part, row_ids, reads)
     return curves
 
 
-def _reads_us(rig: Rig, memory: torch.Tensor, row_ids: list[int]) -> dict[str, Any]:
+def _bytes_of(row_format: RowFormat) -> int:
+    return row_format.width * row_format.storage_dtype.itemsize
+
+
+def _reads_us(rig: Rig, memory: torch.Tensor, row_ids: list[int], row_format: RowFormat) -> dict[str, Any]:
     """Order -> launch -> row ids -> microseconds."""
-    rows = Rows.over(memory, WIDENED)
+    rows = Rows.over(memory, row_format)
     times: dict[str, dict[str, Any]] = {AS_ASKED: {}, SORTED: {}}
     for launch in map(as_key, launches(multiprocessors(rig.device))):
         read = _lookup(rig, rows, row_ids[-1], launch)
@@ -103,20 +108,21 @@ def _reads_us(rig: Rig, memory: torch.Tensor, row_ids: list[int]) -> dict[str, A
 
 def _best_reads_us(rig: Rig, memory: torch.Tensor, row_ids: list[int], reads: dict[str, Any]) -> dict[str, Any]:
     """Bytes of a row -> row ids -> microseconds: the best of all launches on sorted ids, and of the one that is the
-    best for rows of 264 bytes as they are asked for; of these, also as they were widened."""
+    best for rows of the nearest size that all were measured of; of these sizes, also of what was measured there."""
     times: dict[str, dict[str, float]] = {}
-    ways = list(product(reads, reads[AS_ASKED]))
     for row_bytes in ROW_BYTES:
         rows = Rows.over(memory, RowFormat(row_bytes // 2, torch.bfloat16))
+        near = nearest_to(reads, row_bytes)
         times[str(row_bytes)] = of_size = {}
         for count in map(str, (number for number in row_ids if number > FEW_ROW_IDS)):
-            best = min(ways, key=lambda way: reads[way[0]][way[1]][count])
-            tried = {best, *((SORTED, launch) for launch in reads[SORTED])}
-            of_size[count] = min(
-                _us(rig, rows, int(count), order, _lookup(rig, rows, int(count), launch)) for order, launch in tried
-            )
-            if row_bytes == WIDENED.width:
-                of_size[count] = min(of_size[count], reads[best[0]][best[1]][count])
+            known = {(order, launch): near[order][launch][count] for order in near for launch in near[order]}
+            best = min(known, key=known.__getitem__)
+            tried = {best, *((SORTED, launch) for launch in near[SORTED])}
+            found = [known[best]] if str(row_bytes) in reads else []
+            if rows.row_format != COPIED:  # of which the same was measured
+                lookups = ((order, _lookup(rig, rows, int(count), launch)) for order, launch in tried)
+                found += [_us(rig, rows, int(count), order, lookup) for order, lookup in lookups]
+            of_size[count] = min(found)
     return times
 
 

@@ -7,7 +7,7 @@ and how many may be in flight before they get into each other's way.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 from engram_exp.errors import ConfigError
@@ -16,6 +16,7 @@ from engram_exp.vocabulary import AS_ASKED, AUTO, HOST, MULTIPROCESSORS, PARTITI
 BUCKET_BYTES = 2**22  # of the table, at least: rows that lie so near to each other read as fast as sorted ones
 MOST_BUCKETS = 2**13  # that one program adds up
 SORT_FROM_ROWS = 16384  # as measured on an H200, for a sort
+CLEARLY_SLOWER = 1.03  # than the best: what is nearer to it may be it when the machine is measured again
 
 
 class Launch(NamedTuple):
@@ -44,12 +45,13 @@ class Reading(NamedTuple):
 class ReadTimes(Protocol):
     """What reads through the link take on a machine, in any one unit of time."""
 
-    def of_reads(self, order: str, rows: int, table_bytes: int) -> Mapping[Launch, float]:
+    def of_reads(self, order: str, rows: int, row_bytes: int, table_bytes: int) -> Mapping[Launch, float]:
         """By some launches, of so many rows of a table.
 
         Args:
             order: as_asked or sorted: of the row ids, as they come.
             rows: row ids.
+            row_bytes: of a stored row.
             table_bytes: of the table.
         """
 
@@ -105,6 +107,7 @@ def reading(
     *,
     sort_from_rows: int | str,
     rows: int,
+    row_bytes: int,
     table: str,
     table_bytes: int,
     multiprocessors: int = 1,
@@ -112,14 +115,15 @@ def reading(
 ) -> Reading:
     """What `auto` comes to; what is not `auto` stays as it is.
 
-    Rows in device memory gain nothing from an order. Those that come through the link are read in whichever order, and
-    by whichever launch of what is typed, takes the shortest time on this machine; where that is not known, as rules say
-    that were measured on another.
+    Rows in device memory gain nothing from an order. Those that come through the link are read as rules say that were
+    measured on another machine, unless another order or launch is clearly faster on this one, of those that agree with
+    what is typed. Where no such launch was measured here, the rules remain.
 
     Args:
         order, rows_per_program, programs: as configured; `programs` may be `multiprocessors`.
         sort_from_rows: row ids from which on they are partitioned, if `order` is auto; auto: where that pays.
         rows: row ids.
+        row_bytes: of a stored row.
         table: host or device.
         table_bytes: of the table.
         multiprocessors: of the device.
@@ -127,49 +131,41 @@ def reading(
     """
     if programs == MULTIPROCESSORS:
         programs = multiprocessors
-    typed = rows_per_program, programs
-    if table == HOST and times is not None:
-        order, launch = _fastest(order, typed, sort_from_rows, rows, table_bytes, times)
-    else:
-        if order == AUTO:
-            order = _usual_order(sort_from_rows, rows) if table == HOST else AS_ASKED
-        rules = (ON_THE_DEVICE,) if table != HOST else UNORDERED if order == AS_ASKED else ORDERED
-        rule = next(rule for rule in rules if table_bytes <= rule.table_bytes and rows <= rule.rows)
-        launch = Launch(rule.rows_per_program, rule.programs)
-    return Reading(
-        order,
-        launch.rows_per_program if isinstance(rows_per_program, str) else rows_per_program,
-        launch.programs if isinstance(programs, str) else programs,
+    usual_order = order
+    if order == AUTO:
+        usual_order = _usual_order(sort_from_rows, rows) if table == HOST else AS_ASKED
+    rules = (ON_THE_DEVICE,) if table != HOST else UNORDERED if usual_order == AS_ASKED else ORDERED
+    rule = next(rule for rule in rules if table_bytes <= rule.table_bytes and rows <= rule.rows)
+    usual = Reading(
+        usual_order,
+        rule.rows_per_program if isinstance(rows_per_program, str) else rows_per_program,
+        rule.programs if isinstance(programs, str) else programs,
     )
+    if table != HOST or times is None:
+        return usual
+    orders = (AS_ASKED, PARTITIONED) if order == sort_from_rows == AUTO else (usual_order,)
+    took = {
+        each: time
+        for each, time in _measured(orders, rows, row_bytes, table_bytes, times)
+        if rows_per_program in (AUTO, each.rows_per_program) and programs in (AUTO, each.programs)
+    }
+    best = min(took, key=took.__getitem__, default=usual)
+    return best if took and took.get(usual, math.inf) > CLEARLY_SLOWER * took[best] else usual
 
 
 def _usual_order(sort_from_rows: int | str, rows: int) -> str:
     return PARTITIONED if rows >= (SORT_FROM_ROWS if isinstance(sort_from_rows, str) else sort_from_rows) else AS_ASKED
 
 
-def _fastest(
-    order: str,
-    typed: tuple[int | str | None, int | str | None],
-    sort_from_rows: int | str,
-    rows: int,
-    table_bytes: int,
-    times: ReadTimes,
-) -> tuple[str, Launch]:
-    """The order, and the launch, that take the shortest time of those that agree with what is typed, a partition
-    included; of all, if none agrees."""
-    if order == AUTO and sort_from_rows != AUTO:
-        order = _usual_order(sort_from_rows, rows)
-    took: dict[tuple[str, Launch], float] = {}
-    for each in (AS_ASKED, PARTITIONED) if order == AUTO else (order,):
-        ordering = times.of_partition(rows, table_bytes) if each == PARTITIONED else 0.0
-        reads = times.of_reads(AS_ASKED if each == AS_ASKED else SORTED, rows, table_bytes)
-        took |= {(each, launch): ordering + time for launch, time in reads.items()}
-    agreeing = [
-        (each, launch)
-        for each, launch in took
-        if all(value in (AUTO, own) for value, own in zip(typed, launch, strict=True))
-    ]
-    return min(agreeing or took, key=took.__getitem__)
+def _measured(
+    orders: Sequence[str], rows: int, row_bytes: int, table_bytes: int, times: ReadTimes
+) -> Iterator[tuple[Reading, float]]:
+    """What reading takes in each of these orders by each launch, a partition included."""
+    for order in orders:
+        ordering = times.of_partition(rows, table_bytes) if order == PARTITIONED else 0.0
+        reads = times.of_reads(AS_ASKED if order == AS_ASKED else SORTED, rows, row_bytes, table_bytes)
+        for launch, time in reads.items():
+            yield Reading(order, *launch), ordering + time
 
 
 def check_order(order: str) -> None:

@@ -86,6 +86,7 @@ class TritonLookup(Lookup):
             rows_per_program,
             programs,
             sort_from_rows=sort_from_rows,
+            row_bytes=self.row_bytes,
             table=table.place,
             table_bytes=self.table_rows * self.row_bytes,
             multiprocessors=multiprocessors(placement.device),
