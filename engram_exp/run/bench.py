@@ -105,17 +105,20 @@ class Bench:
         self.glances[case] = Glance(self.verifier, case, self.plan.tasks_of(case), self.inputs[case])
         return self.glances[case]
 
-    def verify_again(self) -> None:
-        """Behind the last sample: look at many calls of each case; then write what was never shown before to where its
-        first call reads, poison what it returned, call it and compare, at other tokens than before.
-
-        A case of which another has made the rows that it reads is no better than that one.
-        """
+    def look_again(self) -> None:
+        """Behind the last sample: look at many calls of each case."""
         for case, glance in self.glances.items():
             if case in self.errors:
                 continue
             with self._failing(case):
                 glance.burst(self.calls(case), self.clock.synchronize)
+
+    def verify_again(self) -> None:
+        """When all cases have been looked at: write what was never shown before to where the first call of each reads,
+        poison what it returned, call it and compare, at other tokens than before.
+
+        A case of which another has made the rows that it reads is no better than that one.
+        """
         for case in self.cases:
             if case in self.errors:
                 continue

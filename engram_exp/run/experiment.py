@@ -112,6 +112,8 @@ class Experiment:
         plan, config = self.plan, self.job.config
         needed = plan.footprint()
         free = free_host_bytes(), free_device_bytes(plan.device) if plan.has_link else None
+        if plan.step:
+            plan.step.check_fits(needed, *free)
         check_fits(needed, *free, config.model.table_scale)
         log.info("%d batches of tokens", len(self.parts.batches))  # may be refused: before limits, which take time
         plan.limits = self._known_limits()
@@ -130,6 +132,8 @@ class Experiment:
             benches: list[Bench | StepBench] = [bench, step] if step else [bench]
             timings = self._measure(benches, clock)
             _ = self.distinct  # of the first batch, before verification writes other ids there
+            for each in benches:
+                each.look_again()
             for each in benches:
                 each.verify_again()
         errors = {case: error for each in benches for case, error in each.errors.items()}

@@ -14,6 +14,7 @@ from engram_exp.layer.tokens import Batch
 from engram_exp.machine.placement import Placement, poison
 from engram_exp.measure.clock import Clock
 from engram_exp.measure.loop import Timing
+from engram_exp.run.bench import OF_THE_RUN
 from engram_exp.run.parts import Parts
 from engram_exp.run.rows import exposed_columns
 from engram_exp.run.step_layer import Looks, Run, TableLayer, made_by
@@ -47,9 +48,25 @@ class StepBench:
         self.batches = self._placed(parts)
         self.runs: dict[str, Run] = {}
         self.errors: dict[str, Exception] = {}
+        self.windows: list[float] = []  # ms from a step's begin until each layer is reached
 
     def build(self) -> None:
-        """Build the decoder and the layers, run each case, and compare it with the references."""
+        """Build the decoder and the layers, run each case, and compare it with the references.
+
+        Raises:
+            ConfigError, SkippedError, RegistrationError: as components do.
+        """
+        try:
+            self._build()
+        except OF_THE_RUN:
+            raise
+        except Exception as error:
+            self.errors = dict.fromkeys(self.cases, error)
+            return
+        for case in self.cases:
+            self._try(case, self._verify_first)
+
+    def _build(self) -> None:
         config, shape = self.plan.plan.config, self.plan.shape
         decoder = shape.build(
             config.batch_size, self.plan.plan.dtype, config.seed + DECODER_SEED, Placement(self.device)
@@ -60,8 +77,6 @@ class StepBench:
         self._place_rows(self.batches[0])
         self.runs |= self._runs()
         self.looks = {case: Looks(case, self.layers, self.inputs(case)) for case in self.cases}
-        for case in self.cases:
-            self._try(case, self._verify_first)
 
     @property
     def cases(self) -> tuple[str, ...]:
@@ -79,7 +94,7 @@ class StepBench:
     def columns(self, case: str, timings: Mapping[str, Timing]) -> dict[str, Any]:
         """What is told of a case beside its times: of the decoder, when layers are reached; of a step, what it takes
         longer than with rows in place."""
-        if case == DECODER:
+        if case == DECODER and self.windows:
             return {"window_ms": " ".join(map("{}={:.4g}".format, self.plan.layers, self.windows))}
         return exposed_columns(timings) if case == IN_STEP else {}
 
@@ -91,14 +106,20 @@ class StepBench:
         """The batches of a case."""
         return self.batches if case in (FETCH, IN_STEP) else self.batches[:1]
 
+    def look_again(self) -> None:
+        """Behind the last sample: look at many calls of each case, and when the decoder alone reaches the layers."""
+        for case in self._right():
+            self._try(case, lambda case: self.looks[case].burst(self.runs[case], self.clock.synchronize))
+        if DECODER in self._right():
+            self.windows = self._windows_ms()
+
     def verify_again(self) -> None:
-        """Behind the last sample: look at many calls of each case; then compare one on ids, and on a hidden state, that
-        were never shown before."""
-        for verify in (self._look_again, self._verify_last):  # all looks first: what they look for is written over then
-            for case in self.plan.cases:
-                if case not in self.errors:
-                    self._try(case, verify)
-        self.windows = self._windows_ms()
+        """When all cases have been looked at: compare a call on ids, and on a hidden state, that were never shown."""
+        for case in self._right():
+            self._try(case, self._verify_last)
+
+    def _right(self) -> list[str]:
+        return [case for case in self.cases if case not in self.errors]
 
     def _windows_ms(self) -> list[float]:
         """The time from the step's begin until each layer is reached, with no layer before it that has a table."""
@@ -118,9 +139,6 @@ class StepBench:
         for tensor in self._run(case, batch):
             poison(tensor)
         self._require(case, batch)
-
-    def _look_again(self, case: str) -> None:
-        self.looks[case].burst(self.runs[case], self.clock.synchronize)
 
     def _verify_last(self, case: str) -> None:
         batch = self.batches[0]

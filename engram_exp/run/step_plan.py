@@ -94,6 +94,20 @@ class StepPlan:
         )
         return Task(_kind(self.cost, self.plan.config.seq_len), load)
 
+    def check_fits(self, needed: Footprint, free_host: int, free_device: int | None) -> None:
+        """Refuse a decoder that does not fit beside the rest of the run.
+
+        Args:
+            needed: memory of the run, the decoder's with it.
+            free_host, free_device: bytes; None where the CPU stands in for the device.
+
+        Raises:
+            DoesNotFitError: saying how many of its layers would fit.
+        """
+        tokens = self.plan.config.seq_len
+        free = free_host - needed.host_bytes if free_device is None else free_device
+        self.cost.require_fit(free - needed.device_bytes + self.cost.needed_bytes(tokens), tokens)
+
     def footprint(self) -> Footprint:
         """The memory that it keeps beside the buffers and the table of the run's own layer: the decoder, other layers,
         and rows that are in place."""

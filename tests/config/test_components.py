@@ -20,7 +20,7 @@ from engram_exp.run.requirements import check_components, check_dtype, check_fus
 from engram_exp.vocabulary import UPLOADS
 
 FILES = [(file.parent.name, file.stem) for file in sorted((ROOT / "conf").glob("*/*.yaml"))]
-APART = ("hydra", "decoder")  # in no configuration of ours; decoders are built in tests/decoder
+APART = ("hydra",)  # in no configuration of ours
 OPTIONS = [choice for choice in FILES if choice[0] not in APART] + [("hardware", option) for option in DATA_SHEETS]
 ENGINES = ("vllm_0_33", "sglang_0_5_23", "sglang_staged")
 STEPS = [["hashing", "lookup", "projection"], ["hashing", "lookup", "widening", "projection"]]
@@ -41,6 +41,8 @@ def test_every_option_composes_and_builds(configure, tmp_path, group, option):
         overrides.append("strategy=device")  # steps on the device, a table there
     if (group, option) == ("lookup", "both"):
         overrides.append("strategy=both")
+    if group == "decoder" and option != "none":
+        overrides += ["decoder.layers=16", "decoder.vocab_size=100"]  # which sizes are the model's, tests/decoder has
     if option == "ids":
         np.save(tmp_path / "ids.npy", np.arange(8).reshape(2, 4))
         overrides.append(f"tokens.path={tmp_path / 'ids.npy'}")

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from engram_exp.measure.statistics import is_steady, quantile_interval, summarise
+from engram_exp.measure.statistics import is_steady, paired, quantile_interval, summarise
 
 
 @pytest.mark.parametrize(("quantile", "enough"), [(0.5, 6), (0.95, 72), (0.99, 368)])
@@ -110,3 +110,26 @@ def test_what_is_steady_is_so_in_any_unit_and_backwards(times):
 def test_measuring_does_not_wait_for_scipy():
     code = "import sys, engram_exp.measure.loop; sys.exit(any(name.startswith('scipy') for name in sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], timeout=120).returncode == 0
+
+
+def test_differences_are_taken_within_a_round():
+    drift = np.linspace(0, 50, 20)
+    median, low, high = paired((drift + 3).tolist(), [*drift, 999.0])
+    assert median == pytest.approx(3)
+    assert low == pytest.approx(3)
+    assert high == pytest.approx(3)
+
+
+def test_the_same_timed_twice_differs_by_nothing():
+    """An A/A comparison in rounds that drift: the interval holds 0 in at least 95 of 100 runs."""
+    random = np.random.default_rng(0)
+    held = 0
+    for _ in range(1000):
+        drift = np.cumsum(random.normal(0, 0.1, 30))
+        _, low, high = paired(*(drift + random.lognormal(size=30) for _ in range(2)))
+        held += low <= 0 <= high
+    assert held >= 950
+
+
+def test_few_rounds_carry_no_interval_of_a_difference():
+    assert paired([2.0, 3.0], [1.0, 1.0]) == (1.5, None, None)

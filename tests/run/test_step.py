@@ -1,0 +1,252 @@
+"""A layer inside a model's step: its cases, what is exposed, and the proofs."""
+
+import numpy as np
+import pytest
+import torch
+from common import TINY
+from places import DEVICES, KERNEL_DEVICE, parts_of
+
+from engram_exp import load_results, load_samples
+from engram_exp.config.checks import check
+from engram_exp.decoder.decoder import Step
+from engram_exp.errors import ConfigError
+from engram_exp.measure.clock import Clock
+from engram_exp.run.step_bench import StepBench
+from engram_exp.steps.lookup.gather import GatherLookup
+from engram_exp.steps.lookup.triton import TritonLookup
+from engram_exp.steps.projection.fused import FusedProjection
+from engram_exp.steps.upload.pinned import PinnedUpload
+from engram_exp.strategy.step import Ahead, DeviceFetch, HostFetch, InStep, StepIds
+from engram_exp.vocabulary import OF_A_STEP
+
+A_WHILE = 20_000_000  # cycles of a GPU: some 10 ms
+SMALL = ("decoder=tiny", "decoder.layers=4", "decoder.engram_layers=[1,3]")
+DECODE = (*SMALL, "seq_len=1", "tokens.history=true")
+PROMPT = SMALL
+CASES = "cases=[fetch,decoder,ready,step]"
+ON_GPU = f"hardware={KERNEL_DEVICE.type}"
+
+
+def bench_of(config) -> StepBench:
+    parts = parts_of(config)
+    bench = StepBench(parts, parts.plan.step, Clock(parts.plan.device), seed=0)
+    bench.build()
+    assert not bench.errors, bench.errors
+    return bench
+
+
+def statuses(rows) -> dict[str, str]:
+    return {row["case"]: row["status"] for row in rows}
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("shape", [DECODE, PROMPT, (*PROMPT, "prefetch.lead=previous_step")])
+@pytest.mark.parametrize("strategy", ["kv_on_cpu", "kv_on_gpu"])
+def test_a_step_has_its_rows(run_inline, tmp_path, device, shape, strategy):
+    rows = run_inline(f"strategy={strategy}", f"hardware={device}", *shape, "fusion=gated_conv", "iterations=7")
+    assert list(statuses(rows))[-4:] == list(OF_A_STEP)
+    assert {statuses(rows)[case] for case in OF_A_STEP} == {"ok"}, rows
+    frame = load_results(tmp_path).set_index("case")
+    assert (frame["engram_layers"] == "1 3").all()
+    assert (frame["ids"] == ("device" if shape == DECODE else "host")).all()
+    samples = load_samples(tmp_path).pivot(index="iteration", columns="case", values="wall_ms")
+    samples = samples[["step", "ready"]].dropna()  # rounds in which both were timed
+    step = frame.loc["step"]
+    assert step["exposed_ms_median"] == pytest.approx(np.median(samples["step"] - samples["ready"]), rel=1e-6)
+    assert step["exposed_ms_lo"] <= step["exposed_ms_median"] <= step["exposed_ms_hi"]
+    assert step["hidden_share"] == pytest.approx(1 - step["exposed_ms_median"] / frame.at["fetch", "wall_ms_median"])
+    assert frame["exposed_ms_median"].drop("step").isna().all()
+    windows = dict(map(float, text.split("=")) for text in frame.at["decoder", "window_ms"].split())
+    assert list(windows) == [1, 3]
+    assert 0 < windows[1] < windows[3]
+    assert frame.at["step", "bytes_moved"] == frame.at["ready", "bytes_moved"] + frame.at["fetch", "bytes_moved"]
+    assert frame.at["step", "flops"] == frame.at["decoder", "flops"] + 2 * (
+        frame.at["full", "flops"] + frame.at["fusion", "flops"]
+    )
+
+
+@pytest.mark.parametrize("strategy", ["uva", "device"])
+@pytest.mark.parametrize("options", [("prefetch.where=inline",), ("dtype=fp8", "prefetch.streams=each")])
+@pytest.mark.parametrize("shape", [DECODE, (*PROMPT, "seq_len=5")])
+def test_the_device_fetches_rows_of_a_step(run_inline, strategy, options, shape):
+    rows = run_inline(f"strategy={strategy}", "capture=none", ON_GPU, *options, *shape, CASES)
+    assert set(statuses(rows).values()) == {"ok"}, rows
+
+
+@pytest.mark.accelerator
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("strategy=both",),
+        ("strategy=kv_on_gpu", "components=original", "dtype=float16"),
+        ("strategy=kv_on_gpu", "upload=fresh", "prefetch.priority=high"),
+        ("strategy=kv_on_cpu", "prefetch.where=inline"),
+        ("strategy=uva", "prefetch.lead=previous_step", "seq_len=12"),
+        ("strategy=uva", "decoder.compile=true"),
+    ],
+)
+def test_other_ways_on_a_gpu(run_inline, options):
+    rows = run_inline("hardware=cuda", *DECODE, "fusion=gated_conv", *options, CASES)
+    assert set(statuses(rows).values()) == {"ok"}, rows
+
+
+def test_layers_with_tables_are_those_that_were_asked_for(run_inline, tmp_path):
+    run_inline(*DECODE, "decoder.engram_layers=[2]", CASES)
+    frame = load_results(tmp_path).set_index("case")
+    assert (frame["engram_layers"] == "2").all()
+    assert frame.at["decoder", "window_ms"].startswith("2=")
+
+
+def test_nothing_is_looked_up_for_rows_in_place(configure, monkeypatch):
+    bench = bench_of(configure(*TINY, *DECODE, CASES))
+
+    def lookup(*_):
+        raise AssertionError("a lookup")
+
+    monkeypatch.setattr(GatherLookup, "__call__", lookup)
+    bench.calls("ready")[0]()
+    bench.calls("decoder")[0]()
+    with pytest.raises(AssertionError, match="a lookup"):
+        bench.calls("step")[0]()
+
+
+def test_a_step_that_reads_the_rows_of_another_is_a_mismatch(run_inline, monkeypatch):
+    arrive = HostFetch.arrive
+
+    def late(self):
+        rows, now = getattr(self, "before", None), arrive(self)
+        self.before = tuple(tensor.clone() for tensor in now)
+        return now if rows is None else rows
+
+    monkeypatch.setattr(HostFetch, "arrive", late)
+    rows = statuses(run_inline(*DECODE, CASES))
+    assert rows["step"] == rows["fetch"] == "mismatch"
+    assert rows["decoder"] == "ok"
+
+
+def test_rows_that_were_fetched_for_other_ids_are_a_mismatch(run_inline, monkeypatch):
+    monkeypatch.setattr(Ahead, "forget", lambda self: None)
+    rows = statuses(run_inline(*PROMPT, "prefetch.lead=previous_step", "batches=1", CASES))
+    assert rows == {"fetch": "ok", "decoder": "ok", "ready": "ok", "step": "mismatch"}
+
+
+def test_a_decoder_that_leaves_out_a_layer_is_a_mismatch(run_inline, monkeypatch):
+    monkeypatch.setattr(InStep, "_first", lambda self, end: lambda ids: (self.decoder.begin(*ids),))
+    rows = statuses(run_inline(*DECODE, CASES))
+    assert rows == {"fetch": "ok", "decoder": "mismatch", "ready": "mismatch", "step": "mismatch"}
+
+
+def test_a_decoder_that_breaks_leaves_the_other_cases(run_inline, monkeypatch):
+    def broken(*_):
+        raise torch.OutOfMemoryError("out of memory")
+
+    monkeypatch.setattr(Step, "begin", broken)
+    rows = statuses(run_inline(*DECODE))
+    assert {rows[case] for case in ("decoder", "ready", "step")} == {"oom_device"}
+    assert rows["full"] == "ok"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "says"),
+    [
+        (("cases=[step]",), "cases=step: no decoder is chosen; decoder=dense_8b has it"),
+        (("ids=device",), "ids=device: says nothing without a decoder"),
+        (("prefetch.where=inline",), "prefetch.where=inline: says nothing without a decoder"),
+        ((*DECODE, "ids=sampled"), "ids=sampled: must be one of auto, host, device"),
+        ((*DECODE, "prefetch.lead=previous_step"), "prefetch.lead=previous_step: ids are sampled"),
+        ((*PROMPT, "prefetch.lead=previous_step", "prefetch.where=inline"), "prefetch.lead=previous_step: rows come"),
+        (
+            ("decoder=tiny", "decoder.layers=4"),
+            "decoder.engram_layers=[1, 15]: 4 layers are built, 0 to 3; decoder.layers=16",
+        ),
+        ((*DECODE, "decoder.engram_layers=[2,2]"), "decoder.engram_layers=[2, 2]: must be one layer at least"),
+        ((*DECODE, "decoder.heads=3"), "decoder.heads=3: must be a multiple of decoder.kv_heads=2"),
+    ],
+)
+def test_what_no_step_can_be_is_refused(configure, overrides, says):
+    with pytest.raises(ConfigError) as refusal:
+        check(configure(*TINY, *overrides))
+    assert str(refusal.value).startswith(says)
+
+
+def test_a_decoder_that_does_not_fit_says_how_many_layers_would(run_inline):
+    (row, *_) = run_inline(*DECODE, CASES, "decoder.layers=100000", "decoder.hidden_size=4096")
+    assert row["status"] == "oom_device"
+    assert "of the decoder's 100000 layers would fit: decoder.layers=" in row["error"]
+
+
+def test_a_prompt_longer_than_the_context_is_its_own_context(run_inline):
+    rows = run_inline(*PROMPT, "seq_len=40", "decoder.context=8", CASES)
+    assert set(statuses(rows).values()) == {"ok"}, rows
+
+
+def slowed(original):
+    def slow(self, tensors):
+        torch.cuda._sleep(A_WHILE)
+        return original(self, tensors)
+
+    return slow
+
+
+@pytest.mark.accelerator
+@pytest.mark.parametrize(
+    ("options", "component", "owner", "wait"),
+    [
+        (("strategy=kv_on_gpu",), PinnedUpload, HostFetch, "decoder_waits"),
+        (("strategy=kv_on_cpu",), PinnedUpload, HostFetch, "decoder_waits"),
+        (("strategy=uva",), TritonLookup, DeviceFetch, "decoder_waits"),
+        (("strategy=device",), TritonLookup, DeviceFetch, "decoder_waits"),
+        (("strategy=uva", *PROMPT, "prefetch.lead=previous_step"), TritonLookup, DeviceFetch, "decoder_waits"),
+    ],
+)
+def test_delays_change_nothing_as_long_as_a_step_waits(run_inline, monkeypatch, options, component, owner, wait):
+    arguments = ("hardware=cuda", *DECODE, *options, CASES)
+    monkeypatch.setattr(component, "__call__", slowed(component.__call__))
+    assert statuses(run_inline(*arguments))["step"] == "ok"
+    monkeypatch.setattr(owner, wait, lambda *_: None)
+    assert statuses(run_inline(*arguments))["step"] == "mismatch"
+
+
+@pytest.mark.accelerator
+@pytest.mark.parametrize(
+    ("strategy", "component", "owner", "wait"),
+    [
+        ("kv_on_gpu", PinnedUpload, HostFetch, "host_waits"),
+        ("kv_on_gpu", FusedProjection, StepIds, "stream_waits"),
+        ("uva", FusedProjection, StepIds, "stream_waits"),
+    ],
+)
+@pytest.mark.parametrize("waits", [True, False])
+def test_steps_follow_each_other_without_the_host(configure, monkeypatch, strategy, component, owner, wait, waits):
+    """The second of two steps in flight waits for what the first still reads, and leaves its result alone."""
+    monkeypatch.setattr(component, "__call__", slowed(component.__call__))
+    with torch.inference_mode():
+        bench = bench_of(configure(*TINY, f"strategy={strategy}", "hardware=cuda", *DECODE, "ids=host", CASES))
+        first, second = bench.calls("step")[:2]
+        want = [[tensor.clone() for tensor in call()] for call in (first, second)]
+        torch.cuda.synchronize()
+        if not waits:
+            monkeypatch.setattr(owner, wait, lambda *_: None)
+        got = []
+        for call in (first, second):
+            got.append([tensor.clone() for tensor in call()])  # copied on the stream, without waiting
+        torch.cuda.synchronize()
+    same = all(torch.equal(*pair) for steps in zip(got, want, strict=True) for pair in zip(*steps, strict=True))
+    assert same == waits
+
+
+@pytest.mark.accelerator
+def test_no_kernel_of_a_layer_runs_in_the_decoder_alone(configure):
+    with torch.inference_mode():
+        bench = bench_of(configure(*TINY, "strategy=uva", "hardware=cuda", *DECODE, "fusion=gated_conv", CASES))
+        kernels = {}
+        for case in ("decoder", "ready", "step"):
+            with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+                bench.calls(case)[0]()
+                torch.cuda.synchronize()
+            kernels[case] = [event.key for event in profile.key_averages()]
+    ours = [name for name in kernels["step"] if "gather" in name or "hash" in name or "fuse" in name or "gate" in name]
+    assert len(ours) >= 3, kernels["step"]
+    assert not set(ours) & set(kernels["decoder"])
+    lookups = [name for name in ours if "gather" in name or "hash" in name]
+    assert not set(lookups) & set(kernels["ready"])
