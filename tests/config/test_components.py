@@ -41,8 +41,8 @@ def test_every_option_composes_and_builds(configure, tmp_path, group, option):
         overrides.append("strategy=device")  # steps on the device, a table there
     if (group, option) == ("lookup", "both"):
         overrides.append("strategy=both")
-    if option == "ids":
-        np.save(tmp_path / "ids.npy", np.arange(8).reshape(2, 4))
+    if option in ("ids", "trace"):
+        np.save(tmp_path / "ids.npy", np.arange(8).reshape((2, 4) if option == "ids" else (1, 2, 4)))
         overrides.append(f"tokens.path={tmp_path / 'ids.npy'}")
     config = configure(*overrides)
     check(config)

@@ -12,6 +12,8 @@ import torch
 from engram_exp.errors import ConfigError
 from engram_exp.layer.tokens import NO_TOKEN, Batch
 
+ARRAYS = (".npy", ".npz")
+
 
 class FileTokens:
     """The user's own ids.
@@ -31,33 +33,19 @@ class FileTokens:
         if path is None:
             raise ConfigError("tokens.path", path, "tokens=ids needs the path of a .npy or .npz file")
         self.path = path
-        arrays = _load_arrays(Path(path).expanduser())
-        if "ids" not in arrays:
-            raise ConfigError("tokens.path", path, f"has no array `ids`, only {sorted(arrays)}")
-        self.ids = self._checked("ids", arrays["ids"], 0, vocab_size)
+        arrays = load_arrays(path)
+        self.ids = checked_ids(path, "ids", arrays["ids"], vocab_size).astype(np.int64)
         if history and "history" not in arrays:
             raise ConfigError("tokens.history", history, f"{path} holds no array `history`")
         if history is not False and "history" in arrays:
-            self.history = self._checked("history", arrays["history"], NO_TOKEN, vocab_size)
+            found = checked_ids(path, "history", arrays["history"], vocab_size, least=NO_TOKEN)
+            self.history = found.astype(np.int64)
         else:
             self.history = np.full((len(self.ids), history_len), NO_TOKEN, dtype=np.int64)
         if self.history.shape != (len(self.ids), history_len):
             raise ConfigError(
                 "tokens.path", path, f"`history` is {self.history.shape}, not {(len(self.ids), history_len)}"
             )
-
-    def _checked(self, name: str, array: np.ndarray, least: int, vocab_size: int) -> np.ndarray:
-        if array.ndim != 2 or not np.issubdtype(array.dtype, np.integer):
-            raise ConfigError(
-                "tokens.path", self.path, f"`{name}` is {array.dtype} {array.shape}, not whole numbers of rank 2"
-            )
-        if array.size and (array.min() < least or array.max() >= vocab_size):
-            raise ConfigError(
-                "tokens.path",
-                self.path,
-                f"`{name}` holds {array.min()} to {array.max()}, outside of {least} to {vocab_size - 1}",
-            )
-        return array.astype(np.int64)
 
     def __call__(self, batch_size: int, seq_len: int, seed: int) -> Batch:
         """Return the `seed`-th block of B rows, starting over after the last.
@@ -81,14 +69,42 @@ class FileTokens:
         return self.ids.ravel()[:tokens]
 
 
-def _load_arrays(path: Path) -> dict[str, np.ndarray]:
+def checked_ids(
+    path: str, name: str, array: np.ndarray, vocab_size: int, *, least: int = 0, ranks: tuple[int, ...] = (2,)
+) -> np.ndarray:
+    """An array of a file, if it holds ids.
+
+    Raises:
+        ConfigError: the wrong rank or dtype, or ids from outside of `least` to the vocabulary.
+    """
+    if array.ndim not in ranks or not np.issubdtype(array.dtype, np.integer):
+        wanted = " or ".join(map(str, ranks))
+        remedy = f"`{name}` is {array.dtype} {array.shape}, not whole numbers of rank {wanted}"
+        raise ConfigError("tokens.path", path, remedy)
+    if array.size and (array.min() < least or array.max() >= vocab_size):
+        remedy = f"`{name}` holds {array.min()} to {array.max()}, outside of {least} to {vocab_size - 1}"
+        raise ConfigError("tokens.path", path, remedy)
+    return array
+
+
+def load_arrays(path: str) -> dict[str, np.ndarray]:
+    """The arrays of a `.npz`, or that of a `.npy` under the name `ids`.
+
+    Raises:
+        ConfigError: the file is missing, is neither, needs pickles, or has no `ids`.
+    """
     try:
-        loaded = np.load(path, allow_pickle=False)
-        if isinstance(loaded, np.ndarray):
-            return {"ids": loaded}
-        with loaded:
-            return {name: loaded[name] for name in loaded.files}
+        loaded = np.load(Path(path).expanduser(), allow_pickle=False)
+        arrays = {"ids": loaded} if isinstance(loaded, np.ndarray) else _read_all(loaded)
     except FileNotFoundError:
         raise ConfigError("tokens.path", path, "no such file") from None
     except (OSError, ValueError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
         raise ConfigError("tokens.path", path, f"is not a .npy or .npz without pickles ({error})") from error
+    if "ids" not in arrays:
+        raise ConfigError("tokens.path", path, f"has no array `ids`, only {sorted(arrays)}")
+    return arrays
+
+
+def _read_all(archive: np.lib.npyio.NpzFile) -> dict[str, np.ndarray]:
+    with archive:
+        return {name: archive[name] for name in archive.files}
