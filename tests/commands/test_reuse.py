@@ -61,9 +61,57 @@ def test_streams_take_turns(tmp_path, cache_dir):
 
 
 @pytest.mark.parametrize(
+    ("name", "content", "option"),
+    [
+        ("a.npy", np.zeros((2, 3), int), "ids"),
+        ("a.npy", np.zeros(6, int), "trace"),
+        ("a.npz", np.zeros((1, 2, 3), int), "trace"),
+        ("a.jsonl", '{"text": "a"}', "text"),
+        ("a.jsonl", '{"messages": [{"role": "user", "content": "a"}]}', "trace"),
+        ("a.jsonl", "", "text"),
+        ("a.txt", "a", "text"),
+    ],
+)
+def test_what_a_file_holds_says_how_it_is_read(tmp_path, name, content, option):
+    path = tmp_path / name
+    if isinstance(content, str):
+        path.write_text(content)
+    elif path.suffix == ".npz":
+        np.savez(path, ids=content)
+    else:
+        np.save(path, content)
+    config = _config(str(path), [], 1000)
+    assert config.tokens._target_.split(".")[-2] == option
+    assert config.tokens.path == str(path)
+
+
+@pytest.mark.parametrize("concurrency", [1, 3, 4])
+def test_batches_of_a_run_ask_for_the_rows_of_the_curves(tmp_path, cache_dir, concurrency):
+    np.save(tmp_path / "trace.npy", np.random.default_rng(0).integers(9, size=48))
+    overrides = [part.format(cache=cache_dir) for part in DEMO]
+    overrides += [f"tokens.concurrency={concurrency}", "batch_size=4", "seq_len=1", "batches=12"]
+    workload = Workload(_config(str(tmp_path / "trace.npy"), overrides, 1000))
+    assert workload.concurrency == concurrency
+    asked = [workload.parts.hash_plan.row_ids(*batch).flatten(0, 1).numpy() for batch in workload.parts.batches]
+    assert np.array_equal(np.concatenate(asked), workload.row_ids(1000, concurrency))
+
+
+def test_a_trace_of_steps_has_its_own_streams(tmp_path, cache_dir):
+    np.save(tmp_path / "trace.npy", np.arange(24).reshape(4, 3, 2))
+    workload = Workload(_config(str(tmp_path / "trace.npy"), [part.format(cache=cache_dir) for part in DEMO], 1000))
+    assert workload.concurrency == 3
+    assert workload.row_ids(12, 3).shape[0] == 12
+    assert np.array_equal(workload.row_ids(12, 3), workload.row_ids(24, 3)[:12]), "the head of each stream"
+
+
+@pytest.mark.parametrize(
     ("tokens", "overrides", "says"),
     [
-        ("nowhere.txt", [], r"nowhere.txt: no such file or folder, and none of the options ids, random, text, zipf"),
+        (
+            "nowhere.txt",
+            [],
+            r"nowhere.txt: no such file or folder, and none of the options ids, random, text, trace, zipf",
+        ),
         ("random", ["model=nobodys"], r"(?s).*Could not find 'model/nobodys'"),
         ("random", ["layer=99"], r"layer=99"),
         ("zipf", ["tokens.exponent=-1"], r"tokens.exponent=-1"),
