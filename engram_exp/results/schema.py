@@ -11,7 +11,7 @@ from engram_exp.vocabulary import (
     SKIPPED,
 )
 
-SCHEMA_VERSION = 5
+SCHEMA_VERSION = 6
 RESULTS, SAMPLES, SWEEP, ENVIRONMENT = "results.csv", "samples.csv", "sweep.csv", "environment.json"
 
 PUBLISHED = "reference"
@@ -156,6 +156,11 @@ TABLE = (
            "before schema 4): the layer ends with keys, normed by the projection, and value"),
     Column("pause_ms", NUMBER, SUBJECT, 5, "ms", "slept before every call that was timed, as between two steps of a "
            "model; 0 (as before schema 5): calls followed each other at once"),
+    Column("lru_hit_rate", NUMBER, MEASURED, 6, "", "of an exact least-recently-used cache of 16 MiB of rows over the "
+           "first 2^19 rows that the batches ask for, in their order: share of the second half that hit, behind the "
+           "first"),
+    Column("reuse_distance_rows", NUMBER, MEASURED, 6, "rows", "median, over those among the same 2^19 that were asked "
+           "for before, of how many other rows were in between; empty: none was"),
 )  # fmt: skip
 SAMPLE_TABLE = (
     Column("run_id", TEXT, RECORD, 1, "", "as in `results.csv`"),

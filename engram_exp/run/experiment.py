@@ -28,6 +28,7 @@ from engram_exp.measure.loop import Case, Timing, measure
 from engram_exp.measure.peaks import machine_limits
 from engram_exp.measure.rates import Limit
 from engram_exp.results.write import SampleFile, write_run
+from engram_exp.run.again import reuse_columns
 from engram_exp.run.bench import Bench
 from engram_exp.run.card import make_card
 from engram_exp.run.job import Job
@@ -114,7 +115,8 @@ class Experiment:
             if config.save_tensors:
                 self._save(bench)
             timings = self._measure(bench, clock)
-            _ = self.distinct  # of the first batch, before verification writes other ids there
+            # Of the first batch, too, before verification writes other ids there.
+            _, self.reuse = self.distinct, reuse_columns(plan, self.parts)
             bench.verify_again()
         right = {case: timing for case, timing in timings.items() if case not in bench.errors}
         return self._rows(bench, right, needed.table_bytes), sample_rows(self.job.run_id, right, Counter())
@@ -182,7 +184,7 @@ class Experiment:
 
     def _rows(self, bench: Bench, timings: dict[str, Timing], table_bytes: int) -> list[dict[str, Any]]:
         run_wide = run_columns(self.plan, self.parts, table_bytes, self.distinct.in_first if self.distinct else None)
-        common = {**stamp(), **self.job.columns(), **run_wide}
+        common = {**stamp(), **self.job.columns(), **run_wide, **self.reuse}
         rows = []
         for case in self.job.cases:
             if case in bench.errors:
