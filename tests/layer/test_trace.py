@@ -12,7 +12,7 @@ from engram_exp.errors import ConfigError
 from engram_exp.layer.conversations import read_conversations
 from engram_exp.layer.tokenizer import BUNDLED, open_tokenizer
 from engram_exp.layer.tokens import NO_TOKEN, distinct_batches
-from engram_exp.layer.tokens.streams import Streams
+from engram_exp.layer.tokens.streams import Streams, cut_streams
 from engram_exp.layer.tokens.text import TextTokens
 from engram_exp.layer.tokens.trace import TraceTokens
 
@@ -47,10 +47,11 @@ def said(*contents, roles=("user", "assistant")):
 )
 def test_sequences_continue_streams_in_turn(tokens, count, shape, history_len, history):
     ids, (batch_size, seq_len) = np.arange(tokens, dtype=np.int32), shape
-    source = Streams(ids, count, history_len, history, None)
+    source = Streams(cut_streams(ids, count, history_len), history_len, history, None)
     length = tokens // count
     queues = [ids[k * length : (k + 1) * length].tolist() for k in range(count)]
-    before = [[NO_TOKEN] * history_len for _ in range(count)]
+    so_far = [[NO_TOKEN] * history_len + ids[: k * length].tolist() for k in range(count)]
+    before = [known[len(known) - history_len :] for known in so_far]
     wanted, turn = [], 0
     while all(len(queues[(turn + b) % count]) >= seq_len * (1 + b // count) for b in range(batch_size)):
         for stream in [(turn + b) % count for b in range(batch_size)]:
@@ -59,7 +60,9 @@ def test_sequences_continue_streams_in_turn(tokens, count, shape, history_len, h
             before[stream] = (before[stream] + taken)[len(taken) :]
         turn += batch_size
     if not wanted:
-        with pytest.raises(ConfigError, match=rf"^tokens\.path=None: holds {tokens} ids, fewer than the "):
+        with pytest.raises(
+            ConfigError, match=rf"^tokens\.path=None: {count} streams?.* of {length} ids are shorter than"
+        ):
             source(*shape, 0)
         return
     batches = [source(*shape, step) for step in range(len(wanted) // batch_size)]
@@ -69,9 +72,12 @@ def test_sequences_continue_streams_in_turn(tokens, count, shape, history_len, h
 
 
 def test_a_batch_needs_as_many_ids_as_its_refusal_says():
-    with pytest.raises(ConfigError, match=r"holds 29 ids, fewer than the 30 of a batch of batch_size=4 sequences of"):
-        Streams(np.arange(29), 3, 2, True, None)(4, 5, 0)
-    assert Streams(np.arange(30), 3, 2, True, None)(4, 5, 0).ids.shape == (4, 5)
+    says = (
+        r"3 streams \(tokens.concurrency\) of 9 ids are shorter than a batch of batch_size=4 .* which takes 10 of each"
+    )
+    with pytest.raises(ConfigError, match=says):
+        Streams(cut_streams(np.arange(29), 3, 2), 2, True, None)(4, 5, 0)
+    assert Streams(cut_streams(np.arange(30), 3, 2), 2, True, None)(4, 5, 0).ids.shape == (4, 5)
 
 
 def test_steps_of_a_trace_are_the_batches(tmp_path):
@@ -143,6 +149,7 @@ def test_text_continues_streams_if_asked_to(tmp_path, cache_dir):
     length = len(source.corpus) // 3
     first, second = source(3, 5, 0), source(3, 5, 1)
     assert np.array_equal(first.ids[1], source.corpus[length : length + 5])
+    assert np.array_equal(first.history[1], source.corpus[length - 2 : length])
     assert np.array_equal(second.history, first.ids[:, -2:])
     assert np.array_equal(source.stream(30, 0)[10:20], source.corpus[length : length + 10])
     with pytest.raises(ConfigError, match=r"^tokens\.concurrency=0: must be at least 1"):

@@ -13,7 +13,7 @@ from engram_exp.layer.cache import cached_array
 from engram_exp.layer.corpus import read_pieces
 from engram_exp.layer.tokenizer import TokenizerSource
 from engram_exp.layer.tokens import Batch, split
-from engram_exp.layer.tokens.streams import Streams
+from engram_exp.layer.tokens.streams import Streams, cut_streams
 
 
 class TextTokens:
@@ -49,10 +49,12 @@ class TextTokens:
         self.path = path
         self.history_len = history_len
         self.history = history
-        self.concurrency = concurrency
         pieces = read_pieces(path, int(max_mb * 1e6))
         self.corpus = tokenised(pieces, range(len(pieces)), tokenizer, vocab_size, cache_dir)
-        self.streams = None if concurrency is None else Streams(self.corpus, concurrency, history_len, history, path)
+        self.streams = None
+        if concurrency is not None:
+            cut = cut_streams(self.corpus, concurrency, history_len)
+            self.streams = Streams(cut, history_len, history, path)
 
     def __call__(self, batch_size: int, seq_len: int, seed: int) -> Batch:
         """Cut B sequences of L ids.

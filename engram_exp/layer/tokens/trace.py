@@ -11,8 +11,9 @@ from engram_exp.errors import ConfigError
 from engram_exp.layer.conversations import read_conversations
 from engram_exp.layer.corpus import JSONL
 from engram_exp.layer.tokenizer import TokenizerSource
+from engram_exp.layer.tokens import NO_TOKEN
 from engram_exp.layer.tokens.ids import ARRAYS, checked_ids, load_arrays
-from engram_exp.layer.tokens.streams import Streams
+from engram_exp.layer.tokens.streams import Streams, cut_streams
 from engram_exp.layer.tokens.text import tokenised
 
 
@@ -53,13 +54,16 @@ class TraceTokens(Streams):
         if path is None or suffix not in (*ARRAYS, JSONL):
             remedy = f"tokens=trace needs the path of a file {', '.join(ARRAYS)} or {JSONL}"
             raise ConfigError("tokens.path", path, remedy)
-        streams = 1
         if suffix == JSONL:
             file = Path(path).expanduser()
             texts, asked = read_conversations(file, int(max_mb * 1e6), prefix_caching=prefix_caching)
             ids = tokenised(texts, asked, open_tokenizer(), vocab_size, cache_dir)
         else:
-            ids = checked_ids(path, "ids", load_arrays(path)["ids"], vocab_size, ranks=(1, 3))
-            if ids.ndim == 3:
-                streams, ids = ids.shape[1], np.moveaxis(ids, 1, 0).ravel()
-        super().__init__(ids, streams if concurrency is None else concurrency, history_len, history, path)
+            ids = checked_ids(path, "ids", load_arrays(path)["ids"], vocab_size, ranks=(1, 3)).astype(np.int32)
+        if ids.ndim == 3:
+            ids = np.moveaxis(ids, 1, 0).reshape(ids.shape[1], -1)
+        if ids.ndim == 2 and concurrency is None:
+            streams = np.pad(ids, ((0, 0), (history_len, 0)), constant_values=NO_TOKEN)
+        else:
+            streams = cut_streams(ids.ravel(), 1 if concurrency is None else concurrency, history_len)
+        super().__init__(streams, history_len, history, path)
