@@ -44,6 +44,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="streams of equal length that take a token each in turn; several times: each of them (default: as many as "
         "the source has, else 1)",
     )  # fmt: skip
+    parser.add_argument(
+        "--points", metavar="FOLDER", help="of campaigns: what their runs on such tokens and such a table measured"
+    )
     parser.add_argument("--output", metavar="DIR", help="gets cache.csv, steps.csv and reuse.svg (extra `report`)")
 
 
@@ -59,6 +62,7 @@ def run(arguments: argparse.Namespace) -> None:
 
     config = _config(arguments.tokens, arguments.overrides, arguments.most)
     workload, console = Workload(config), Console()
+    points = _points(arguments.points, config, workload.geometry.rows) if arguments.points else None
     caches, steps = [], []
     for streams in arguments.concurrency or [workload.concurrency]:
         row_ids = workload.row_ids(arguments.most, streams)
@@ -74,8 +78,10 @@ def run(arguments: argparse.Namespace) -> None:
         told = {"tokens": arguments.tokens, "overrides": " ".join(arguments.overrides), "concurrency": streams}
         caches.append(cache.assign(**told))
         steps.append(step.assign(**told))
+    if points is not None:
+        console.print(_points_table(points))
     if arguments.output:
-        _write(Path(arguments.output), pd.concat(caches), pd.concat(steps))
+        _write(Path(arguments.output), pd.concat(caches), pd.concat(steps), points)
 
 
 def _config(tokens: str, overrides: list[str], most_tokens: int) -> DictConfig:
@@ -147,15 +153,31 @@ def _step_table(steps: pd.DataFrame) -> Table:
     return table
 
 
-def _write(folder: Path, cache: pd.DataFrame, steps: pd.DataFrame) -> None:
+def _points(folder: str, config: DictConfig, rows: int) -> pd.DataFrame:
+    from engram_exp.reuse.points import measured_points
+
+    option = config.tokens._target_.split(".")[-2]
+    return measured_points(folder, option, rows, has_path=config.tokens.get("path") is not None)
+
+
+def _points_table(points: pd.DataFrame) -> Table:
+    """A line for each shape of a step that was measured: the share of distinct rows."""
+    table = Table("tokens of a step", "sequences", "distinct, measured")
+    for point in points.itertuples():
+        table.add_row(f"{point.step_tokens:,}", f"{point.sequences:,}", f"{point.distinct_share:.3f}")
+    return table
+
+
+def _write(folder: Path, cache: pd.DataFrame, steps: pd.DataFrame, points: pd.DataFrame | None) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    write_text(folder / "cache.csv", cache.to_csv(index=False, float_format="%.6g"))
-    write_text(folder / "steps.csv", steps.to_csv(index=False, float_format="%.6g"))
+    tables = {"cache": cache, "steps": steps, **({} if points is None else {"points": points})}
+    for name, table in tables.items():
+        write_text(folder / f"{name}.csv", table.to_csv(index=False, float_format="%.6g"))
     try:
         from engram_exp.pages.reuse import reuse_figure
     except ModuleNotFoundError as error:
         raise ValueError(
             f"{folder} has no figure: {error.name} is not installed (pip install -e '.[report]')"
         ) from error
-    write_text(folder / "reuse.svg", reuse_figure(cache, steps))
+    write_text(folder / "reuse.svg", reuse_figure(cache, steps, points))
     print(folder / "reuse.svg")

@@ -6,12 +6,18 @@ import sys
 import numpy as np
 import pandas as pd
 import pytest
-from common import ROOT
+from common import H200, ROOT
 
 from engram_exp.commands.reuse import _config
+from engram_exp.results.write import write_run
+from engram_exp.reuse.points import measured_points
 from engram_exp.run.workload import Workload
 
 DEMO = ("model.vocab_per_order=[500,700]", "model.heads=2", "cache_dir={cache}")
+
+
+def rows_of(config):
+    return Workload(config).geometry.rows
 
 
 def command(*arguments, **options):
@@ -24,7 +30,12 @@ def test_a_text_has_its_curves(tmp_path, cache_dir):
     text = tmp_path / "again and again.txt"
     text.write_text("the same words again, and the same words again\n" * 60)
     demo = [part.format(cache=cache_dir) for part in DEMO]
-    done = command(str(text), *demo, "--concurrency", "1", "--concurrency", "4", "--output", str(tmp_path / "out"))
+    told = {"tokens": "text", "options": f"tokens.path={text}", "used_rows": rows_of(_config(str(text), demo, 1000))}
+    measured = {**told, "batch_size": 4, "seq_len": 2, "unique_row_fraction": 0.75}
+    (tmp_path / "campaign").mkdir()
+    write_run(tmp_path / "campaign", {}, [{"run_id": "a", "status": "ok", "case": "lookup", **measured}])
+    written = "--points", str(tmp_path / "campaign"), "--output", str(tmp_path / "out")
+    done = command(str(text), *demo, "--concurrency", "1", "--concurrency", "4", *written)
     assert done.returncode == 0, done.stderr
     assert "million a second" in done.stdout
     assert done.stdout.strip().endswith("reuse.svg")
@@ -35,6 +46,10 @@ def test_a_text_has_its_curves(tmp_path, cache_dir):
     assert set(cache["order"]) == {"all", "2", "3"}
     svg = (tmp_path / "out" / "reuse.svg").read_text()
     assert "hit rate of a row cache" in svg
+    assert "measured, tokens of a sequence" in svg
+    assert pd.read_csv(tmp_path / "out/points.csv").to_dict("list") == {
+        "sequences": [4], "seq_len": [2], "step_tokens": [8], "distinct_share": [0.75],
+    }  # fmt: skip
 
 
 def test_tokens_may_be_a_text_ids_or_a_source(tmp_path, cache_dir):
@@ -118,6 +133,27 @@ def test_a_trace_of_steps_has_its_own_streams(tmp_path, cache_dir):
 def test_what_has_no_curve_is_refused(cache_dir, tokens, overrides, says):
     with pytest.raises(ValueError, match=says):
         Workload(_config(tokens, [f"cache_dir={cache_dir}", *overrides], 1000)).row_ids(100, 1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("tokens", "options"), [("random", ()), ("text", ("model=deepseek_v41_flash", "dtype=fp8"))])
+def test_published_runs_lie_on_the_curves(cache_dir, tokens, options):
+    workload = Workload(_config(tokens, [f"cache_dir={cache_dir}", *options], 2**16))
+    points = measured_points(H200, tokens, workload.geometry.rows, has_path=False)
+    sequences = points[(points["seq_len"] == 1) & (points["sequences"] <= 2**12)]
+    assert len(sequences) == (7 if tokens == "random" else 1)
+    for point in sequences.itertuples():
+        row_ids = workload.row_ids(2**14, point.sequences)[: point.sequences]
+        assert len(np.unique(row_ids)) / row_ids.size == pytest.approx(point.distinct_share, abs=0.02)
+
+
+def test_points_of_other_workloads_are_refused(cache_dir):
+    rows = rows_of(_config("random", [f"cache_dir={cache_dir}"], 1000))
+    for tokens, of_table, has_path in (("zipf", rows, False), ("random", rows + 1, False), ("random", rows, True)):
+        with pytest.raises(
+            ValueError, match=rf"no run with tokens={tokens}, \w+ tokens.path and a table of {of_table:,} rows"
+        ):
+            measured_points(H200, tokens, of_table, has_path=has_path)
 
 
 def test_too_few_ids_for_their_streams_are_refused(tmp_path, cache_dir):
