@@ -16,6 +16,8 @@ from rich.table import Table
 from engram_exp.commands.arguments import at_least
 from engram_exp.config.checks import check
 from engram_exp.config.schema import register_schema
+from engram_exp.layer.conversations import MESSAGES
+from engram_exp.layer.corpus import JSONL, records
 from engram_exp.machine.files import write_text
 from engram_exp.vocabulary import ALL_ORDERS, COLD, LRU, STATIC, WARM
 
@@ -26,7 +28,11 @@ BYTES_OF_TOKEN = 8  # of text, at most in the mean: so many are read
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """What `python -m engram_exp reuse` takes."""
-    parser.add_argument("tokens", metavar="TOKENS", help="a text, a folder, ids (.npy), or an option of conf/tokens")
+    parser.add_argument(
+        "tokens",
+        metavar="TOKENS",
+        help="a text, a folder, conversations (.jsonl), ids (.npy), or an option of conf/tokens",
+    )
     parser.add_argument(
         "overrides", nargs="*", metavar="KEY=VALUE", help="as run.py takes them: model=, dtype=, layer="
     )
@@ -35,8 +41,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--concurrency", type=at_least(1, int), action="append", metavar="N",
-        help="streams of equal length that take a token each in turn; several times: each of them (default: 1)",
+        help="streams of equal length that take a token each in turn; several times: each of them (default: as many as "
+        "the source has, else 1)",
     )  # fmt: skip
+    parser.add_argument(
+        "--points", metavar="FOLDER", help="of campaigns: what their runs on such tokens and such a table measured"
+    )
     parser.add_argument("--output", metavar="DIR", help="gets cache.csv, steps.csv and reuse.svg (extra `report`)")
 
 
@@ -52,8 +62,9 @@ def run(arguments: argparse.Namespace) -> None:
 
     config = _config(arguments.tokens, arguments.overrides, arguments.most)
     workload, console = Workload(config), Console()
+    points = _points(arguments.points, config, workload.geometry.rows) if arguments.points else None
     caches, steps = [], []
-    for streams in arguments.concurrency or [1]:
+    for streams in arguments.concurrency or [workload.concurrency]:
         row_ids = workload.row_ids(arguments.most, streams)
         began = time.perf_counter()
         cache, step = curves(row_ids, workload.shape)
@@ -67,8 +78,10 @@ def run(arguments: argparse.Namespace) -> None:
         told = {"tokens": arguments.tokens, "overrides": " ".join(arguments.overrides), "concurrency": streams}
         caches.append(cache.assign(**told))
         steps.append(step.assign(**told))
+    if points is not None:
+        console.print(_points_table(points))
     if arguments.output:
-        _write(Path(arguments.output), pd.concat(caches), pd.concat(steps))
+        _write(Path(arguments.output), pd.concat(caches), pd.concat(steps), points)
 
 
 def _config(tokens: str, overrides: list[str], most_tokens: int) -> DictConfig:
@@ -76,7 +89,7 @@ def _config(tokens: str, overrides: list[str], most_tokens: int) -> DictConfig:
     if not CONF.is_dir():
         raise ValueError(f"{CONF} is not there: the package must be installed from its checkout (pip install -e .)")
     path = Path(tokens).expanduser()
-    option = ("ids" if path.suffix in (".npy", ".npz") else "text") if path.exists() else tokens
+    option = _option_of(path) if path.exists() else tokens
     options = sorted(file.stem for file in (CONF / "tokens").glob("*.yaml"))
     if option not in options:
         raise ValueError(f"{tokens}: no such file or folder, and none of the options {', '.join(options)}")
@@ -92,6 +105,18 @@ def _config(tokens: str, overrides: list[str], most_tokens: int) -> DictConfig:
         config.tokens.max_mb = most_tokens * BYTES_OF_TOKEN / 1e6
     check(config, here=False)
     return config
+
+
+def _option_of(path: Path) -> str:
+    """The option of `tokens` that reads a file or a folder."""
+    from engram_exp.layer.tokens.ids import ARRAYS, load_arrays  # with PyTorch
+
+    if path.suffix in ARRAYS:
+        return "ids" if load_arrays(str(path))["ids"].ndim == 2 else "trace"
+    if path.suffix == JSONL and path.is_file():
+        _, first = next(records(path), (0, None))
+        return "trace" if isinstance(first, dict) and MESSAGES in first else "text"
+    return "text"
 
 
 def _title(
@@ -128,15 +153,31 @@ def _step_table(steps: pd.DataFrame) -> Table:
     return table
 
 
-def _write(folder: Path, cache: pd.DataFrame, steps: pd.DataFrame) -> None:
+def _points(folder: str, config: DictConfig, rows: int) -> pd.DataFrame:
+    from engram_exp.reuse.points import measured_points
+
+    option = config.tokens._target_.split(".")[-2]
+    return measured_points(folder, option, rows, has_path=config.tokens.get("path") is not None)
+
+
+def _points_table(points: pd.DataFrame) -> Table:
+    """A line for each shape of a step that was measured: the share of distinct rows."""
+    table = Table("tokens of a step", "sequences", "distinct, measured")
+    for point in points.itertuples():
+        table.add_row(f"{point.step_tokens:,}", f"{point.sequences:,}", f"{point.distinct_share:.3f}")
+    return table
+
+
+def _write(folder: Path, cache: pd.DataFrame, steps: pd.DataFrame, points: pd.DataFrame | None) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    write_text(folder / "cache.csv", cache.to_csv(index=False, float_format="%.6g"))
-    write_text(folder / "steps.csv", steps.to_csv(index=False, float_format="%.6g"))
+    tables = {"cache": cache, "steps": steps, **({} if points is None else {"points": points})}
+    for name, table in tables.items():
+        write_text(folder / f"{name}.csv", table.to_csv(index=False, float_format="%.6g"))
     try:
         from engram_exp.pages.reuse import reuse_figure
     except ModuleNotFoundError as error:
         raise ValueError(
             f"{folder} has no figure: {error.name} is not installed (pip install -e '.[report]')"
         ) from error
-    write_text(folder / "reuse.svg", reuse_figure(cache, steps))
+    write_text(folder / "reuse.svg", reuse_figure(cache, steps, points))
     print(folder / "reuse.svg")

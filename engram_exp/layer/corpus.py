@@ -6,12 +6,14 @@ import json
 import random
 import sysconfig
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, TextIO
 
 from engram_exp.errors import ConfigError
 
 PIECE_CHARACTERS = 32_768  # documents are cut at line ends into pieces of about this size, tokenised in parallel
-JSONL_FIELD = "text"
+JSONL, JSONL_FIELD = ".jsonl", "text"
 
 
 def read_pieces(path: str | None, max_bytes: int) -> list[str]:
@@ -74,25 +76,42 @@ def _user_documents(path: Path, max_bytes: int) -> Iterator[str]:
 
 
 def _read(file: Path, max_bytes: int) -> Iterator[str]:
+    if file.suffix == JSONL:
+        for number, record in records(file):
+            yield _text_of(record, file, number)
+    else:
+        with _opened(file) as lines:
+            yield lines.read(max_bytes)
+
+
+def records(file: Path) -> Iterator[tuple[int, Any]]:
+    """What the lines of a JSONL file hold, with their numbers; empty lines are passed over.
+
+    Raises:
+        ConfigError: it cannot be read, or a line is no JSON.
+    """
+    with _opened(file) as lines:
+        for number, line in enumerate(lines, start=1):
+            if line.strip():
+                try:
+                    record = json.loads(line)
+                except json.JSONDecodeError as error:
+                    raise ConfigError("tokens.path", file, f"line {number} is not JSON ({error.msg})") from error
+                yield number, record
+
+
+@contextmanager
+def _opened(file: Path) -> Iterator[TextIO]:
     try:
         with file.open(encoding="utf-8") as lines:
-            if file.suffix != ".jsonl":
-                yield lines.read(max_bytes)
-                return
-            for number, line in enumerate(lines, start=1):
-                if line.strip():
-                    yield _text_of(line, file, number)
+            yield lines
     except UnicodeDecodeError as error:
         raise ConfigError("tokens.path", file, f"is not UTF-8 text ({error.reason} at byte {error.start})") from error
     except OSError as error:
         raise ConfigError("tokens.path", file, f"cannot be read ({error.strerror})") from error
 
 
-def _text_of(line: str, file: Path, number: int) -> str:
-    try:
-        record = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise ConfigError("tokens.path", file, f"line {number} is not JSON ({error.msg})") from error
+def _text_of(record: Any, file: Path, number: int) -> str:
     text = record.get(JSONL_FIELD) if isinstance(record, dict) else None
     if not isinstance(text, str):
         raise ConfigError("tokens.path", file, f"line {number} has no text under {JSONL_FIELD!r}")

@@ -184,6 +184,11 @@ TABLE = (
            "warming up until behind the last sample, both ways together; empty without them"),
     Column("by_auto", TEXT, LABEL, 6, "", "which of `row_order`, `rows_per_program` and `programs` tell what `auto` "
            "came to: groupings take them for `auto`, which may come to something else when it is measured again"),
+    Column("lru_hit_rate", NUMBER, MEASURED, 6, "", "of an exact least-recently-used cache of 16 MiB of rows over the "
+           "first 2^19 rows that the batches ask for, in their order: share of the second half that hit, behind the "
+           "first"),
+    Column("reuse_distance_rows", NUMBER, MEASURED, 6, "rows", "median, over those among the same 2^19 that were asked "
+           "for before, of how many other rows were in between; empty: none was"),
 )  # fmt: skip
 SAMPLE_TABLE = (
     Column("run_id", TEXT, RECORD, 1, "", "as in `results.csv`"),

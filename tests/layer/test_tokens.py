@@ -10,7 +10,11 @@ from engram_exp.config.derived import batches_of
 from engram_exp.errors import ConfigError
 from engram_exp.layer.corpus import read_pieces
 from engram_exp.layer.tokenizer import BUNDLED, open_tokenizer
-from engram_exp.layer.tokens import NO_TOKEN, FileTokens, RandomTokens, TextTokens, ZipfTokens, distinct_batches
+from engram_exp.layer.tokens import NO_TOKEN, distinct_batches
+from engram_exp.layer.tokens.ids import FileTokens
+from engram_exp.layer.tokens.random import RandomTokens
+from engram_exp.layer.tokens.text import TextTokens
+from engram_exp.layer.tokens.zipf import ZipfTokens
 
 
 @pytest.fixture(scope="module")

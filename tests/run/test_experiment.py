@@ -214,6 +214,19 @@ def test_repeated_rows_are_counted(run_inline, tmp_path):
     assert row["unique_row_fraction"] == pytest.approx((2 * 2 + 2 * 3) / (24 * 4))
 
 
+def test_rows_that_come_again_are_told(run_inline, tmp_path):
+    ids = f"tokens.path={tmp_path / 'ids.npy'}"
+    np.save(tmp_path / "ids.npy", np.full((2, 12), 7))
+    row = run_inline("tokens=ids", ids, "cases=[hashing,lookup]")[0]  # verification writes other ids there
+    assert row["lru_hit_rate"] == 1, "the second sequence asks for what the first did"
+    assert row["reuse_distance_rows"] == 3, "the other columns of a token"
+    np.save(tmp_path / "ids.npy", np.arange(24).reshape(2, 12))
+    row = run_inline("tokens=ids", ids, "cases=[lookup]", "model.vocab_per_order=[50000,70000]")[0]
+    assert row["lru_hit_rate"] == 0
+    assert row.get("reuse_distance_rows") is None
+    assert run_inline("cases=[projection]")[0].get("lru_hit_rate") is None
+
+
 def test_a_limit_that_is_beaten_marks_the_row(run_inline, tmp_path, monkeypatch, capsys):
     slow = Limits({"host_gb_per_s": {"1": 1e-6}, "host_rows_per_s": {"1": {"64": 1e-6}}})
     monkeypatch.setattr("engram_exp.run.experiment.machine_limits", lambda *_, **__: slow)

@@ -56,6 +56,10 @@ def options_of(*overrides):
             "model.hc_mult=1 model.hidden_size=16 tokens.share=0.1",
         ),
         (("tokens=ids", "tokens.path=my/ids.npy"), "tokens.path=my/ids.npy"),
+        (
+            ("tokens=trace", "tokens.path=a.jsonl", "tokens.concurrency=4", "tokens.prefix_caching=false"),
+            "tokens.concurrency=4 tokens.path=a.jsonl tokens.prefix_caching=false",
+        ),
         (("tokens.path='a b=1'",), r'tokens.path="a\u0020b=1"'),
         (("tokens.path='true'",), 'tokens.path="true"'),
         (
