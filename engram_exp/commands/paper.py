@@ -78,7 +78,8 @@ def _share(text: str) -> float:
 
 
 def _table(found: pd.DataFrame) -> Table:
-    told = [name for name in SUBJECT if name in ALWAYS_TOLD or found[name].nunique(dropna=False) > 1]
+    told = [*ALWAYS_TOLD, *(name for name in SUBJECT if found[name].nunique(dropna=False) > 1)]
+    told = list(dict.fromkeys(told))
     speeds = "tokens/s without a table", "its rows in place", "as the strategy has them"
     table = Table(*told, "strategy", *speeds, "loss %", "95 % interval", "exposed %", "95 % interval", "paper's %")
     for row in found.to_dict("records"):
