@@ -97,7 +97,8 @@ def _steps_in(frame: pd.DataFrame) -> pd.DataFrame:
 
 def _rounds(samples: pd.DataFrame) -> dict[str, Times]:
     """The samples of each run in which all cases have one, [rounds, cases]."""
-    table = samples.pivot(index=["run_id", "iteration"], columns="case", values="wall_ms")
+    once = samples.drop_duplicates(["run_id", "case", "iteration"])  # copies of a run are there twice
+    table = once.pivot(index=["run_id", "iteration"], columns="case", values="wall_ms")
     if not table.columns.isin(CASES).any():
         return {}
     table = table.reindex(columns=[*CASES]).dropna()

@@ -78,8 +78,8 @@ def _share(text: str) -> float:
 
 
 def _table(found: pd.DataFrame) -> Table:
-    told = [*ALWAYS_TOLD, *(name for name in SUBJECT if found[name].nunique(dropna=False) > 1)]
-    told = list(dict.fromkeys(told))
+    varying = (name for name in SUBJECT if found[name].nunique(dropna=False) > 1)
+    told = list(dict.fromkeys([*ALWAYS_TOLD, *varying]))
     speeds = "tokens/s without a table", "its rows in place", "as the strategy has them"
     table = Table(*told, "strategy", *speeds, "loss %", "95 % interval", "exposed %", "95 % interval", "paper's %")
     for row in found.to_dict("records"):
@@ -110,7 +110,7 @@ def _notes(found: pd.DataFrame, frame: pd.DataFrame) -> list[str]:
     """What must be known beside the table."""
     steps = frame[frame["case"].isin(CASES)]
     few = found["processes"].min()
-    covers = f"of {few} processes of each shape or more" if few > 1 else f"{ONE_PROCESS} and hold what its rounds do"
+    covers = f"of {few} processes a shape or more" if few > 1 else f"{ONE_PROCESS} a shape: what its rounds differ in"
     notes = [
         f"intervals are {covers}; the paper gives none",
         "every decode step attends to a fixed context; prompts that share a step are timed as one of as many tokens",

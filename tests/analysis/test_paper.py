@@ -76,6 +76,13 @@ def test_runs_that_are_not_steps_are_left_out():
     assert len(paper_table(pd.concat([frame, other]), samples, STEPS)) == 1
 
 
+def test_samples_of_a_copied_run_count_once():
+    frame, samples = step_campaign()
+    pd.testing.assert_frame_equal(
+        paper_table(frame, pd.concat([samples, samples]), STEPS), paper_table(frame, samples, STEPS)
+    )
+
+
 def test_a_shape_of_which_a_case_failed_was_not_measured():
     frame, samples = step_campaign()
     failed = (frame["case"] == "ready") & (frame["seq_len"] == 16)

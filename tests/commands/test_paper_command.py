@@ -49,7 +49,7 @@ def test_a_campaign_gives_the_table(paper, tmp_path):
         assert told["uva"] == ["20.00", "20.00 .. 20.00", "12.00", "12.00 .. 12.00", loss]
         assert told["kv_on_gpu"] == ["50.00", "50.00 .. 50.00", "45.00", "45.00 .. 45.00", loss]
     assert "9 sequences, prompts and outputs of 4 to 9 tokens each (seed 0), " in out
-    assert "intervals are of one process" in out
+    assert "intervals are of one process a shape: what its rounds differ in; the paper gives none" in out
     assert "table_scale is below 1" not in out
 
 
@@ -75,7 +75,7 @@ def test_csv_is_the_table_and_notes_stand_beside_it(paper, tmp_path):
     found = pd.read_csv(io.StringIO(out))
     assert (code, len(found), found["loss_percent"][0]) == (0, 1, pytest.approx(20))
     assert "9 sequences, 4 to 9 tokens, 0.5 of them a prompt (seed 0), " in err
-    assert "intervals are of 2 processes of each shape or more" in err
+    assert "intervals are of 2 processes a shape or more" in err
     assert "table_scale is below 1" in err
 
 
