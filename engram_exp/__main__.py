@@ -1,4 +1,7 @@
-"""What campaigns say, and texts: `python -m engram_exp advise|compare|report|reuse|summary ...`. `run.py` measures."""
+"""What campaigns say, and texts: `python -m engram_exp advise|compare|paper|report|reuse|summary ...`.
+
+`run.py` measures.
+"""
 
 from __future__ import annotations
 
@@ -7,11 +10,12 @@ import os
 import sys
 import warnings
 
-from engram_exp.commands import advise, compare, report, reuse, summary
+from engram_exp.commands import advise, compare, paper, report, reuse, summary
 
 COMMANDS = {
     "advise": (advise, "which strategy for decode and prefill, and what it costs"),
     "compare": (compare, "is B faster than A? two folders, or two values of a column"),
+    "paper": (paper, "tokens/s of the paper's workload with a table and without, by the steps of experiment=paper"),
     "report": (report, "a page with figures, to be sent to a colleague"),
     "reuse": (reuse, "which rows a text asks for again: what a cache, or a larger step, would gain"),
     "summary": (summary, "a table of medians, as Markdown"),

@@ -1,9 +1,10 @@
-"""Made-up rows of a campaign, and the advice that they give."""
+"""Made-up rows of campaigns, and the advice that they give."""
 
+import numpy as np
 import pandas as pd
 
 from engram_exp import advise
-from engram_exp.results.schema import COLUMNS
+from engram_exp.results.schema import COLUMNS, SCHEMA_VERSION
 
 
 def rows(strategy, times, spread=0.01, **columns):
@@ -35,3 +36,28 @@ def three(**columns):
 
 def ask(frame, **options):
     return advise(frame, "demo", **{"decode": 64, "prefill": 65536, "device_memory_gb": 0, **options})
+
+
+LONGER = {"decoder": 1.0, "ready": 1.1, "step": 1.25}  # times of the decoder alone
+
+
+def step_campaign(longer=LONGER, processes=1, rounds=9, noise=0.1, **columns):
+    """Rows and samples of a model's steps: decode steps of 1, 2 and 4 sequences, prompts of 4, 8 and 16 tokens; in each
+    round all cases take longer by one factor.
+
+    longer: the cases, and how much longer they take than the decoder; or a list of that for each process.
+    """
+    base = dict.fromkeys(COLUMNS, "") | {"status": "ok", "decoder": "dense_8b", "strategy": "uva", "table_scale": 1.0}
+    base |= {"schema_version": SCHEMA_VERSION, "preempted": 0, "iterations": rounds, **columns}
+    random, rows, samples = np.random.default_rng(0), [], []
+    shapes = [(1, 1), (2, 1), (4, 1), (1, 4), (1, 8), (1, 16)]
+    for process, (batch_size, seq_len) in ((process, shape) for process in range(processes) for shape in shapes):
+        run_id = f"{base['decoder']}_{base['strategy']}_{batch_size}_{seq_len}_{process}_{base['prefetch']}"
+        ids = "device" if seq_len == 1 else "host"
+        run = {**base, "run_id": run_id, "batch_size": batch_size, "seq_len": seq_len, "ids": ids}
+        factors = (1 + 0.1 * batch_size + seq_len) * random.uniform(1 - noise, 1 + noise, rounds)
+        for case, factor in (longer[process] if isinstance(longer, list) else longer).items():
+            ms = factor * factors
+            rows.append({**run, "case": case, "wall_ms_median": np.median(ms), "wall_ms_mean": ms.mean()})
+            samples += [{"run_id": run_id, "case": case, "iteration": n, "wall_ms": each} for n, each in enumerate(ms)]
+    return pd.DataFrame(rows), pd.DataFrame(samples)

@@ -11,7 +11,8 @@ from places import parts_of
 
 from engram_exp import load_results
 from engram_exp.config.checks import check
-from engram_exp.config.derived import geometry_of
+from engram_exp.config.derived import cases_of, decoder_of, geometry_of
+from engram_exp.decoder.shape import DecoderCost
 from engram_exp.errors import ConfigError
 from engram_exp.run.plan import Plan
 from engram_exp.run.requirements import check_components
@@ -57,6 +58,21 @@ def test_both_readings_of_the_paper_have_its_parameters(configure, model, readin
     looked_up = geometry.embedding_width if reading == "whole" else geometry.heads * geometry.row_values
     assert looked_up == D_MEM
     assert (geometry.hidden_size, geometry.hc_mult, geometry.bias) == (2560, 4, True)
+
+
+@pytest.mark.parametrize(("decoder", "hidden_size"), [("dense_4b", 2560), ("dense_8b", 4096)])
+@pytest.mark.parametrize("preset", ["paper", "paper_prompts"])
+def test_the_paper_has_100_billion_parameters_in_front_of_block_2(configure, preset, decoder, hidden_size):
+    config = configure(f"experiment={preset}", f"decoder={decoder}")
+    check(config, here=False)
+    geometry = geometry_of(config)
+    assert geometry.rows * geometry.row_values == pytest.approx(100e9, rel=1e-4)
+    assert (geometry.columns, geometry.hidden_size, geometry.hc_mult) == (16, hidden_size, 1)
+    assert decoder_of(config).engram_layers == [1]
+    assert cases_of(config) == ("decoder", "ready", "step")
+    assert config.tokens.history == (preset == "paper"), "a decode step's token has ids before it, a prompt has none"
+    keys_and_values = DecoderCost(decoder_of(config), sequences=512, value_bytes=2).cache_bytes
+    assert round(keys_and_values / 1e9) == 77
 
 
 @pytest.mark.parametrize(("dtype", "row_bytes"), [("bfloat16", 320), ("fp8_one_scale", 160)])
