@@ -22,9 +22,11 @@ from engram_exp.config.derived import (
     geometry_of,
     host_steps_of,
     ids_of,
+    stages_of,
     threads_of,
     usable_cpus,
 )
+from engram_exp.config.mixed import config_of_layer, mixed_strategies
 from engram_exp.config.schema import ModelConfig
 from engram_exp.errors import ConfigError
 from engram_exp.steps.lookup.order import check_launch, check_order
@@ -225,12 +227,27 @@ def _check_step(config: DictConfig) -> None:
         if config.prefetch.lead == PREVIOUS_STEP and ids_of(config) == DEVICE:
             remedy = "ids are sampled by the step before, and not known ahead; ids=host, as a prompt's, would work"
             raise ConfigError("prefetch.lead", PREVIOUS_STEP, remedy)
+        _check_mixed(config)
         if config.prefetch.lead == PREVIOUS_STEP and config.prefetch.where == INLINE:
             raise ConfigError("prefetch.lead", PREVIOUS_STEP, "rows come before their step; use prefetch.where=beside")
         return
+    for layer, option in mixed_strategies(config).items():
+        raise ConfigError(f"strategies.{layer}", option, "says nothing without a decoder; decoder=dense_8b has a step")
     for key, usual in OF_A_STEP.items():
         if (value := OmegaConf.select(config, key)) != usual:
             raise ConfigError(key, value, "says nothing without a decoder; decoder=dense_8b has a step")
+
+
+def _check_mixed(config: DictConfig) -> None:
+    """Refuse strategies of layers that have no table, or beside an engine's bundle."""
+    layers = decoder_of(config).engram_layers or []
+    for layer, option in mixed_strategies(config).items():
+        key = f"strategies.{layer}"
+        if layer not in layers:
+            raise ConfigError(key, option, f"no table stands there; decoder.engram_layers are {sorted(layers)}")
+        if config.engine.name:
+            raise ConfigError(key, option, f"components={config.engine.name} has one way for all layers")
+        stages_of(config_of_layer(config, layer))
 
 
 def _check_hardware(config: DictConfig) -> None:

@@ -11,7 +11,7 @@ from typing import Any, Optional, get_type_hints
 
 from hydra._internal.sources_registry import SourcesRegistry
 from hydra.core.config_store import ConfigStore
-from omegaconf import MISSING
+from omegaconf import MISSING, DictConfig
 
 from engram_exp.config.files import FileConfigSource
 from engram_exp.layer.geometry import EngramGeometry
@@ -158,6 +158,7 @@ class RunConfig:
     limits_dir: str = MISSING
     cache_dir: str = MISSING
     strategy: StrategyConfig = MISSING
+    strategies: Any = field(default_factory=lambda: DictConfig({}, flags={"struct": False}))  # any layer may be named
     engine: EngineConfig = field(default_factory=EngineConfig)
     model: ModelConfig = MISSING  # type: ignore[valid-type]
     dtype: DtypeConfig = MISSING

@@ -66,7 +66,8 @@ TABLE = (
     Column("status", TEXT, RECORD, 1, "", "`ok`; `skipped`, `refused`, `mismatch`, `oom_host`, `oom_device`, `timeout` "
            "or `crash`: no time, and the reason; `suspect`: a time that beats what is possible, and never decides"),
     Column("error", TEXT, RECORD, 1, "", "the reason"),
-    Column("strategy", CHOICE, STRATEGY, 1, "", "where the table lives and where each step runs"),
+    Column("strategy", CHOICE, STRATEGY, 1, "", "where the table lives and where each step runs; of a model's "
+           "step also the layers that have one of their own: `uva strategies.14=kv_on_gpu`"),
     Column("model", CHOICE, SUBJECT, 1, "", "geometry, hash and tokenizer"),
     Column("layer", NUMBER, SUBJECT, 1, "", "which of the model's layers"),
     Column("dtype", CHOICE, SUBJECT, 1, "", "of rows, weights, keys and value"),

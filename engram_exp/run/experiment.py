@@ -100,6 +100,8 @@ class Experiment:
         if job.config.worker == "inline":
             forget_peaks(self.plan.device)
         check_plan(self.plan)
+        for layer in self.plan.step.layers.values() if self.plan.step else ():
+            check_plan(layer)
         check_host_load(job.config.host_load, cpus)
         check_link(job.config.link_load_gb_per_s, self.plan.device)
         self.parts = Parts(self.plan)

@@ -27,6 +27,7 @@ from engram_exp.config.derived import (
     order_of,
     threads_of,
 )
+from engram_exp.config.mixed import strategy_in_words
 from engram_exp.errors import ConfigError
 from engram_exp.layer.tokenizer import tokenizer_file
 from engram_exp.machine.environment import code_digest, gpus, machine
@@ -125,6 +126,7 @@ class Job:
         known = {
             "run_id": self.run_id,
             **{group: choice or "" for group, choice in self.choices.items()},
+            "strategy": strategy_in_words(self.choices["strategy"] or "", config),
             "layer": config.layer,
             "batch_size": config.batch_size,
             "seq_len": config.seq_len,

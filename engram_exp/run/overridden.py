@@ -18,13 +18,11 @@ from typing import Any, get_type_hints
 
 from omegaconf import MISSING, OmegaConf
 
+from engram_exp.config.given import CONF, given_by, load
 from engram_exp.config.schema import RunConfig
-from engram_exp.machine.environment import PROJECT
 from engram_exp.results.schema import CHOICE, KEYS, LABEL, TABLE
 
-CONF = PROJECT / "conf"
 SEARCHED = "hydra.searchpath"
-GLOBAL = re.compile(r"^#\s*@package\s+_global_", flags=re.MULTILINE)
 # Of the others (hardware) no grouping knows the choice: what it sets is told, too.
 KNOWN_GROUPS = {column.name for column in TABLE if column.kind == CHOICE and column.role != LABEL}
 UNTOLD = (
@@ -32,6 +30,8 @@ UNTOLD = (
     "iterations", "budget_s", "cases",
     # What stands beside the measurement.
     "limits", "save_tensors", "hardware.data_sheet",
+    # What the column `strategy` tells.
+    "strategies",
     # What would be refused.
     "engine",
 )  # fmt: skip
@@ -39,8 +39,6 @@ COLUMN_OF = {key: name for name, key in KEYS.items()}
 PLAIN = re.compile(
     r"(?!(true|false|null|NaN|Infinity)$)[A-Za-z_/.][\w./:@%+-]*"
 )  # texts that JSON reads as nothing else
-
-Folders = tuple[Path, ...]
 
 
 def overridden(plain: Mapping[str, Any], choices: Mapping[str, str | None], overrides: Sequence[str]) -> dict[str, Any]:
@@ -55,13 +53,13 @@ def overridden(plain: Mapping[str, Any], choices: Mapping[str, str | None], over
         Key (`model.hc_mult`) -> value, and `~key` -> None for what an option gives and the configuration has not.
     """
     folders = (CONF, *_searched(overrides))
-    given = {**_load(CONF / "config.yaml")}
+    given = {**load(CONF / "config.yaml")}
     defaults = {
         group: option for entry in given["defaults"] if isinstance(entry, dict) for group, option in entry.items()
     }
     for group in (name for name, value in plain.items() if isinstance(value, dict)):
         option = (choices if group in KNOWN_GROUPS else defaults).get(group)
-        given[group] = {**_typed(group), **given.get(group, {}), **_given(folders, group, option)}
+        given[group] = {**_typed(group), **given.get(group, {}), **given_by(folders, group, option)}
     has, had = dict(_leaves(plain)), dict(_leaves({name: given[name] for name in plain if name in given}))
     found = {key: value for key, value in has.items() if key not in had or had[key] != value}
     gone = {f"~{key}": None for key, value in had.items() if key not in has and value != MISSING}
@@ -113,26 +111,6 @@ def _searched(overrides: Sequence[str]) -> Iterator[Path]:
     entries: Any = OmegaConf.select(OmegaConf.from_dotlist(texts), SEARCHED) or []
     for entry in entries:
         yield Path(entry.removeprefix("file://"))
-
-
-@cache
-def _given(folders: Folders, group: str, option: str | None) -> dict[str, Any]:
-    """What an option of a group says, and those of the same group that it builds on; nothing if it is not found."""
-    file = next((path for folder in folders if (path := folder / group / f"{option}.yaml").is_file()), None)
-    if file is None:
-        return {}
-    node = {**_load(file)}
-    found: dict[str, Any] = {}
-    for entry in node.pop("defaults", []):
-        if isinstance(entry, str) and entry not in ("_self_", option):
-            found |= _given(folders, group, entry)
-    return found | (node.get(group, {}) if GLOBAL.search(file.read_text(encoding="utf-8")) else node)
-
-
-@cache
-def _load(file: Path) -> dict[str, Any]:
-    plain: Any = OmegaConf.to_container(OmegaConf.load(file))
-    return dict(plain)
 
 
 @cache

@@ -21,6 +21,7 @@ from engram_exp.config.derived import (
     stages_of,
     value_bytes_of,
 )
+from engram_exp.config.mixed import config_of_layer
 from engram_exp.config.options import CPU, resolve_device
 from engram_exp.layer.cache import cached_array
 from engram_exp.layer.geometry import EngramGeometry, search_primes
@@ -148,10 +149,12 @@ class Plan:
         """The plan of a model's step, if one of its cases is timed."""
         return StepPlan(self) if any(case in OF_A_STEP for case in self.cases) else None
 
-    def of_layer(self, layer: int) -> Plan:
-        """The plan of another layer of the model, in the same run."""
-        config = self.config.copy()
-        config.layer = layer
+    def of_layer(self, number: int) -> Plan:
+        """The plan of a layer of the model's step, by its number among the decoder's: this one, where it is of the same
+        table and strategy."""
+        config = config_of_layer(self.config, number)
+        if config is self.config:
+            return self
         plan = Plan(config, self.choices)
         plan.limits = self.limits
         return plan
@@ -176,7 +179,8 @@ class Plan:
     def looks_up(self) -> bool:
         """Whether the run needs the table."""
         stages = {*self.built, *(stage for case in self.wholes for stage in self.whole(case))}
-        return self.step is not None or any(self.task(stage).kind.reads_table for stage in stages)
+        in_step = self.step is not None and self.step.is_of(self)
+        return in_step or any(self.task(stage).kind.reads_table for stage in stages)
 
     def task(self, stage: PlannedStage, distinct: Distinct | None = None, *, staged: bool = False) -> Task:
         """A stage's kind and what is asked of it.
@@ -245,7 +249,7 @@ class Plan:
         if self.cuts is not None and self.wholes:
             chunks = max(piece.tokens for piece in self.cuts), min(self.config.schedule.ring_depth, len(self.cuts))
             ring = Ring(self.tasks_of(self.wholes[-1]), *chunks)
-        in_step = self.step.tasks_of(IN_STEP, self) if self.step else []
+        in_step = self.step.tasks_of(IN_STEP, self) if self.step and self.step.is_of(self) else []
         found = footprint(
             self.task(self.stages[0]).load,
             [*tasks.values(), *in_step],

@@ -57,28 +57,27 @@ class StepPlan:
 
     @cached_property
     def layers(self) -> Mapping[int, Plan]:
-        """The plan of each layer with a table, by its number among the decoder's, ascending: the table that the model
-        has there or, where it has none, that of the run's layer."""
-        run, own = self.plan, list(self.plan.config.model.layers)
-        plans = {layer: run if layer == run.config.layer else run.of_layer(layer) for layer in own}
-        return {number: plans.get(number, run) for number in sorted(self.shape.engram_layers or ())}
+        """The plan of each layer with a table, by its number among the decoder's, ascending; the run's, where it is of
+        the same table and strategy."""
+        return {number: self.plan.of_layer(number) for number in sorted(self.shape.engram_layers or ())}
 
-    @cached_property
-    def in_place(self) -> int:
-        """How many of a layer's stages bring its rows to where it reads them."""
-        return in_place(self.stages)
+    def is_of(self, plan: Plan) -> bool:
+        """Whether a layer's plan is this one."""
+        return any(layer is plan for layer in self.layers.values())
 
     def tasks_of(self, case: str, layer: Plan, distinct: Distinct | None = None) -> list[Task]:
-        """What a layer's stages do in a case, as `Plan.task` has it."""
-        tasks = [layer.task(stage, distinct) for stage in self.stages]
-        parts = {FETCH: tasks[: self.in_place], DECODER: [], READY: tasks[self.in_place :], IN_STEP: tasks}
-        return parts[case]
+        """What a layer's stages do in a case, up to the hidden state, or without a fusion up to keys and value. Ids are
+        where the decoder reads them: none are uploaded for a layer.
 
-    @property
-    def stages(self) -> tuple[PlannedStage, ...]:
-        """The stages of a layer in a step: up to the hidden state, or without a fusion up to keys and value. Ids are
-        where the decoder reads them: none are uploaded for a layer."""
-        return tuple(stage for stage in self.plan.stages if not (stage.is_upload and stage.needs == TOKEN_IDS))
+        Args:
+            case: of a step.
+            layer: its plan.
+            distinct: as `Plan.task` has it.
+        """
+        stages = [stage for stage in layer.stages if not (stage.is_upload and stage.needs == TOKEN_IDS)]
+        tasks, fetched = [layer.task(stage, distinct) for stage in stages], in_place(stages)
+        parts = {FETCH: tasks[:fetched], DECODER: [], READY: tasks[fetched:], IN_STEP: tasks}
+        return parts[case]
 
     def costs_of(self, case: str, distinct: Distinct | None = None) -> list[Task]:
         """What a case comes to in all: the stages of all layers, and the decoder."""
@@ -113,8 +112,7 @@ class StepPlan:
         and rows that are in place."""
         kept, tables = Counter({DEVICE: self.cost.needed_bytes(self.plan.config.seq_len)}), 0
         for layer in self.layers.values():
-            tasks = self.tasks_of(IN_STEP, layer)
-            rows = tasks[self.in_place - 1].load
+            tasks, rows = self.tasks_of(IN_STEP, layer), self.tasks_of(FETCH, layer)[-1].load
             kept[DEVICE] += COPIES[self.plan.config.prefetch.lead] * rows.bytes_of(rows.stage.makes)
             for kind, load in tasks if layer is not self.plan else ():
                 kept.update(kind.keeps(load))

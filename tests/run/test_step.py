@@ -27,6 +27,15 @@ CASES = "cases=[fetch,decoder,ready,step]"
 ON_GPU = f"hardware={KERNEL_DEVICE.type}"
 
 
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Hundreds of small operations: threads that wait for each other's turn would take most of the time."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 def bench_of(config) -> StepBench:
     parts = parts_of(config)
     bench = StepBench(parts, parts.plan.step, Clock(parts.plan.device), seed=0)
@@ -43,7 +52,9 @@ def statuses(rows) -> dict[str, str]:
 @pytest.mark.parametrize("shape", [DECODE, PROMPT, (*PROMPT, "prefetch.lead=previous_step")])
 @pytest.mark.parametrize("strategy", ["kv_on_cpu", "kv_on_gpu"])
 def test_a_step_has_its_rows(run_inline, tmp_path, device, shape, strategy):
-    rows = run_inline(f"strategy={strategy}", f"hardware={device}", *shape, "fusion=gated_conv", "iterations=7")
+    rows = run_inline(
+        f"strategy={strategy}", f"hardware={device}", *shape, "fusion=gated_conv", "iterations=7", "budget_s=30"
+    )
     assert list(statuses(rows))[-4:] == list(OF_A_STEP)
     assert {statuses(rows)[case] for case in OF_A_STEP} == {"ok"}, rows
     frame = load_results(tmp_path).set_index("case")
@@ -65,6 +76,7 @@ def test_a_step_has_its_rows(run_inline, tmp_path, device, shape, strategy):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["uva", "device"])
 @pytest.mark.parametrize("options", [("prefetch.where=inline",), ("dtype=fp8", "prefetch.streams=each")])
 @pytest.mark.parametrize("shape", [DECODE, (*PROMPT, "seq_len=5")])
@@ -97,6 +109,34 @@ def test_layers_with_tables_are_those_that_were_asked_for(run_inline, tmp_path):
     assert frame.at["decoder", "window_ms"].startswith("2=")
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("strategies", "told"),
+    [
+        (("strategies.3=uva",), "tiny strategies.3=uva"),
+        (("strategies.1=device", "strategies.3=kv_on_cpu"), "tiny strategies.1=device strategies.3=kv_on_cpu"),
+        (("strategy=uva", "strategies.3=kv_on_gpu", "dtype=fp8"), "tiny strategies.3=kv_on_gpu"),
+    ],
+)
+def test_layers_may_have_strategies_of_their_own(run_inline, tmp_path, strategies, told):
+    rows = run_inline(*DECODE, *strategies, "fusion=gated_conv", "capture=none", ON_GPU, CASES)
+    assert set(statuses(rows).values()) == {"ok"}, rows
+    frame = load_results(tmp_path)
+    assert (frame["strategy"] == told).all()
+    assert not frame["options"].str.contains("strategies").any(), "what is told there is told once"
+    tables = frame["used_rows"] * frame["row_bytes"]
+    assert (frame["table_bytes"] > tables).all(), "of both layers"
+
+
+def test_a_layer_with_a_strategy_of_its_own_has_the_components_of_that_strategy(configure):
+    plan = parts_of(configure(*TINY, *DECODE, "strategy=uva", "strategies.3=kv_on_gpu", "cases=[step]")).plan
+    own = configure(*TINY, "strategy=kv_on_gpu")
+    uva, kv_on_gpu = plan.step.layers.values()
+    assert uva is plan
+    for group in ("strategy", "hashing", "lookup", "table", "projection", "upload"):
+        assert kv_on_gpu.config[group] == own[group]
+
+
 def test_nothing_is_looked_up_for_rows_in_place(configure, monkeypatch):
     bench = bench_of(configure(*TINY, *DECODE, CASES))
 
@@ -110,6 +150,7 @@ def test_nothing_is_looked_up_for_rows_in_place(configure, monkeypatch):
         bench.calls("step")[0]()
 
 
+@pytest.mark.slow
 def test_a_step_that_reads_the_rows_of_another_is_a_mismatch(run_inline, monkeypatch):
     arrive = HostFetch.arrive
 
@@ -124,18 +165,21 @@ def test_a_step_that_reads_the_rows_of_another_is_a_mismatch(run_inline, monkeyp
     assert rows["decoder"] == "ok"
 
 
+@pytest.mark.slow
 def test_rows_that_were_fetched_for_other_ids_are_a_mismatch(run_inline, monkeypatch):
     monkeypatch.setattr(Ahead, "forget", lambda self: None)
     rows = statuses(run_inline(*PROMPT, "prefetch.lead=previous_step", "batches=1", CASES))
     assert rows == {"fetch": "ok", "decoder": "ok", "ready": "ok", "step": "mismatch"}
 
 
+@pytest.mark.slow
 def test_a_decoder_that_leaves_out_a_layer_is_a_mismatch(run_inline, monkeypatch):
     monkeypatch.setattr(InStep, "_first", lambda self, end: lambda ids: (self.decoder.begin(*ids),))
     rows = statuses(run_inline(*DECODE, CASES))
     assert rows == {"fetch": "ok", "decoder": "mismatch", "ready": "mismatch", "step": "mismatch"}
 
 
+@pytest.mark.slow
 def test_a_decoder_that_breaks_leaves_the_other_cases(run_inline, monkeypatch):
     def broken(*_):
         raise torch.OutOfMemoryError("out of memory")
@@ -146,6 +190,7 @@ def test_a_decoder_that_breaks_leaves_the_other_cases(run_inline, monkeypatch):
     assert rows["full"] == "ok"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("overrides", "says"),
     [
@@ -160,9 +205,15 @@ def test_a_decoder_that_breaks_leaves_the_other_cases(run_inline, monkeypatch):
             "decoder.engram_layers=[1, 15]: 4 layers are built, 0 to 3; decoder.layers=16",
         ),
         ((*DECODE, "decoder.engram_layers=[2,2]"), "decoder.engram_layers=[2, 2]: must be one layer at least"),
+        ((*DECODE, "strategies.2=uva"), "strategies.2=uva: no table stands there; decoder.engram_layers are [1, 3]"),
+        ((*DECODE, "strategies.3=gpu"), "strategies.3=gpu: must be one of both, "),
+        ((*DECODE, "strategies.last=uva"), "strategies.last=uva: must be of a layer"),
+        ((*DECODE, "strategies.3=uva", "strategy=uva", "components=vllm_0_33", "dtype=fp8", "dtype.layout=split"),
+         "strategies.3=uva: components=vllm_0_33 has one way for all layers"),
+        (("strategies.3=uva",), "strategies.3=uva: says nothing without a decoder"),
         ((*DECODE, "decoder.heads=3"), "decoder.heads=3: must be a multiple of decoder.kv_heads=2"),
     ],
-)
+)  # fmt: skip
 def test_what_no_step_can_be_is_refused(configure, overrides, says):
     with pytest.raises(ConfigError) as refusal:
         check(configure(*TINY, *overrides))
@@ -175,6 +226,7 @@ def test_a_decoder_that_does_not_fit_says_how_many_layers_would(run_inline):
     assert "of the decoder's 100000 layers would fit: decoder.layers=" in row["error"]
 
 
+@pytest.mark.slow
 def test_a_prompt_longer_than_the_context_is_its_own_context(run_inline):
     rows = run_inline(*PROMPT, "seq_len=40", "decoder.context=8", CASES)
     assert set(statuses(rows).values()) == {"ok"}, rows

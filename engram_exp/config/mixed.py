@@ -1,0 +1,62 @@
+"""A strategy of its own for a layer of a model's step: their windows differ."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from omegaconf import DictConfig
+
+from engram_exp.config.given import CONF, given_by, load
+from engram_exp.errors import ConfigError
+from engram_exp.vocabulary import IN_STEP
+
+OVERRIDE = "override /"
+FOLLOW = ("hashing", "lookup", "table")  # groups whose options follow from a strategy, unless it says nothing of them
+
+
+def mixed_strategies(config: DictConfig) -> dict[int, str]:
+    """The options of `strategy` that layers of a model's step have for themselves, by the layer.
+
+    Raises:
+        ConfigError: what should be a layer is no number, or there is no such strategy.
+    """
+    found = {}
+    known = sorted(file.stem for file in (CONF / "strategy").glob("*.yaml"))
+    for layer, option in config.strategies.items():
+        if not str(layer).isdecimal():
+            raise ConfigError(f"strategies.{layer}", option, "must be of a layer, as in strategies.14=uva")
+        if option not in known:
+            raise ConfigError(f"strategies.{layer}", option, f"must be one of {', '.join(known)}")
+        found[int(layer)] = str(option)
+    return found
+
+
+def strategy_in_words(chosen: str, config: DictConfig) -> str:
+    """What one types behind `strategy=`: the run's, and those that layers have for themselves."""
+    own = (f"strategies.{layer}={option}" for layer, option in sorted(mixed_strategies(config).items()))
+    return " ".join([chosen, *own])
+
+
+def config_of_layer(config: DictConfig, number: int) -> DictConfig:
+    """The configuration of a layer of a model's step, by its number among the decoder's: that of the run, where it is
+    of the same table and strategy. Where the model has no table, the run's layer stands. A layer with a strategy of its
+    own has the components that this one chooses, as their files have them."""
+    layer = number if number in config.model.layers else config.layer
+    option = mixed_strategies(config).get(number)
+    if layer == config.layer and option is None:
+        return config
+    found = config.copy()
+    found.layer, found.cases = layer, [IN_STEP]
+    if option is None:
+        return found
+    found.strategy.update(given_by((CONF,), "strategy", option))
+    for group, choice in (_chosen(CONF / "config.yaml") | _chosen(CONF / "strategy" / f"{option}.yaml")).items():
+        if group in FOLLOW:
+            found[group] = given_by((CONF,), group, choice)
+    return found
+
+
+def _chosen(file: Path) -> dict[str, str]:
+    """Option by group, of a file's defaults."""
+    entries = (entry for entry in load(file).get("defaults", []) if isinstance(entry, dict))
+    return {str(group).removeprefix(OVERRIDE): str(option) for entry in entries for group, option in entry.items()}
