@@ -32,6 +32,7 @@ COMMANDS = sorted(
 
 def shrink(command: str) -> list[str]:
     command = command.replace("repeats=5", "repeats=2").replace("=engines", "=engines components=sglang_staged,tuned")
+    command = command.replace("dense_8b", "tiny")
     arguments = shlex.split(re.sub(r"\b(\d+)\b(?=[,\s]|$)", lambda number: SMALLER.get(number[1], number[1]), command))
     chosen = {argument.partition("=")[0] for argument in arguments} | {"hardware", "tokens"}
     of_model = "model" in chosen or "experiment=engines" in arguments  # it has a geometry of its own
