@@ -56,7 +56,8 @@ THIS_STEP, PREVIOUS_STEP = "this_step", "previous_step"  # during which rows are
 
 AUTO: Final = "auto"
 AS_ASKED, SORTED, PARTITIONED, _ = ROW_ORDERS = ("as_asked", "sorted", "partitioned", AUTO)
-MULTIPROCESSORS = "multiprocessors"  # as many programs as the device has
+MULTIPROCESSORS = "multiprocessors"  # as many programs as the device has ...
+HALF_BESIDE = "half_beside"  # ... or, beside a decoder, half as many
 
 LRU, STATIC = "lru", "static"  # what a cache of rows keeps
 COLD, WARM = "cold", "warm"

@@ -79,7 +79,13 @@ def is_fp8(dtype: DictConfig) -> bool:
 
 
 def reading_of(
-    config: DictConfig, tokens: int, table_bytes: int, multiprocessors: int, times: ReadTimes | None
+    config: DictConfig,
+    tokens: int,
+    table_bytes: int,
+    multiprocessors: int,
+    times: ReadTimes | None,
+    *,
+    beside: bool = False,
 ) -> Reading | None:
     """How a kernel reads the rows of some tokens; None of a lookup that knows no orders.
 
@@ -89,6 +95,7 @@ def reading_of(
         table_bytes: of the table.
         multiprocessors: of the device.
         times: of this machine, if they are known.
+        beside: a decoder runs meanwhile.
     """
     lookup, geometry = config.lookup, geometry_of(config)
     rows = tokens * geometry.columns
@@ -104,6 +111,7 @@ def reading_of(
         table=config.strategy.table,
         table_bytes=table_bytes,
         multiprocessors=multiprocessors,
+        beside=beside,
         times=times,
     )
 

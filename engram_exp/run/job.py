@@ -35,7 +35,7 @@ from engram_exp.machine.files import content_digest, write_text
 from engram_exp.machine.sources import contributed_sources
 from engram_exp.results.schema import CHOICE, KEYS, of_kind
 from engram_exp.run.overridden import as_text, overridden
-from engram_exp.vocabulary import AUTO, MULTIPROCESSORS
+from engram_exp.vocabulary import AUTO, HALF_BESIDE, MULTIPROCESSORS
 
 FILE = "job.yaml"
 SAYS_NOTHING = (  # of what a run measures
@@ -168,7 +168,9 @@ class Job:
         """How the lookup reads rows, as far as it is known before there are a table and a device."""
         keys = {name: key.removeprefix("lookup.") for name, key in KEYS.items() if key.startswith("lookup.")}
         options = {name: self.config.lookup.get(key) for name, key in keys.items()}
-        known = {name: None if value in (AUTO, MULTIPROCESSORS) else value for name, value in options.items()}
+        known = {
+            name: None if value in (AUTO, MULTIPROCESSORS, HALF_BESIDE) else value for name, value in options.items()
+        }
         by_auto = " ".join(name for name, value in options.items() if value == AUTO)
         return {**known, "row_order": order_of(self.config), "by_auto": by_auto}
 

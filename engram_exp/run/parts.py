@@ -56,6 +56,7 @@ class Parts:
         placement: Placement | None = None,
         brought: Tensors | None = None,
         lead: int = 0,
+        beside: bool = False,
     ) -> BuiltStage:
         """Build one stage, for whole batches in buffers of its own unless told otherwise.
 
@@ -65,10 +66,11 @@ class Parts:
             placement: of its output.
             brought: what the model brings to it.
             lead: tokens at the front of each sequence that a fusion only reads.
+            beside: a decoder runs meanwhile.
         """
         config, task = self.plan.config, self.plan.task(stage)
         kind = task.kind
-        given = self._given(tokens or self.plan.tokens, placement or self.plan.placement(stage), lead)
+        given = self._given(tokens or self.plan.tokens, placement or self.plan.placement(stage), lead, beside)
         if stage.is_upload:
             return BuiltStage(stage, kind, _make(config.upload, given, kind.built_from))
         if stage.name in config:
@@ -81,7 +83,9 @@ class Parts:
         """What the model brings to a stage, as the stage's kind names it."""
         return tuple(getattr(self.model_state, name) for name in task.kind.brings(task.load))
 
-    def _given(self, tokens: int, placement: Placement, lead: int = 0) -> Mapping[str, Callable[[], Any]]:
+    def _given(
+        self, tokens: int, placement: Placement, lead: int = 0, beside: bool = False
+    ) -> Mapping[str, Callable[[], Any]]:
         """Everything that a component may be built from, beside its own options, by the name of its argument."""
         return {
             "plan": lambda: self.hash_plan,
@@ -90,6 +94,7 @@ class Parts:
             "weights": lambda: self._on(placement.device, self.weights),
             "fusion_weights": lambda: self._on(placement.device, self.fusion_weights),
             "lead": lambda: lead,
+            "beside": lambda: beside,
             "max_tokens": lambda: tokens,
             "placement": lambda: placement,
             "rows": lambda: self.geometry.rows,

@@ -219,7 +219,9 @@ class Plan:
     def reading(self, case: str) -> Reading | None:
         """How a kernel reads the rows of a case, as far as the lookup knows orders; chunk by chunk in a pipeline."""
         tokens = max(piece.tokens for piece in self.cuts) if self.cuts and case in WHOLES else self.tokens
-        return reading_of(self.config, tokens, self.geometry.table_bytes, multiprocessors(self.device), self.read_times)
+        beside = self.step is not None and self.step.is_beside and case in OF_A_STEP
+        where = self.geometry.table_bytes, multiprocessors(self.device), self.read_times
+        return reading_of(self.config, tokens, *where, beside=beside)
 
     @property
     def read_times(self) -> ReadTimes | None:

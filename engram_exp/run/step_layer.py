@@ -55,7 +55,8 @@ class TableLayer:
         return Strategy(self._built(READY))
 
     def _built(self, case: str) -> list[BuiltStage]:
-        return [self.parts.stage(task.load.stage) for task in self.plan.tasks_of(case, self.parts.plan)]
+        beside = self.plan.is_beside
+        return [self.parts.stage(task.load.stage, beside=beside) for task in self.plan.tasks_of(case, self.parts.plan)]
 
     def place(self, rows: Tensors) -> None:
         """Keep a copy of rows, at the place where `ready` reads them."""

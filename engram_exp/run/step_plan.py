@@ -13,6 +13,7 @@ from engram_exp.stage import Load, PlannedStage, Stage, Task
 from engram_exp.strategy.footprint import Footprint
 from engram_exp.strategy.plan import in_place
 from engram_exp.vocabulary import (
+    BESIDE,
     DECODER,
     DEVICE,
     FETCH,
@@ -60,6 +61,11 @@ class StepPlan:
         """The plan of each layer with a table, by its number among the decoder's, ascending; the run's, where it is of
         the same table and strategy."""
         return {number: self.plan.of_layer(number) for number in sorted(self.shape.engram_layers or ())}
+
+    @property
+    def is_beside(self) -> bool:
+        """Whether rows are fetched beside the decoder."""
+        return bool(self.plan.config.prefetch.where == BESIDE)
 
     def is_of(self, plan: Plan) -> bool:
         """Whether a layer's plan is this one."""

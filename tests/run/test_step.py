@@ -8,6 +8,7 @@ from places import DEVICES, KERNEL_DEVICE, parts_of
 
 from engram_exp import load_results, load_samples
 from engram_exp.config.checks import check
+from engram_exp.config.derived import reading_of
 from engram_exp.decoder.decoder import Step
 from engram_exp.errors import ConfigError
 from engram_exp.measure.clock import Clock
@@ -135,6 +136,15 @@ def test_a_layer_with_a_strategy_of_its_own_has_the_components_of_that_strategy(
     assert uva is plan
     for group in ("strategy", "hashing", "lookup", "table", "projection", "upload"):
         assert kv_on_gpu.config[group] == own[group]
+
+
+def test_an_engine_leaves_multiprocessors_to_the_decoder(configure):
+    engine = ("components=vllm_0_33", "dtype=fp8", "dtype.layout=split", "cases=[layer,step]", "fusion=gated_conv")
+    for where, programs in (("beside", 3), ("inline", 6)):
+        plan = parts_of(configure(*TINY, *DECODE, *engine, f"prefetch.where={where}")).plan
+        where = plan.geometry.table_bytes, 6, None
+        assert reading_of(plan.config, 99, *where, beside=plan.step.is_beside).programs == programs
+        assert reading_of(plan.config, 99, *where).programs == 6
 
 
 def test_nothing_is_looked_up_for_rows_in_place(configure, monkeypatch):

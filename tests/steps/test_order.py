@@ -65,14 +65,14 @@ def test_the_launch_is_the_best_of_those_that_were_measured(order, table_gb, row
 @given(
     order=st.sampled_from(["as_asked", "sorted", "partitioned", "auto"]), rows=st.integers(1, 2**31),
     table=st.sampled_from(["host", "device"]), table_bytes=st.integers(1, 2**40), rows_per_program=st.integers(0, 10),
-    programs=st.sampled_from([None, 1, 7, 528, "multiprocessors"]), multiprocessors=st.integers(1, 200),
+    programs=st.sampled_from([None, 1, 7, 528, "multiprocessors", "half_beside"]), multiprocessors=st.integers(1, 200),
 )  # fmt: skip
 def test_what_is_typed_wins_and_what_is_not_can_be_launched(
     order, rows, table, table_bytes, rows_per_program, programs, multiprocessors
 ):
     asked = {**LINK, "rows": rows, "table": table, "table_bytes": table_bytes, "multiprocessors": multiprocessors}
     typed = reading(order, 2**rows_per_program, programs, **asked)
-    assert typed[1:] == (2**rows_per_program, multiprocessors if programs == "multiprocessors" else programs)
+    assert typed[1:] == (2**rows_per_program, multiprocessors if isinstance(programs, str) else programs)
     found = reading(order, "auto", "auto", **asked)
     assert found.order == typed.order == (order if order != "auto" else found.order) != "auto"
     check_order(found.order)

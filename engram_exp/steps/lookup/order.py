@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 from engram_exp.errors import ConfigError
-from engram_exp.vocabulary import AS_ASKED, AUTO, HOST, MULTIPROCESSORS, PARTITIONED, ROW_ORDERS, SORTED
+from engram_exp.vocabulary import AS_ASKED, AUTO, HALF_BESIDE, HOST, MULTIPROCESSORS, PARTITIONED, ROW_ORDERS, SORTED
 
 BUCKET_BYTES = 2**22  # of the table, at least: rows that lie so near to each other read as fast as sorted ones
 MOST_BUCKETS = 2**13  # that one program adds up
@@ -111,6 +111,7 @@ def reading(
     table: str,
     table_bytes: int,
     multiprocessors: int = 1,
+    beside: bool = False,
     times: ReadTimes | None = None,
 ) -> Reading:
     """What `auto` comes to; what is not `auto` stays as it is.
@@ -120,17 +121,18 @@ def reading(
     what is typed. Where no such launch was measured here, the rules remain.
 
     Args:
-        order, rows_per_program, programs: as configured; `programs` may be `multiprocessors`.
+        order, rows_per_program, programs: as configured; `programs` may be `multiprocessors` or `half_beside`.
         sort_from_rows: row ids from which on they are partitioned, if `order` is auto; auto: where that pays.
         rows: row ids.
         row_bytes: of a stored row.
         table: host or device.
         table_bytes: of the table.
         multiprocessors: of the device.
+        beside: a decoder runs meanwhile.
         times: of this machine, if they are known.
     """
-    if programs == MULTIPROCESSORS:
-        programs = multiprocessors
+    if programs in (MULTIPROCESSORS, HALF_BESIDE):
+        programs = max(1, multiprocessors // (2 if beside and programs == HALF_BESIDE else 1))
     usual_order = order
     if order == AUTO:
         usual_order = _usual_order(sort_from_rows, rows) if table == HOST else AS_ASKED
@@ -188,7 +190,7 @@ def check_launch(rows_per_program: int | str, warps: int, programs: int | str | 
         if number != AUTO and not (isinstance(number, int) and number >= 1 and number & (number - 1) == 0):
             raise ConfigError(f"lookup.{name}", number, "must be a power of two")
     if isinstance(programs, int) and programs < 1:
-        remedy = f"must be at least 1, {MULTIPROCESSORS}, {AUTO}, or null for one per block of rows"
+        remedy = f"must be at least 1, {MULTIPROCESSORS}, {HALF_BESIDE}, {AUTO}, or null for one per block of rows"
         raise ConfigError("lookup.programs", programs, remedy)
 
 

@@ -39,9 +39,10 @@ class TritonLookup(Lookup):
         rows_per_program: rows that a program has in flight at a time; auto: see there.
         warps: of a program.
         programs: of a launch, at most; each then takes several blocks of rows. None: one for each block;
-            multiprocessors: as many as the GPU has; auto: see there.
+            multiprocessors: as many as the GPU has; half_beside: or half as many beside a decoder; auto: see there.
         widen: make embeddings of fp8 rows. Rows that are stored in the compute dtype are that already.
         read_times: of this machine; None: they are not known.
+        beside: a decoder runs meanwhile.
 
     Raises:
         ConfigError: an unknown order, or a number that Triton cannot use.
@@ -63,9 +64,10 @@ class TritonLookup(Lookup):
         sort_from_rows: int | Literal["auto"],
         rows_per_program: int | Literal["auto"],
         warps: int,
-        programs: int | Literal["auto", "multiprocessors"] | None,
+        programs: int | Literal["auto", "multiprocessors", "half_beside"] | None,
         widen: bool = False,
         read_times: ReadTimes | None = None,
+        beside: bool = False,
     ) -> None:
         placement.require_triton("lookup")
         check_order(order)
@@ -90,6 +92,7 @@ class TritonLookup(Lookup):
             table=table.place,
             table_bytes=self.table_rows * self.row_bytes,
             multiprocessors=multiprocessors(placement.device),
+            beside=beside,
             times=read_times,
         )
         self.reading = cache(of_rows)  # looked up on each call
