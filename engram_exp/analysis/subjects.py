@@ -25,6 +25,9 @@ PHRASES = {
     "row_bytes": "rows of {:g} bytes",
     "table_scale": "table_scale={:g}",
     "pause_ms": "pause_ms={:g}",
+    "decoder": "decoder={}",
+    "engram_layers": "tables at layers {}",
+    "ids": "ids made on the {}",
     "threads": "{:g} threads",
 }
 # What no figure and no advice mixes, and its words; of the options, those that belong to one of these (`about_of`).

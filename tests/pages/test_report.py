@@ -12,8 +12,9 @@ from playwright.sync_api import sync_playwright
 from engram_exp import load_results, report
 from engram_exp.__main__ import main
 from engram_exp.analysis.subjects import WAYS, load_campaign, subjects
-from engram_exp.pages.figures import OVER_TOKENS, figures
+from engram_exp.pages.figures import figures
 from engram_exp.pages.report import MOST_SUBJECTS, ReportError, _table
+from engram_exp.pages.sections import OVER_TOKENS
 from engram_exp.results.write import write_run
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
