@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,16 +25,15 @@ class Exposed:
     Args:
         strategy: in the way that exposes the least, where it was measured in several.
         time: longer, all layers together.
-        percent: the same, of the step with rows in place.
-        percent_lo, percent_hi: all of these runs' intervals; None where a run has none.
-        ready_ms: the step with rows in place.
+        percent, percent_lo, percent_hi: the same, of the step with rows in place.
+        ready_ms: that step; of several runs, the median of their medians.
         freed_gb: of device memory, against tables that are kept there.
         cached_tokens: whose keys and values the decoder could keep in that; None where its sizes do not tell.
     """
 
     strategy: str
     time: Time
-    percent: float
+    percent: float | None
     percent_lo: float | None
     percent_hi: float | None
     ready_ms: float
@@ -126,28 +125,17 @@ def steps_of(steps: pd.DataFrame, fitting: Collection[str], tables_gb: float, to
     found = []
     for use, part in ((DECODE, steps[steps["seq_len"] == 1]), (PREFILL, steps[steps["seq_len"] > 1])):
         sizes: dict[int, list[tuple[dict[str, Any], Time]]] = {}
-        for row, time in _measured(part):
+        for row, time in times_of(
+            part,
+            ready_ms=("ready_ms", "median"),
+            device_bytes=("peak_device_bytes", "max"),
+            table_scale=("table_scale", "min"),
+            **{name: (name, "first") for name in ("table", "batch_size", "seq_len")},
+        ):
             sizes.setdefault(row["tokens_per_step"], []).append((row, time))
         for _, strategies in sorted(sizes.items()):
             found.append(_step(use, strategies, fitting, tables_gb, token_bytes))
     return found
-
-
-def _measured(steps: pd.DataFrame) -> Iterator[tuple[dict[str, Any], Time]]:
-    of_ready = {
-        part: steps[f"wall_ms_{name}"] / steps["ready_ms"] * 100
-        for part, name in (("percent", "median"), ("percent_lo", "lo"), ("percent_hi", "hi"))
-    }
-    yield from times_of(
-        steps.assign(**of_ready),
-        percent=("percent", "median"),
-        percent_lo=("percent_lo", lambda values: values.min(skipna=False)),
-        percent_hi=("percent_hi", lambda values: values.max(skipna=False)),
-        ready_ms=("ready_ms", "median"),
-        device_bytes=("peak_device_bytes", "max"),
-        table_scale=("table_scale", "min"),
-        **{name: (name, "first") for name in ("table", "batch_size", "seq_len")},
-    )
 
 
 def _step(
@@ -162,9 +150,9 @@ def _step(
     for row, time in strategies:
         freed_gb = _freed_gb(row, yardstick, tables_gb)
         cached = int(freed_gb * 1e9 // token_bytes) if token_bytes and freed_gb > 0 else None
-        lo, hi = (None, None) if time.lo is None else (row["percent_lo"], row["percent_hi"])
-        name, percent, ready_ms = row["strategy"], row["percent"], row["ready_ms"]
-        found.append(Exposed(name, time, percent, lo, hi, ready_ms, freed_gb, cached))
+        ready_ms = row["ready_ms"]
+        percent, lo, hi = (_percent(ms, ready_ms) for ms in (time.ms, time.lo, time.hi))
+        found.append(Exposed(row["strategy"], time, percent, lo, hi, ready_ms, freed_gb, cached))
     found.sort(key=lambda one: one.time.ms or 0.0)
     able = [one for one in found if one.strategy in fitting]
     open_ones = [one.strategy for one in able[1:] if one.time.is_open_against(able[0].time)]
@@ -181,6 +169,10 @@ def _step(
             for release, settings in settings_for(use).items()
         },
     )
+
+
+def _percent(ms: float | None, whole_ms: float) -> float | None:
+    return None if ms is None else ms / whole_ms * 100
 
 
 def _freed_gb(row: dict[str, Any], yardstick: dict[str, Any] | None, tables_gb: float) -> float:

@@ -129,7 +129,7 @@ def _interval(one: Exposed) -> str:
 
 def _percent(one: Exposed) -> str:
     if one.percent_lo is None or one.percent_hi is None:
-        return f"{one.percent:.2f} %"
+        return f"{one.percent or 0.0:.2f} %"
     return f"{one.percent:.2f} % ({one.percent_lo:.2f} to {one.percent_hi:.2f})"
 
 
@@ -140,7 +140,7 @@ def _certainty(step: Step, best: Exposed) -> str:
         text = f"ahead of {', '.join(step.more)} by the intervals"
     else:
         text = "nothing else that fits was measured there"
-    ways = f"; the best of {best.time.ways[0].of} ways measured" if best.time.ways else ""
+    ways = f"; best of {best.time.ways[0].of} ways" if best.time.ways else ""
     runs = best.time.runs
     return f"{text}{ways}; " + (f"{runs} runs" if runs > 1 else "1 run: intervals within its one process")
 

@@ -7,10 +7,10 @@ from collections.abc import Iterable, Sequence
 import altair as alt
 import pandas as pd
 
-from engram_exp.analysis.answers import Answer
 from engram_exp.analysis.curves import stretches
 from engram_exp.analysis.engines import DECODE
-from engram_exp.analysis.exposed import Step
+from engram_exp.analysis.exposed import Step, beside_fast_decoders, steps_of
+from engram_exp.analysis.subjects import Subject, about_of, spelled
 from engram_exp.pages.looks import DASHES, SHAPES, by_strategy, log_scale, numbers, strategies_in, strategy_color
 from engram_exp.pages.sections import EXPOSED, Figure
 
@@ -20,22 +20,23 @@ TICKS_US = [0, *(sign * 10**power for power in range(1, 7) for sign in (1, -1))]
 STRAIGHT_US = 10  # of the axis on either side of 0; logarithmic beyond
 
 
-def exposed_figures(answers: Iterable[Answer]) -> list[Figure]:
-    """One for each decoder, tables and machine whose steps were measured."""
-    groups: dict[tuple[tuple[str, str], ...], list[Answer]] = {}
-    for one in answers:
-        if one.advice and one.advice.steps:
-            alike = tuple((name, value) for name, value in one.advice.about.items() if name != IDS)
-            groups.setdefault(alike, []).append(one)
-    return [_figure(group) for group in groups.values()]
+def exposed_figures(about: Iterable[Subject]) -> list[Figure]:
+    """One for each decoder, tables and machine whose steps were measured beside a decoder that is fast enough."""
+    groups: dict[tuple[str, ...], list[tuple[str, list[Step]]]] = {}
+    for label, rows in about:
+        stepped, _ = beside_fast_decoders(rows)
+        if len(stepped):
+            alike = (*about_of(stepped).drop(columns=IDS).iloc[0].map(spelled), stepped["decoder"].iloc[0])
+            steps = steps_of(stepped, fitting=(), tables_gb=0.0, token_bytes=None)
+            groups.setdefault(alike, []).append((label, steps))
+    return [_figure(alike[-1], group) for alike, group in groups.items()]
 
 
-def _figure(group: Sequence[Answer]) -> Figure:
-    labels = [one.subject.label.split(", ") for one in group]
-    decoder = f"decoder={group[0].subject.rows['decoder'].iloc[0]}"
+def _figure(decoder: str, group: Sequence[tuple[str, list[Step]]]) -> Figure:
+    labels = [label.split(", ") for label, _ in group]
     alike = [part for part in labels[0] if all(part in label for label in labels)]
-    title = ", ".join(dict.fromkeys([*alike, decoder]))
-    return Figure(EXPOSED, title, _chart([step for one in group if one.advice for step in one.advice.steps]))
+    title = ", ".join(dict.fromkeys([*alike, f"decoder={decoder}"]))
+    return Figure(EXPOSED, title, _chart([step for _, steps in group for step in steps]))
 
 
 def _chart(steps: Sequence[Step]) -> alt.LayerChart:
@@ -50,7 +51,7 @@ def _chart(steps: Sequence[Step]) -> alt.LayerChart:
     base = alt.Chart(points).encode(x=log_scale(alt.X, "x", "tokens per step"), color=strategy_color(order))
     zero = alt.Chart(pd.DataFrame({"us": [0]})).mark_rule(strokeDash=[4, 3]).encode(y=y)
     line = base.mark_line().encode(
-        y=y, detail=["use:N", "stretch:N"], strokeDash=by_strategy(alt.StrokeDash, order, DASHES, legend=None)
+        y=y, detail=["use:N", "stretch:N"], strokeDash=by_strategy(alt.StrokeDash, order, DASHES)
     )
     bars = base.mark_rule(strokeWidth=2).encode(y=low, y2="hi:Q")
     told = ["strategy:N", "use:N", alt.Tooltip("tokens:Q", format=","), *numbers("us", "lo", "hi", "percent"), "way:N"]

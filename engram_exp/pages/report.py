@@ -97,7 +97,7 @@ def report(
         "commands": commands,
         "environments": machines,
     }
-    page = write_page(Path(output), facts, table, [*exposed_figures(answers), *figures(frame, shown)])
+    page = write_page(Path(output), facts, table, [*exposed_figures(shown), *figures(frame, shown)])
     for text in told:
         warnings.warn(text, stacklevel=2)
     return page

@@ -216,7 +216,7 @@ def test_what_one_types_and_reads():
     )  # fmt: skip
     assert (
         "\n  64 (64 x 1): uva, 34.1 us (33.1 to 35.1), 0.34 % (0.33 to 0.35); ahead of kv_on_gpu by the intervals; "
-        "the best of 2 ways measured; 4 runs\n    strategy=uva prefetch.where=beside: frees 202.8 GB of device memory; "
+        "best of 2 ways; 4 runs\n    strategy=uva prefetch.where=beside: frees 202.8 GB of device memory; "
         "tables in device memory expose -2.0 us\n  what is freed would hold the decoder's keys and values of 1,375,022 "
         "tokens\n" in told
     )
