@@ -34,6 +34,29 @@ def three(**columns):
     )
 
 
+def steps(strategy, exposed_us, runs=4, spread_us=1.0, ready_ms=10.0, share=0.9, **columns):
+    """Runs of a model's step with a strategy: (sequences, tokens of each) -> us that it takes longer. Their decoder
+    alone takes its limit over the share."""
+    found = []
+    for (sequences, seq_len), us in exposed_us.items():
+        for number in range(runs):
+            asked = {
+                "run_id": f"{strategy} {sequences} {seq_len} {number} {sorted(columns.items())}", "seq_len": seq_len,
+                "decoder": "dense_8b", "engram_layers": "1 14", "ids": "device" if seq_len == 1 else "host",
+                "device": "cuda", "layout": "packed", "dtype": "fp8", "row_bytes": 264, "true_rows": 384_006_168,
+                "model": "deepseek_v41_flash", "peak_device_bytes": 0, "prefetch": "beside", **columns,
+            }  # fmt: skip
+            exposed_ms = us / 1e3
+            exposed = {"exposed_ms_median": exposed_ms, "exposed_ms_lo": exposed_ms - spread_us / 1e3,
+                       "exposed_ms_hi": exposed_ms + spread_us / 1e3}  # fmt: skip
+            times = {"decoder": ready_ms - 1, "ready": ready_ms, "step": ready_ms + exposed_ms}
+            for case, ms in times.items():
+                more = {"limit_ms": ms * share} if case == "decoder" and share else {"limit_ms": None}
+                told = exposed if case == "step" else dict.fromkeys(exposed)
+                found.append(rows(strategy, {sequences: ms}, case=case, **{**asked, **more, **told}))
+    return pd.concat(found, ignore_index=True)
+
+
 def ask(frame, **options):
     return advise(frame, "demo", **{"decode": 64, "prefill": 65536, "device_memory_gb": 0, **options})
 

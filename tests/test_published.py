@@ -11,8 +11,9 @@ from common import H200, ROOT
 from engram_exp import load_results, load_samples
 from engram_exp.analysis.subjects import load_campaign, subjects
 from engram_exp.commands import summary
-from engram_exp.pages.figures import OVER_TOKENS, figures
+from engram_exp.pages.figures import figures
 from engram_exp.pages.page import SVG_WIDTH, draw
+from engram_exp.pages.sections import OVER_TOKENS
 
 REFERENCE = ROOT / "outputs/reference"
 PAGES = sorted(REFERENCE.rglob("README.md"))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import pandas as pd
@@ -21,11 +21,14 @@ from engram_exp.analysis.curves import (
 )
 from engram_exp.analysis.disturbed import disturbance
 from engram_exp.analysis.engines import DECODE, PREFILL, Setting, settings_for
-from engram_exp.analysis.selection import AdviceError, layers_of, lookups_like, one_subject
+from engram_exp.analysis.exposed import YARDSTICK, Step, beside_fast_decoders, steps_of
+from engram_exp.analysis.memory import rounded_up_gb, table_gb
+from engram_exp.analysis.selection import NOTHING, AdviceError, layers_of, lookups_like, one_subject
 from engram_exp.analysis.subjects import about_of, spelled
-from engram_exp.vocabulary import DEVICE
+from engram_exp.vocabulary import FULL, OF_A_STEP
 
-YARDSTICK = "device"
+ALONE = "alone; beside a decoder the order may turn over"  # what a time of the layer is
+TokenBytes = Callable[[str, str, str], int | None]
 
 
 @dataclass(frozen=True)
@@ -86,8 +89,10 @@ class Advice:
         about: the same and more, the machine among it: columns and their values as one types them.
         layers: of the model that have a table.
         table_gb: of all these layers, at full size.
+        rounded_up_gb: of host memory for these in an engine whose allocator rounds up to powers of two.
         freed_gb: of device memory, if no choice keeps a table there; None where a choice is not measured.
-        choices: one for decode, one for prefill.
+        steps: of a model, size by size; where there are any, there are no choices and no regimes.
+        choices: one for decode, one for prefill, by the layer's time alone.
         regimes: of the strategies that fit the budget, over tokens per step.
         sort_rows: at how many row ids sorting still costs time, and from how many on it saves some, by their
             intervals; None where that was nowhere so.
@@ -100,7 +105,9 @@ class Advice:
     about: dict[str, str]
     layers: int
     table_gb: float
+    rounded_up_gb: float
     freed_gb: float | None
+    steps: list[Step]
     choices: list[Choice]
     regimes: list[Regime]
     sort_rows: tuple[int | None, int | None]
@@ -116,73 +123,106 @@ def advise(
     device_memory_gb: float,
     dtype: str | None = None,
     ids: str | None = None,
+    token_bytes: TokenBytes = lambda decoder, options, dtype: None,
 ) -> Advice:
-    """Choose a strategy for each regime.
+    """Choose a strategy for each regime: by what a model's step takes longer, at each size of step that was measured;
+    where none was, by the layer's own time.
 
     Args:
         frame: rows as `load_results` returns them.
         model: as the column calls it.
-        decode, prefill: tokens per step.
+        decode, prefill: tokens per step, where no step of a model was measured.
         device_memory_gb: that tables may take, in all layers, 10^9 bytes.
         dtype, ids: values of the columns `dtype` and `tokens`, where the data hold several.
+        token_bytes: that a decoder keeps of each token, from the columns `decoder`, `options` and `dtype`.
 
     Raises:
         AdviceError: the data do not hold the model, or hold several dtypes or kinds of tokens, or no runs with an
-            accelerator, or nothing fits.
+            accelerator, or only steps of a decoder that is too slow, or nothing fits.
     """
     good = one_subject(frame, model, dtype, ids)
-    layers, notes = layers_of(good)
-    table_gb, needed_gb = _table_gb(good, layers)
-    found = curves(good)
-    fitting = sorted(name for name in found if needed_gb[name] <= device_memory_gb)
-    if not fitting:
-        nearest = min(found, key=lambda name: needed_gb[name])
-        raise AdviceError(
-            f"device_memory_gb={device_memory_gb:g}: nothing that was measured fits; the nearest is {nearest}, "
-            f"with {needed_gb[nearest]:.1f} GB of tables on the device"
-        )
-    choices = [_choose(found, fitting, use, tokens, layers) for use, tokens in ((DECODE, decode), (PREFILL, prefill))]
-    chosen = [choice.strategy for choice in choices if choice.strategy is not None]
-    keeps_tables = any(needed_gb[name] for name in chosen)
-    freed_gb = None if len(chosen) < len(choices) else 0.0 if keeps_tables else table_gb
+    uses = (DECODE, decode), (PREFILL, prefill)
+    return _of_subject(frame, good, uses, device_memory_gb, token_bytes)
+
+
+def _of_subject(
+    frame: pd.DataFrame,
+    good: pd.DataFrame,
+    uses: Sequence[tuple[str, int]],
+    device_memory_gb: float,
+    token_bytes: TokenBytes,
+) -> Advice:
+    of_runs = frame[frame["run_id"].isin(good["run_id"])]
+    stepped, of_decoder = beside_fast_decoders(of_runs)
+    good = good[good["case"] == FULL] if stepped.empty else stepped
+    if good.empty:
+        raise AdviceError("; ".join(of_decoder) or NOTHING)
+    layers, of_layers = layers_of(good)
+    tables_gb, needed_gb = table_gb(good, layers)
+    fitting = _fitting(needed_gb, device_memory_gb)
+    kept_bytes = token_bytes(*good[["decoder", "options", "dtype"]].iloc[0])
+    steps = steps_of(stepped, fitting, tables_gb, kept_bytes)
+    found = {} if steps else curves(good)
+    choices = [] if steps else [_choose(found, fitting, use, tokens, layers) for use, tokens in uses]
+    chosen = [choice.strategy for choice in choices] + [step.best for step in steps]
+    held_against = of_runs[of_runs["case"].isin(OF_A_STEP)] if steps else good
     return Advice(
-        model=model,
+        model=good["model"].iloc[0],
         dtype=good["dtype"].iloc[0],
         ids=good["tokens"].iloc[0],
         about={str(column): spelled(value) for column, value in about_of(good).iloc[0].items()},
         layers=layers,
-        table_gb=table_gb,
-        freed_gb=freed_gb,
+        table_gb=tables_gb,
+        rounded_up_gb=rounded_up_gb(good, layers),
+        freed_gb=_freed_gb(chosen, needed_gb, tables_gb),
+        steps=steps,
         choices=choices,
-        regimes=regimes(found, fitting),
+        regimes=regimes(found, fitting) if found else [],
         sort_rows=sort_thresholds(lookups_like(frame, good)),
-        notes=notes + _notes(found, good),
+        notes=[*of_layers, *of_decoder, *_notes(needed_gb, found, steps, held_against)],
     )
 
 
-def _table_gb(good: pd.DataFrame, layers: int) -> tuple[float, dict[str, float]]:
-    """Of all layers at full size: the tables, and what of them each strategy keeps in device memory."""
-    full_size = good["row_bytes"] * good["true_rows"] * layers / 1e9
-    on_device = full_size.where(good["table"] == DEVICE, 0.0).groupby(good["strategy"]).max()
-    return float(full_size.max()), on_device.to_dict()
+def _fitting(needed_gb: Mapping[str, float], device_memory_gb: float) -> list[str]:
+    """The strategies within the budget."""
+    fitting = sorted(name for name in needed_gb if needed_gb[name] <= device_memory_gb)
+    if not fitting:
+        nearest = min(needed_gb, key=lambda name: needed_gb[name])
+        raise AdviceError(
+            f"device_memory_gb={device_memory_gb:g}: nothing that was measured fits; the nearest is {nearest}, "
+            f"with {needed_gb[nearest]:.1f} GB of tables on the device"
+        )
+    return fitting
 
 
-def _notes(found: Mapping[str, Curve], good: pd.DataFrame) -> list[str]:
+def _freed_gb(choices: Sequence[str | None], needed_gb: Mapping[str, float], tables_gb: float) -> float | None:
+    """Of device memory, if all choices are followed."""
+    known = [name for name in choices if name is not None]
+    if len(known) < len(choices):
+        return None
+    return 0.0 if any(needed_gb[name] for name in known) else tables_gb
+
+
+def _notes(names: Collection[str], found: Mapping[str, Curve], steps: Sequence[Step], rows: pd.DataFrame) -> list[str]:
+    """What limits advice that is given from these strategies, curves or steps, and rows."""
+    times = [time for curve in found.values() for time in curve.values()]
+    times += [one.time for step in steps for one in step.strategies]
     notes = []
-    if len(found) == 1:
-        notes.append(f"nothing but {', '.join(found)} was measured: it is the best of one")
-    if YARDSTICK not in found:
+    if len(names) == 1:
+        notes.append(f"nothing but {', '.join(names)} was measured: it is the best of one")
+    if YARDSTICK not in names:
         notes.append("strategy=device was not measured: what an offload adds is unknown")
-    if (good["table_scale"] < 1).any():
+    if (rows["table_scale"] < 1).any():
         notes.append("tables were shrunk (table_scale): rows may have been in caches that a whole table exceeds")
-    if disturbed := disturbance(good):
+    if disturbed := disturbance(rows):
         notes.append(disturbed)
-    if any(time.runs < ENOUGH_RUNS for curve in found.values() for time in curve.values()):
+    if any(time.runs < ENOUGH_RUNS for time in times):
         notes.append(
             f"sizes with fewer than {ENOUGH_RUNS} runs: their intervals lack what changes from run to run (repeats=5 "
             "measures it), and so does what they make clear"
         )
-    notes.append("the layer was timed alone: beside a model's step some of it may be hidden, and the order may change")
+    if not steps:
+        notes.append(f"the layer was timed {ALONE}, since some of it may be hidden there (decoder=dense_8b times it)")
     return notes
 
 

@@ -7,11 +7,13 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import NamedTuple
 
-from engram_exp.analysis.advice import YARDSTICK, Advice, Choice, Option
+from engram_exp.analysis.advice import ALONE, Advice, Choice, Option
 from engram_exp.analysis.answers import Answer
 from engram_exp.analysis.compare import ENOUGH_RUNS
 from engram_exp.analysis.curves import INTERPOLATED, MEASURED, MOST_APART, Regime, Time
 from engram_exp.analysis.engines import sorting
+from engram_exp.analysis.exposed import YARDSTICK
+from engram_exp.analysis.exposed_in_words import CardInWords, cards_of, differences, lines_of_card
 
 
 class Point(NamedTuple):
@@ -34,7 +36,8 @@ class Words:
 
     Args:
         tables: how large they are, and where they need not be.
-        uses: decode and prefill.
+        cards: of decode steps and prompts of a model; none where no step was measured.
+        uses: decode and prefill, by the layer's time alone; none where steps were measured.
         regimes: strategies and the tokens per step at which each is best.
         sort_rows: whether sorting row ids pays, and when engines do it.
         notes: what limits the advice.
@@ -42,6 +45,7 @@ class Words:
     """
 
     tables: str
+    cards: list[CardInWords]
     uses: list[Use]
     regimes: list[tuple[str, str]]
     sort_rows: list[str]
@@ -54,7 +58,10 @@ def in_words(advice: Advice) -> Words:
     plural = "s" if advice.layers > 1 else ""
     freed = "" if advice.freed_gb is None else f", of which {advice.freed_gb:.1f} GB need not be in device memory"
     return Words(
-        tables=f"{advice.layers} layer{plural} with {advice.table_gb:.1f} GB of tables{freed}",
+        tables=f"{advice.layers} layer{plural} with {advice.table_gb:.1f} GB of tables{freed}; they take "
+        f"{advice.rounded_up_gb:.1f} GB of host memory where an allocator rounds each array up to a power of two, as "
+        "PyTorch's does for pinned memory",
+        cards=cards_of(advice),
         uses=[_use(choice, plural) for choice in advice.choices],
         regimes=[(regime.strategy, _range(regime)) for regime in advice.regimes],
         sort_rows=_sorting(*advice.sort_rows),
@@ -90,9 +97,13 @@ def _lines(told: Sequence[tuple[str, Words]], refused: list[str]) -> list[str]:
 
 def _own_lines(label: str, words: Words, told_below: Sequence[str]) -> list[str]:
     lines = [f"{label}: {words.tables}"]
+    for card in words.cards:
+        lines += ["", *lines_of_card(card)]
     for use in words.uses:
         lines += ["", use.heading, *(f"  {text} {flags}".rstrip() for text, flags in use.points)]
-    lines += ["", "best over tokens per step:" + ("" if words.regimes else " no size was measured for two strategies")]
+    if words.uses:
+        none = "" if words.regimes else " no size was measured for two strategies"
+        lines += ["", f"best over tokens per step:{none}"]
     lines += [f"  {strategy:<10} {sizes}" for strategy, sizes in words.regimes]
     first, *more = words.sort_rows
     notes = [f"note: {note}" for note in words.notes if note not in told_below]
@@ -143,6 +154,7 @@ def _use(choice: Choice, plural: str) -> Use:
         about, why = ("", "") if added.lo is not None else ("about ", f" ({_why_no_interval(added)})")
         together = f"to tables in device memory, its layer{plural} together{how}{why}"
         points.append(Point(f"adds {about}{_span(added)} ms a step {together}"))
+    points.append(Point(ALONE))
     points += [_engine(release, option, choice) for release, option in choice.engines.items()]
     return Use(head + choice.strategy, points)
 
@@ -182,7 +194,8 @@ def _engine(release: str, option: Option | None, choice: Choice) -> Point:
 def _differences(advice: Advice) -> list[str]:
     """What the named engines do otherwise, each once."""
     options = [(release, option) for choice in advice.choices for release, option in choice.engines.items() if option]
-    return list(dict.fromkeys(f"{release} as {option.strategy}: {option.differs}" for release, option in options))
+    of_choices = (f"{release} as {option.strategy}: {option.differs}" for release, option in options)
+    return list(dict.fromkeys([*of_choices, *differences(advice.steps)]))
 
 
 def _sorting(after: int | None, by: int | None) -> list[str]:

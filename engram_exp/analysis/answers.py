@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pandas as pd
 
-from engram_exp.analysis.advice import Advice, advise
+from engram_exp.analysis.advice import Advice, TokenBytes, advise
+from engram_exp.analysis.exposed import tell_exposed
 from engram_exp.analysis.selection import ASKED, AdviceError, measured
 from engram_exp.analysis.subjects import Subject, subjects
-from engram_exp.vocabulary import FULL
+from engram_exp.vocabulary import FULL, IN_STEP
 
 PRODUCTION = "deepseek_v41_flash"
 KINDS = ("text", "ids", "random")  # of tokens: the nearer to what is served, the earlier
@@ -38,6 +39,7 @@ def advise_all(
     model: str | None = None,
     dtype: str | None = None,
     ids: str | None = None,
+    token_bytes: TokenBytes = lambda decoder, options, dtype: None,
 ) -> list[Answer]:
     """Answer for every subject of a campaign, those without advice last; otherwise in the order of `by_weight`.
 
@@ -45,6 +47,7 @@ def advise_all(
         frame: rows as `load_results` returns them.
         decode, prefill, device_memory_gb: as `advise` takes them.
         model, dtype, ids: keep what has this value in the columns `model`, `dtype` and `tokens`; None: all of them.
+        token_bytes: as `advise` takes it.
 
     Raises:
         AdviceError: the data do not hold what is asked for, or give no advice for any of it.
@@ -53,7 +56,9 @@ def advise_all(
     measured(frame, **asked)
     for key, wanted in asked.items():
         frame = frame if wanted is None else frame[frame[ASKED[key]] == wanted]
-    answers = [answer(subject, decode, prefill, device_memory_gb) for subject in by_weight(subjects(frame))]
+    answers = [
+        answer(subject, decode, prefill, device_memory_gb, token_bytes) for subject in by_weight(subjects(frame))
+    ]
     if not any(one.advice for one in answers):
         reasons = dict.fromkeys(one.why_none for one in answers)
         told = [f"{one.subject.label}: {one.why_none}" for one in answers] if len(reasons) > 1 else reasons
@@ -61,24 +66,31 @@ def advise_all(
     return sorted(answers, key=lambda one: one.advice is None)
 
 
-def answer(subject: Subject, decode: int, prefill: int, device_memory_gb: float) -> Answer:
-    """What the data say of one subject; the sizes and the budget as `advise` takes them."""
+def answer(subject: Subject, decode: int, prefill: int, device_memory_gb: float, token_bytes: TokenBytes) -> Answer:
+    """What the data say of one subject; all else as `advise` takes it."""
     model = subject.rows["model"].iloc[0]
+    asked: dict[str, Any] = {"decode": decode, "prefill": prefill, "device_memory_gb": device_memory_gb}
     try:
-        found = advise(subject.rows, model, decode=decode, prefill=prefill, device_memory_gb=device_memory_gb)
+        found = advise(subject.rows, model, **asked, token_bytes=token_bytes)
     except AdviceError as error:
         return Answer(subject, None, str(error))
     return Answer(subject, found, "")
 
 
 def by_weight(about: Iterable[Subject]) -> list[Subject]:
-    """Subjects with a `full` that was timed on an accelerator first; among these the production model, then text
-    before other tokens, then those with the most rows."""
+    """Subjects with a `full` or a `step` that was timed on an accelerator first; among these the production model, then
+    those with a `step`, then text before other tokens, then those with the most rows."""
     return sorted(about, key=_weight)
 
 
-def _weight(subject: Subject) -> tuple[bool, bool, int, int]:
+def _weight(subject: Subject) -> tuple[bool, bool, bool, int, int]:
     rows = subject.rows
-    decisive = ((rows["case"] == FULL) & (rows["device"] != "cpu")).any()
+    decisive = (rows["case"].isin([FULL, IN_STEP]) & (rows["device"] != "cpu")).any()
     model, kind = rows["model"].iloc[0], rows["tokens"].iloc[0]
-    return not decisive, model != PRODUCTION, KINDS.index(kind) if kind in KINDS else len(KINDS), -len(rows)
+    return (
+        not decisive,
+        model != PRODUCTION,
+        not tell_exposed(rows).any(),
+        KINDS.index(kind) if kind in KINDS else len(KINDS),
+        -len(rows),
+    )

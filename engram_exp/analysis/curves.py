@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby, pairwise
+from typing import Any, TypeVar
 
 import pandas as pd
 
@@ -20,7 +21,7 @@ MOST_APART = 4
 
 @dataclass(frozen=True)
 class Time:
-    """Milliseconds of one step in one layer, and how they are known.
+    """Milliseconds of one step (in one layer, unless it is said otherwise), and how they are known.
 
     ms: the median; of several runs, the median of their medians. None where nothing is known.
     lo, hi: all of the 95 % intervals of these runs' medians; None where a run had too few samples for one.
@@ -47,6 +48,7 @@ class Time:
 
 UNKNOWN = Time(None, None, None, NOT_MEASURED)
 Curve = Mapping[int, Time]
+Point = TypeVar("Point")
 
 
 def curves(frame: pd.DataFrame) -> dict[str, dict[int, Time]]:
@@ -59,17 +61,29 @@ def curves(frame: pd.DataFrame) -> dict[str, dict[int, Time]]:
     Args:
         frame: rows of one model, dtype and kind of tokens, as `load_results` returns them.
     """
-    full = with_tokens(frame[(frame["case"] == FULL) & (frame["status"] == OK)])
     found: dict[str, dict[int, Time]] = {}
-    key = ["strategy", "tokens_per_step"]
-    told = ways_told(full)
-    for row in over_runs(fastest_ways(full), key).sort_values(key).to_dict("records"):
+    for row, time in times_of(with_tokens(frame[(frame["case"] == FULL) & (frame["status"] == OK)])):
+        found.setdefault(row["strategy"], {})[row["tokens_per_step"]] = time
+    return found
+
+
+def times_of(rows: pd.DataFrame, **more: tuple[str, Any]) -> Iterator[tuple[dict[str, Any], Time]]:
+    """The time of every strategy at every number of tokens per step, in the shape and the way that `curves` says.
+
+    Args:
+        rows: measured ones of one case and one subject, with `tokens_per_step`.
+        more: as `over_runs` takes it; the dictionaries hold what it comes to.
+    """
+    key, told = ["strategy", "tokens_per_step"], ways_told(rows)
+    for row in over_runs(fastest_ways(rows), key, **more).sort_values(key).to_dict("records"):
         without = math.isnan(row["lo"]) or math.isnan(row["hi"])
         lo, hi = (None, None) if without else (row["lo"], row["hi"])
-        strategy, tokens = row["strategy"], row["tokens_per_step"]
-        ways = [told[strategy, tokens]] if (strategy, tokens) in told else []
-        found.setdefault(strategy, {})[tokens] = Time(row["ms"], lo, hi, MEASURED, row["runs"], ways)
-    return found
+        name, tokens = row["strategy"], row["tokens_per_step"]
+        ways = [told[name, tokens]] if (name, tokens) in told else []
+        yield (
+            {str(column): value for column, value in row.items()},
+            Time(row["ms"], lo, hi, MEASURED, row["runs"], ways),
+        )
 
 
 def time_at(curve: Curve, tokens: int) -> Time:
@@ -84,6 +98,17 @@ def time_at(curve: Curve, tokens: int) -> Time:
             ms, lo, hi = (_between(getattr(low, part), getattr(high, part), share) for part in ("ms", "lo", "hi"))
             return Time(ms, lo, hi, INTERPOLATED, min(low.runs, high.runs), low.ways + high.ways)
     return UNKNOWN
+
+
+def stretches(curve: Mapping[int, Point]) -> list[dict[int, Point]]:
+    """Whatever is known over tokens, cut where neighbouring sizes are too far apart to say anything of what lies
+    between."""
+    parts: list[dict[int, Point]] = []
+    for tokens in sorted(curve):
+        if not parts or tokens > max(parts[-1]) * MOST_APART:
+            parts.append({})
+        parts[-1][tokens] = curve[tokens]
+    return parts
 
 
 def _between(low: float | None, high: float | None, share: float) -> float | None:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import pandas as pd
 
+from engram_exp.analysis.exposed import tell_exposed
 from engram_exp.analysis.subjects import ABOUT, about_of, listed, spelled
 from engram_exp.vocabulary import FULL, OK
 
 ASKED = {"model": "model", "dtype": "dtype", "ids": "tokens"}  # what one asks for, and its column
-LAYERS = "layers"
+LAYERS, ENGRAM_LAYERS = "layers", "engram_layers"
 LAYERS_BEFORE_THE_COLUMN = {"demo": 2, "deepseek_v41_flash": 2}  # with a table, in rows that do not tell it
+NOTHING = "the data hold no measured `full`, nor a `step` beside a `ready`"
 
 
 class AdviceError(ValueError):
@@ -17,7 +19,8 @@ class AdviceError(ValueError):
 
 
 def measured(frame: pd.DataFrame, **asked: str | None) -> pd.DataFrame:
-    """The measured rows of `full` that have what is asked for.
+    """The rows that advice is given from and that have what is asked for: measured ones of `full`, and those of `step`
+    that tell what is exposed.
 
     Args:
         frame: rows as `load_results` returns them.
@@ -26,9 +29,10 @@ def measured(frame: pd.DataFrame, **asked: str | None) -> pd.DataFrame:
     Raises:
         AdviceError: there are none.
     """
-    good = frame[(frame["status"] == OK) & (frame["case"] == FULL)]
+    full = (frame["status"] == OK) & (frame["case"] == FULL)
+    good = frame[full | tell_exposed(frame)]
     if good.empty:
-        raise AdviceError("the data hold no measured `full`")
+        raise AdviceError(NOTHING)
     for key, wanted in asked.items():
         values = good[ASKED[key]]
         if wanted is not None and wanted not in set(values):
@@ -38,7 +42,7 @@ def measured(frame: pd.DataFrame, **asked: str | None) -> pd.DataFrame:
 
 
 def one_subject(frame: pd.DataFrame, model: str, dtype: str | None, ids: str | None) -> pd.DataFrame:
-    """The rows of `full` of one subject."""
+    """The rows of one subject that advice is given from."""
     good = measured(frame, model=model, dtype=dtype, ids=ids)
     for key, column in ASKED.items():
         if good[column].nunique() > 1:
@@ -66,7 +70,10 @@ def lookups_like(frame: pd.DataFrame, good: pd.DataFrame) -> pd.DataFrame:
 
 
 def layers_of(good: pd.DataFrame) -> tuple[int, list[str]]:
-    """How many layers of the model have a table: as the rows tell it or, where they do not yet, by its name; notes."""
+    """How many layers have a table, of the decoder or else of the model: as the rows tell it or, where they do not yet,
+    by its name; notes."""
+    if beside := str(good[ENGRAM_LAYERS].iloc[0]):
+        return len(beside.split()), []
     told = sorted(good[LAYERS].dropna().unique()) if LAYERS in good else []
     if len(told) > 1:
         raise AdviceError(f"{LAYERS}: the data hold {listed(map(spelled, told))}; keep the rows of one")

@@ -28,6 +28,9 @@ PHRASES = {
     "host_load": "host_load={:g}",
     "link_load_gb_per_s": "link_load_gb_per_s={:g}",
     "link_load_block_kib": "link_load_block_kib={:g}",
+    "decoder": "decoder={}",
+    "engram_layers": "tables at layers {}",
+    "ids": "ids made on the {}",
     "threads": "{:g} threads",
 }
 # What no figure and no advice mixes, and its words; of the options, those that belong to one of these (`about_of`).

@@ -11,6 +11,7 @@ from engram_exp.analysis.advice_in_words import lines_of_all
 from engram_exp.analysis.answers import advise_all
 from engram_exp.analysis.subjects import load_campaign
 from engram_exp.commands.arguments import add_only, add_sizes
+from engram_exp.config.decoders import token_bytes
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -39,6 +40,7 @@ def run(arguments: argparse.Namespace) -> None:
         model=arguments.model,
         dtype=arguments.dtype,
         ids=arguments.ids,
+        token_bytes=token_bytes,
     )
     if not arguments.json:
         print("\n".join(lines_of_all(answers)))

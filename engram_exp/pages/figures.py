@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import altair as alt
 import pandas as pd
 
 from engram_exp.analysis.compare import GOES_WITH, WORKLOAD
-from engram_exp.analysis.curves import MOST_APART, Curve, Time, curves
+from engram_exp.analysis.curves import curves, stretches
 from engram_exp.analysis.subjects import ABOUT, STEP, WAYS, Subject, as_typed, fastest_ways, in_one_shape, over_runs
 from engram_exp.pages.looks import (
     CASE_ORDER,
@@ -23,33 +23,10 @@ from engram_exp.pages.looks import (
     strategies_in,
     strategy_color,
 )  # fmt: skip
+from engram_exp.pages.sections import EFFECTS, LIMITS, MEMORY, OVER_TOKENS, SECTIONS, STAGES, Figure
 from engram_exp.results.integrity import ROUNDING
-from engram_exp.vocabulary import FULL, FUSION, LAYER, OK, WHOLES
+from engram_exp.vocabulary import FULL, FUSION, LAYER, OF_A_STEP, OK, WHOLES
 
-OVER_TOKENS, STAGES, LIMITS, MEMORY, EFFECTS = "tokens", "stages", "limits", "memory", "effects"
-SECTIONS = {  # heading, and how to read it
-    OVER_TOKENS: (
-        "Time over tokens per step",
-        "full of the fastest way in which each strategy was run, at each size all of them in the shape (batch size, "
-        "length) in which the most were measured; bands and bars: the widest 95 % intervals of the medians, of a "
-        f"single run within its one process. No line spans more than a factor of {MOST_APART} in size.",
-    ),
-    STAGES: (
-        "Stages beside the whole",
-        "Stages were timed one by one, and full as it runs: shorter than their sum where they overlap. Strategies of "
-        "which all stages were timed; those that take more than ten times as long have a figure of their own.",
-    ),
-    LIMITS: (
-        "How near to the limit",
-        "The shortest time that this machine allows over the median: 100 % is the limit.",
-    ),
-    MEMORY: (
-        "Latency against device memory",
-        "Each point is a way of running a strategy, with the most device memory of its run; the line joins those that "
-        "no other beats in both.",
-    ),
-    EFFECTS: ("What a choice changes", "Runs that differ in this alone, each against the fastest of them."),
-}
 CASES_OF_EFFECT = {"row_order": ("lookup",), "table": ("lookup", FULL), "dtype": (FULL,), "schedule": (FULL,)}
 GOES_ALONG = {
     **GOES_WITH,
@@ -63,19 +40,6 @@ SIZES_SHOWN = 3
 FAR_SLOWER = 10
 
 
-class Figure(NamedTuple):
-    """One chart and where it belongs.
-
-    section: a key of `SECTIONS`.
-    title: says what its rows are about.
-    chart: of a single view, without a width.
-    """
-
-    section: str
-    title: str
-    chart: alt.LayerChart | alt.Chart
-
-
 def figures(frame: pd.DataFrame, about: list[Subject]) -> list[Figure]:
     """All figures that the rows of a campaign, split into subjects, can fill, section by section."""
     found = [figure for subject in about for figure in _of_subject(subject)]
@@ -85,7 +49,7 @@ def figures(frame: pd.DataFrame, about: list[Subject]) -> list[Figure]:
 
 
 def _of_subject(subject: Subject) -> Iterator[Figure]:
-    rows = subject.rows
+    rows = subject.rows[~subject.rows["case"].isin(OF_A_STEP)]
     if rows[rows["case"] == FULL]["tokens_per_step"].nunique() > 1:
         yield Figure(OVER_TOKENS, subject.label, _over_tokens(rows))
     for name, own in rows.groupby("strategy"):  # each by itself: in its own shapes
@@ -123,7 +87,7 @@ def _over_tokens(rows: pd.DataFrame) -> alt.LayerChart:
                 "stretch": stretch,
             }
             for name, curve in curves(rows).items()
-            for stretch, part in enumerate(_stretches(curve))
+            for stretch, part in enumerate(stretches(curve))
             for tokens, time in part.items()
         ]
     )
@@ -144,16 +108,6 @@ def _over_tokens(rows: pd.DataFrame) -> alt.LayerChart:
     else:
         layers = [band, line, dots]
     return alt.layer(*layers).properties(height=320)
-
-
-def _stretches(curve: Curve) -> list[dict[int, Time]]:
-    """The curve, cut where neighbouring sizes are too far apart to say anything of what lies between."""
-    parts: list[dict[int, Time]] = []
-    for tokens in sorted(curve):
-        if not parts or tokens > max(parts[-1]) * MOST_APART:
-            parts.append({})
-        parts[-1][tokens] = curve[tokens]
-    return parts
 
 
 def _stage_figures(title: str, rows: pd.DataFrame) -> Iterator[Figure]:

@@ -13,7 +13,7 @@ import vl_convert
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from engram_exp.machine.files import write_text
-from engram_exp.pages.figures import OVER_TOKENS, SECTIONS, Figure
+from engram_exp.pages.sections import EXPOSED, OVER_TOKENS, SECTIONS, Figure
 
 PAGE, SUMMARY, FIGURES = "index.html", "summary.md", "figures"
 SVG_WIDTH = 640  # pixels
@@ -53,7 +53,8 @@ def write_page(output: Path, facts: Mapping[str, Any], table: str, figures: Sequ
             stale.unlink()
     for name, figure in named:
         write_text(output / FIGURES / f"{name}.svg", draw(figure, SVG_WIDTH))
-    first = next((name for name in named if name.figure.section == OVER_TOKENS), None)
+    opening = (name for section in (EXPOSED, OVER_TOKENS) for name in named if name.figure.section == section)
+    first = next(opening, None)
     sections = [
         (heading, text, [name for name in named if name.figure.section == key and name is not first])
         for key, (heading, text) in SECTIONS.items()
@@ -66,7 +67,8 @@ def write_page(output: Path, facts: Mapping[str, Any], table: str, figures: Sequ
         lstrip_blocks=True,
     )
     parts = {**facts, "sections": [section for section in sections if section[-1]], "folder_of_figures": FIGURES}
-    parts |= {"first": first, "how_to_read_it": SECTIONS[OVER_TOKENS][1]}
+    heading, how_to_read_it = SECTIONS[first.figure.section] if first else ("", "")
+    parts |= {"first": first, "heading": heading, "how_to_read_it": how_to_read_it}
     write_text(output / SUMMARY, templates.get_template(f"{SUMMARY}.jinja").render(parts))
     specifications = json.dumps({name: specification(figure) for name, figure in named})
     vega = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;", vl_version=VEGA_LITE)

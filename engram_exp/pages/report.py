@@ -14,6 +14,7 @@ import pandas as pd
 from engram_exp.analysis.advice_in_words import in_words, shared
 from engram_exp.analysis.answers import Answer, answer, by_weight
 from engram_exp.analysis.subjects import ABOUT, STEP, WAYS, as_typed, load_campaign, over_runs, subjects
+from engram_exp.config.decoders import token_bytes
 from engram_exp.pages.detail import detail
 from engram_exp.results import schema
 from engram_exp.results.integrity import DIGESTS
@@ -28,6 +29,7 @@ MORE_NUMBERS = {
     "device_ms_median": ("device_ms_median", "median"),
     "gb_per_s": ("gb_per_s", "median"),
     "efficiency": ("efficiency", "median"),
+    "exposed_ms_median": ("exposed_ms_median", "median"),
     "limit_by": ("limit_by", "first"),
     "not_steady": ("not_steady", "sum"),
 }
@@ -67,6 +69,7 @@ def report(
         FileNotFoundError, ValueError: no such folder, or no results in it, or none with these values.
     """
     _require_libraries()
+    from engram_exp.pages.exposed import exposed_figures
     from engram_exp.pages.figures import figures
     from engram_exp.pages.page import write_page
 
@@ -80,11 +83,12 @@ def report(
     if not about:
         raise ReportError(f"{folder}: nothing was measured; its rows are {_counts(frame['status'])}")
     shown = by_weight(about)[:MOST_SUBJECTS]
+    answers = [answer(subject, decode, prefill, device_memory_gb, token_bytes) for subject in shown]
     table, throughout = _table(frame)
     facts = {
         "title": folder.resolve().name,
         "asked": {"decode": decode, "prefill": prefill, "device_memory_gb": device_memory_gb},
-        **_answers([answer(subject, decode, prefill, device_memory_gb) for subject in shown]),
+        **_answers(answers),
         "subjects_not_shown": len(about) - len(shown),
         **_rows_in_words(frame),
         "left_out": [text for text in told if isinstance(text, LeftOutWarning)],
@@ -93,7 +97,7 @@ def report(
         "commands": commands,
         "environments": machines,
     }
-    page = write_page(Path(output), facts, table, figures(frame, shown))
+    page = write_page(Path(output), facts, table, [*exposed_figures(shown), *figures(frame, shown)])
     for text in told:
         warnings.warn(text, stacklevel=2)
     return page
@@ -108,7 +112,9 @@ def _require_libraries() -> None:
 def _answers(answers: Sequence[Answer]) -> dict[str, Any]:
     """What is told of each subject, and of all of them together."""
     notes, engines = shared([in_words(one.advice) for one in answers if one.advice])
-    return {"details": [detail(one, notes) for one in answers], "notes": notes, "engines": engines}
+    details = [detail(one, notes) for one in answers]
+    alone = [one for one in details if not (one.words and one.words.cards)]
+    return {"details": details, "alone": alone, "notes": notes, "engines": engines}
 
 
 def _rows_in_words(frame: pd.DataFrame) -> dict[str, Any]:

@@ -54,7 +54,7 @@ def test_subjects_without_advice_say_why_beside_the_others():
     assert refused.advice is None
     assert refused.why_none.startswith("device_memory_gb=0: nothing that was measured fits; the nearest is device")
     lookups = rows("uva", {64: 1.0}, case="lookup", dtype="float16")
-    assert answers(three(), lookups)[-1].why_none == "the data hold no measured `full`"
+    assert answers(three(), lookups)[-1].why_none == "the data hold no measured `full`, nor a `step` beside a `ready`"
 
 
 def test_where_nothing_is_answered_it_is_refused():

@@ -7,11 +7,15 @@ import pytest
 from common import H200
 from hypothesis import given
 from hypothesis import strategies as st
+from made_up import steps
 
 from engram_exp import load_results
-from engram_exp.analysis.curves import MOST_APART, Time
+from engram_exp.analysis.curves import MOST_APART, Time, stretches
 from engram_exp.analysis.subjects import WAYS, load_campaign, subjects
-from engram_exp.pages.figures import EFFECTS, LIMITS, MEMORY, OVER_TOKENS, SECTIONS, STAGES, _stretches, figures
+from engram_exp.pages.exposed import exposed_figures
+from engram_exp.pages.figures import figures
+from engram_exp.pages.page import draw
+from engram_exp.pages.sections import EFFECTS, EXPOSED, LIMITS, MEMORY, OVER_TOKENS, SECTIONS, STAGES
 
 pytestmark = pytest.mark.slow  # drawing takes seconds
 
@@ -19,7 +23,7 @@ pytestmark = pytest.mark.slow  # drawing takes seconds
 @given(st.sets(st.integers(1, 10**6), min_size=1))
 def test_no_line_spans_what_is_not_known(sizes):
     curve = {size: Time(1.0, None, None, "measured") for size in sizes}
-    parts = _stretches(curve)
+    parts = stretches(curve)
     assert [size for part in parts for size in part] == sorted(sizes)
     for part in parts:
         assert all(right <= left * MOST_APART for left, right in pairwise(part))
@@ -32,7 +36,7 @@ def data_of(figure):
 
 def test_figures_hold_the_numbers_of_the_campaign(drawn):
     assert [figure.section for figure in drawn] == sorted((f.section for f in drawn), key=list(SECTIONS).index)
-    assert {figure.section for figure in drawn} == set(SECTIONS)
+    assert {figure.section for figure in drawn} == set(SECTIONS) - {EXPOSED}, "no step of a model was measured"
     frame = load_results(H200).query("case == 'full' and model == 'demo' and tokens == 'random' and row_bytes == 128")
     frame = frame.assign(tokens=frame["batch_size"] * frame["seq_len"])
     measured = set(zip(frame["strategy"], frame["tokens"], strict=True))
@@ -147,3 +151,30 @@ def test_hovering_tells_which_of_several_ways_is_meant():
     shown = next(figure for figure in figures(both, subjects(both)) if figure.section == OVER_TOKENS)
     assert {row["way"] for row in data_of(shown)} == {"table=huge"}
     assert {"field": "way", "type": "nominal"} in shown.chart.to_dict()["layer"][-1]["encoding"]["tooltip"]
+
+
+def test_what_is_exposed_is_drawn_for_all_strategies_with_intervals():
+    frame = pd.concat(
+        [
+            steps("uva", {(1, 1): 5, (64, 1): 34.1, (1, 64): 70}),
+            steps("device", {(64, 1): -2}),
+            steps("kv_on_gpu", {(64, 1): 10}, decoder="dense_4b"),
+            steps("kv_on_gpu", {(64, 1): 0}, share=0.1),
+        ],
+        ignore_index=True,
+    )
+    with_steps, other = exposed_figures(subjects(frame))
+    assert with_steps.section == EXPOSED
+    assert "decoder=dense_8b" in with_steps.title
+    assert "ids" not in with_steps.title, "decode steps and prompts stand in one"
+    assert "decoder=dense_4b" in other.title
+    points = [row for row in data_of(with_steps) if "strategy" in row]
+    found = {(row["strategy"], row["use"], row["tokens"]): (row["lo"], row["us"], row["hi"]) for row in points}
+    assert found == {
+        ("uva", "decode", 1): pytest.approx((4, 5, 6)), ("uva", "decode", 64): pytest.approx((33.1, 34.1, 35.1)),
+        ("uva", "prefill", 64): pytest.approx((69, 70, 71)), ("device", "decode", 64): pytest.approx((-3, -2, -1)),
+    }  # fmt: skip
+    assert len({row["stretch"] for row in points if row["use"] == "decode"}) == 2, "no line from 1 to 64 tokens"
+    svg = draw(with_steps, 640)
+    assert svg.count("uva") > 3
+    assert ">10,000<" not in svg, "ticks within the data alone"

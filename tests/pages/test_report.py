@@ -7,13 +7,16 @@ import shutil
 import pandas as pd
 import pytest
 from common import H200, ROOT
+from made_up import steps, three
 from playwright.sync_api import sync_playwright
 
 from engram_exp import load_results, report
 from engram_exp.__main__ import main
 from engram_exp.analysis.subjects import WAYS, load_campaign, subjects
-from engram_exp.pages.figures import OVER_TOKENS, figures
+from engram_exp.pages.figures import figures
 from engram_exp.pages.report import MOST_SUBJECTS, ReportError, _table
+from engram_exp.pages.sections import EXPOSED, OVER_TOKENS
+from engram_exp.results.schema import COLUMNS
 from engram_exp.results.write import write_run
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
@@ -246,3 +249,40 @@ def test_a_table_that_mixes_code_says_so(tmp_path):
 def test_a_report_of_some_rows(tmp_path):
     page = report(H200 / "text", tmp_path, only=["strategy=uva"])
     assert "kv_on_cpu" not in re.search(r"const table = .*", page.read_text())[0]
+
+
+def test_where_steps_were_measured_cards_and_their_picture_come_first(open_page, tmp_path):
+    prompts = {(1, 512): 200, (1, 2048): -16}
+    frame = pd.concat(
+        [
+            steps("uva", {(1, 1): 5, (64, 1): 34.1} | prompts),
+            steps("kv_on_gpu", {(1, 1): 240, (64, 1): 341, (1, 512): -30}),
+            steps("device", {(1, 1): 1, (64, 1): 2}),
+            three().assign(run_id=[*map(str, range(12))]),
+        ]
+    )
+    for number, (_, rows) in enumerate(frame.groupby("run_id")):
+        (tmp_path / f"campaign/{number}").mkdir(parents=True)
+        told = rows[[*COLUMNS[1:]]].drop(columns=["tokens_per_s", "rows_per_s"]).astype(object)
+        write_run(tmp_path / f"campaign/{number}", {}, told.where(told.notna(), None).to_dict("records"))
+    view = open_page(report(tmp_path / "campaign", tmp_path / "report"))
+    cards = view.locator(".card")
+    assert cards.locator("h3").all_inner_texts() == [
+        "decode beside decoder=dense_8b",
+        "prefill beside decoder=dense_8b",
+    ]
+    cells = cards.nth(0).locator("tbody tr").nth(1).locator("td").all_inner_texts()
+    assert cells == [
+        "64 (64 x 1)", "strategy=uva", "34.1 (33.1 to 35.1)", "0.34 % (0.33 to 0.35)", "2.0", "202.8",
+        "ahead of kv_on_gpu by the intervals; 4 runs",
+    ]  # fmt: skip
+    assert "keys and values of 1,375,022 tokens" in cards.nth(0).inner_text()
+    assert view.locator(".chart").first.get_attribute("id").startswith(EXPOSED)
+    top = [
+        view.locator(name).first.bounding_box()["y"] for name in (".card", ".chart", "#answers", "h2:text('In detail')")
+    ]
+    assert top == sorted(top)
+    assert view.locator("#answers tbody th").all_inner_texts() == ["demo, bfloat16, text tokens, rows of 128 bytes"]
+    text = (tmp_path / "report/summary.md").read_text()
+    assert "| 64 (64 x 1) | uva | 34.1 (33.1 to 35.1) | 0.34 % (0.33 to 0.35) | 2.0 | 202.8 | `strategy=uva` |" in text
+    assert text.index("34.1 (33.1") < text.index("![") < text.index("ms a layer, alone")

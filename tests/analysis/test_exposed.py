@@ -1,0 +1,252 @@
+"""Advice goes by what a model's step takes longer, wherever one was measured beside a decoder that is fast enough."""
+
+import json
+from dataclasses import asdict
+
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from made_up import steps, three
+
+from engram_exp.analysis.advice_in_words import lines_of_all
+from engram_exp.analysis.answers import advise_all
+from engram_exp.analysis.curves import Time
+from engram_exp.analysis.exposed import beside_fast_decoders
+from engram_exp.analysis.memory import rounded_up_gb
+from engram_exp.analysis.selection import AdviceError
+from engram_exp.config.decoders import token_bytes
+
+V41_GB = 2 * 264 * 384_006_168 / 1e9
+
+
+def answers(*frames, **more):
+    asked = {"decode": 64, "prefill": 65536, "device_memory_gb": 0, "token_bytes": token_bytes, **more}
+    return advise_all(pd.concat(frames, ignore_index=True), **asked)
+
+
+def advice(*frames, **more):
+    (one,) = answers(*frames, **more)
+    return one.advice
+
+
+def text(*frames, **more):
+    return "\n".join(lines_of_all(answers(*frames, **more)))
+
+
+def test_each_size_gets_the_strategy_that_exposes_the_least():
+    found = advice(
+        steps("uva", {(1, 1): 5, (64, 1): 90}),
+        steps("kv_on_gpu", {(1, 1): 240, (64, 1): 34.5}, spread_us=4),
+        steps("device", {(1, 1): 1, (64, 1): 2}),
+    )
+    first, second = found.steps
+    assert (first.best, first.more, second.best, second.more) == ("uva", ["kv_on_gpu"], "kv_on_gpu", ["uva"])
+    assert [one.strategy for one in second.strategies] == ["device", "kv_on_gpu", "uva"], "what does not fit, too"
+    best = second.of("kv_on_gpu")
+    assert best.time == Time(*map(pytest.approx, (0.0345, 0.0305, 0.0385)), "measured", 4)
+    assert (best.percent, best.percent_lo, best.percent_hi) == tuple(map(pytest.approx, (0.345, 0.305, 0.385)))
+    assert (found.choices, found.regimes) == ([], []), "nothing by the layer's time alone"
+    assert not any("alone" in note for note in found.notes)
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.lists(st.lists(st.integers(-200, 900), min_size=4, max_size=4), min_size=2, max_size=3))
+@pytest.mark.slow
+def test_what_the_runs_say_is_what_is_told(exposed_us):
+    names = ["uva", "kv_on_gpu", "kv_on_cpu"][: len(exposed_us)]
+    frames = [
+        steps(name, {(64, 1): us}, runs=1, repeat=number)
+        for name, of_runs in zip(names, exposed_us, strict=True)
+        for number, us in enumerate(of_runs)
+    ]
+    (step,) = advice(*frames).steps
+    medians = {name: sorted(us)[1] + sorted(us)[2] for name, us in zip(names, exposed_us, strict=True)}
+    assert medians[step.best] == min(medians.values())
+    for name, us in zip(names, exposed_us, strict=True):
+        time = step.of(name).time
+        assert (time.lo * 1e3, time.hi * 1e3) == (pytest.approx(min(us) - 1), pytest.approx(max(us) + 1))
+        assert time.runs == 4
+    for name in step.more:
+        assert step.of(step.best).time.hi < step.of(name).time.lo
+
+
+def test_decoders_are_never_mixed():
+    found = answers(
+        steps("uva", {(64, 1): 50}), steps("kv_on_gpu", {(64, 1): 20}, decoder="dense_4b"),
+        steps("kv_on_gpu", {(64, 1): 10}, options="decoder.layers=18"),
+    )  # fmt: skip
+    told = {(one.advice.about["decoder"], one.advice.about["options"]): one.advice.steps[0] for one in found}
+    assert {key: [one.strategy for one in step.strategies] for key, step in told.items()} == {
+        ("dense_8b", ""): ["uva"], ("dense_4b", ""): ["kv_on_gpu"], ("dense_8b", "decoder.layers=18"): ["kv_on_gpu"]
+    }  # fmt: skip
+
+
+def test_a_decode_step_and_a_prompt_of_as_many_tokens_are_two():
+    found = advice(steps("uva", {(64, 1): 50, (1, 64): 70}, ids="host"))
+    assert [(step.use, step.batch_size, step.seq_len, step.tokens) for step in found.steps] == [
+        ("decode", 64, 1, 64), ("prefill", 1, 64, 64)
+    ]  # fmt: skip
+
+
+def test_intervals_that_overlap_leave_it_undecided():
+    (step,) = advice(steps("uva", {(64, 1): 50}, spread_us=10), steps("kv_on_gpu", {(64, 1): 45}, spread_us=10)).steps
+    assert (step.best, step.undecided, step.more) == ("kv_on_gpu", ["uva"], [])
+
+
+@pytest.mark.parametrize(
+    ("size", "share", "counts"),
+    [
+        ((64, 1), 0.626, True), ((64, 1), 0.624, False), ((65, 1), 0.501, True), ((65, 1), 0.499, False),
+        ((1, 512), 0.501, True), ((1, 512), 0.499, False),
+    ],
+)  # fmt: skip
+def test_a_decoder_that_misses_its_mark_decides_nothing(size, share, counts):
+    kept, notes = beside_fast_decoders(steps("uva", {size: 50}, share=share))
+    assert len(kept) == 4 * counts
+    said = [note.startswith(f"decoder=dense_8b is too slow at {size[0] * size[1]} tokens") for note in notes]
+    assert said == ([] if counts else [True])
+
+
+def test_steps_beside_a_slow_decoder_are_left_out_and_said_to_be():
+    slow, fast = steps("kv_on_gpu", {(64, 1): 1}, share=0.3), steps("uva", {(64, 1): 50, (16, 1): 20})
+    found = advice(slow, fast)
+    assert [(step.tokens, step.best, len(step.strategies)) for step in found.steps] == [(16, "uva", 1), (64, "uva", 1)]
+    assert "note: decoder=dense_8b is too slow at 64 tokens, down to 0.30 of what" in text(slow, fast)
+    with pytest.raises(AdviceError, match=r"^decoder=dense_8b is too slow at 64 tokens"):
+        answers(slow)
+
+
+@pytest.mark.slow
+def test_where_no_step_counts_the_layer_alone_is_told_and_marked():
+    slow = steps("kv_on_gpu", {(64, 1): 1}, share=0.3)
+    full = slow[slow["case"] == "step"].assign(case="full")
+    told = text(slow, full)
+    assert "is too slow" in told
+    assert "decode, 64 tokens per step: kv_on_gpu" in told
+    assert "\n  alone; beside a decoder the order may turn over\n" in told
+    assert "\n  alone; beside a decoder the order may turn over\n" in text(three())
+    assert "alone; beside" not in text(steps("uva", {(64, 1): 50}))
+
+
+def test_a_decoder_without_a_limit_is_used_and_said_to_be_unknown():
+    found = advice(steps("uva", {(64, 1): 50}, share=None))
+    assert found.steps[0].best == "uva"
+    assert any("how near the decoder comes to what this machine allows is unknown" in note for note in found.notes)
+    assert not any("unknown (case `decoder`" in note for note in advice(steps("uva", {(64, 1): 50})).notes)
+
+
+def test_a_step_needs_the_ready_of_its_run():
+    frame = steps("uva", {(64, 1): 50})
+    with pytest.raises(AdviceError, match="nor a `step` beside a `ready`"):
+        answers(frame[frame["case"] != "ready"])
+    with pytest.raises(AdviceError, match="nor a `step` beside a `ready`"):
+        answers(frame.assign(exposed_ms_median=float("nan")))
+
+
+@pytest.mark.slow
+def test_memory_is_as_measured_where_whole_tables_were_on_both_sides():
+    def freed(device, host, **columns):
+        frames = (
+            steps("device", {(64, 1): 1}, peak_device_bytes=device),
+            steps("uva", {(64, 1): 50}, peak_device_bytes=host, **columns),
+        )
+        (step,) = advice(*(frame.assign(**columns) for frame in frames)).steps
+        return {one.strategy: one.freed_gb for one in step.strategies}
+
+    assert freed(250e9, 48e9) == {"device": 0.0, "uva": 202.0}
+    assert freed(0, 0) == {"device": 0.0, "uva": pytest.approx(V41_GB)}, "unknown"
+    assert freed(30e9, 28e9, table_scale=0.01)["uva"] == pytest.approx(V41_GB), "of the model, not of what was shrunk"
+
+
+def test_a_budget_lets_the_tables_onto_the_device():
+    frames = steps("uva", {(64, 1): 50}), steps("device", {(64, 1): 2})
+    assert (advice(*frames).steps[0].best, advice(*frames).freed_gb) == ("uva", pytest.approx(V41_GB))
+    rich = advice(*frames, device_memory_gb=210)
+    assert (rich.steps[0].best, rich.freed_gb, rich.steps[0].of("device").cached_tokens) == ("device", 0.0, None)
+
+
+def test_keys_and_values_that_fit_into_what_is_freed():
+    (step,) = advice(steps("uva", {(64, 1): 50})).steps
+    assert step.strategies[0].cached_tokens == int(V41_GB * 1e9 // 147_456)
+    (step,) = advice(steps("uva", {(64, 1): 50}, decoder="matmuls")).steps
+    assert step.strategies[0].cached_tokens is None
+
+
+@pytest.mark.parametrize(
+    ("columns", "gib"),
+    [
+        ({}, 264),  # as engines take it for V4.1: 128 + 4 for each of two layers
+        ({"layout": "", "row_bytes": 264}, 256),
+        ({"layout": "split", "row_bytes": 160}, 128),
+        ({"true_rows": 2**20, "row_bytes": 1024, "layout": ""}, 2),  # a power of two already
+        ({"true_rows": 2**20 + 1, "row_bytes": 1024, "layout": ""}, 4),
+    ],
+)
+def test_an_allocator_that_rounds_up(columns, gib):
+    assert rounded_up_gb(steps("uva", {(64, 1): 50}, runs=1, **columns), 2) == gib * 2**30 / 1e9
+
+
+def test_tables_are_counted_by_the_decoder():
+    assert advice(steps("uva", {(64, 1): 50}, engram_layers="3", layers=2)).layers == 1
+    assert advice(steps("uva", {(64, 1): 50}, layers=1)).table_gb == pytest.approx(V41_GB)
+
+
+@pytest.mark.slow
+def test_engines_get_the_least_exposed_of_what_they_can_do():
+    frames = (
+        steps("uva", {(64, 1): 90, (1, 512): 200}, ids="host"),
+        steps("kv_on_cpu", {(64, 1): 1, (1, 512): 1}, ids="host"),
+        steps("kv_on_gpu", {(64, 1): 30, (1, 512): 20}, ids="host"),
+    )  # fmt: skip
+    decode, prefill = advice(*frames).steps
+    assert decode.engines == {"vLLM 0.33.0": "uva", "SGLang 0.5.23": "uva"}, "SGLang gathers for prompts alone"
+    assert prefill.engines == {"vLLM 0.33.0": "uva", "SGLang 0.5.23": "kv_on_gpu"}
+    told = text(*frames)
+    assert "\n  vLLM 0.33.0 at 64 tokens, as uva: --engram-config '{\"cpu_offload\": true}'\n" in told
+    assert told.count("SGLang 0.5.23 as kv_on_gpu: DeepSeek-V4.1 alone") == 1
+    none = text(steps("kv_on_cpu", {(64, 1): 1}))
+    assert "\n  vLLM 0.33.0: no option for a strategy that fits and was measured here\n" in none
+
+
+def test_what_one_types_and_reads():
+    told = text(
+        steps("uva", {(64, 1): 34.1}, prefetch="beside"), steps("uva", {(64, 1): 61}, prefetch="inline"),
+        steps("device", {(64, 1): -2}), steps("kv_on_gpu", {(64, 1): 341}),
+    )  # fmt: skip
+    assert (
+        "\n  64 (64 x 1): uva, 34.1 us (33.1 to 35.1), 0.34 % (0.33 to 0.35); ahead of kv_on_gpu by the intervals; "
+        "best of 2 ways; 4 runs\n    strategy=uva prefetch.where=beside: frees 202.8 GB of device memory; "
+        "tables in device memory expose -2.0 us\n  what is freed would hold the decoder's keys and values of 1,375,022 "
+        "tokens\n" in told
+    )
+    assert (
+        "2 layers with 202.8 GB of tables, of which 202.8 GB need not be in device memory; they take 283.5 GB" in told
+    )
+    once = text(steps("uva", {(64, 1): 34.1}, runs=1))
+    assert "; nothing else that fits was measured there; 1 run: intervals within its one process\n" in once
+    assert "note: sizes with fewer than 4 runs" in once
+
+
+def test_sizes_at_which_nothing_fits_say_so():
+    found = steps("uva", {(64, 1): 34.1}), steps("device", {(64, 1): 1, (16, 1): 1})
+    assert "\n  16 (16 x 1): nothing that fits was measured, but device\n" in text(*found)
+    assert advice(*found).freed_gb is None
+
+
+@pytest.mark.slow
+def test_the_production_model_comes_first_and_steps_before_what_is_alone():
+    found = answers(
+        steps("uva", {(64, 1): 50}, model="demo"),
+        three(model="deepseek_v41_flash"),
+        steps("uva", {(64, 1): 50}),
+        three(),
+    )
+    told = [(one.advice.model, bool(one.advice.steps)) for one in found]
+    assert told == [("deepseek_v41_flash", True), ("deepseek_v41_flash", False), ("demo", True), ("demo", False)]
+    assert json.loads(json.dumps(asdict(found[0].advice)))["steps"][0]["best"] == "uva"
+
+
+def test_a_cpu_that_stands_in_gives_no_advice():
+    with pytest.raises(AdviceError, match=r"^device=cpu in all"):
+        answers(steps("uva", {(64, 1): 50}, device="cpu"))
