@@ -105,8 +105,8 @@ def beside_fast_decoders(rows: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
         )
     if share[~missed].isna().any():
         notes.append(
-            "how near the decoder comes to what this machine allows is unknown (case `decoder`, and limits=cached, tell "
-            "it): a slow one hides what a fast one would not"
+            "how near the decoder comes to what this machine allows is unknown (cases=[decoder] limits=cached tell): "
+            "a slow one hides what a fast one would not"
         )
     return steps[~missed], notes
 

@@ -19,6 +19,7 @@ from engram_exp.config.derived import (
     components_of,
     decoder_of,
     decodes,
+    engram_layers_of,
     geometry_of,
     host_steps_of,
     ids_of,
@@ -58,7 +59,15 @@ CHOICES = {
     "prefetch.priority": (LOW, HIGH),
     "prefetch.lead": (THIS_STEP, PREVIOUS_STEP),
 }
-AT_LEAST_1 = ("batch_size", "seq_len", "iterations", "repeats", "schedule.ring_depth", "link_load_block_kib")
+AT_LEAST_1 = (
+    "steps_per_sample",
+    "batch_size",
+    "seq_len",
+    "iterations",
+    "repeats",
+    "schedule.ring_depth",
+    "link_load_block_kib",
+)
 AT_LEAST_0 = (  # or null
     "pause_ms", "host_load", "link_load_gb_per_s",
     "model.hash_seed", "model.pad_id", "model.vocab_size", "model.eos_id",
@@ -224,9 +233,13 @@ def _check_step(config: DictConfig) -> None:
     """Refuse what a model's step cannot be, and keys of a step where no decoder is chosen."""
     if decodes(config):
         decoder_of(config)
-        if config.prefetch.lead == PREVIOUS_STEP and ids_of(config) == DEVICE:
-            remedy = "ids are sampled by the step before, and not known ahead; ids=host, as a prompt's, would work"
+        _check_tables(config)
+        if config.prefetch.lead == PREVIOUS_STEP and (ids_of(config) == DEVICE or config.seq_len == 1):
+            remedy = "ids of a decode step are sampled by the one before; those of a prompt (seq_len=512) are known"
             raise ConfigError("prefetch.lead", PREVIOUS_STEP, remedy)
+        for key in ("streams", "priority") if config.prefetch.where == INLINE else ():
+            if (value := config.prefetch[key]) != OF_A_STEP[f"prefetch.{key}"]:
+                raise ConfigError(f"prefetch.{key}", value, "rows that are fetched inline come on the decoder's stream")
         _check_mixed(config)
         if config.prefetch.lead == PREVIOUS_STEP and config.prefetch.where == INLINE:
             raise ConfigError("prefetch.lead", PREVIOUS_STEP, "rows come before their step; use prefetch.where=beside")
@@ -238,9 +251,18 @@ def _check_step(config: DictConfig) -> None:
             raise ConfigError(key, value, "says nothing without a decoder; decoder=dense_8b has a step")
 
 
+def _check_tables(config: DictConfig) -> None:
+    """Refuse two layers with one table: the second would find the rows of the first in a cache."""
+    layers, own = engram_layers_of(config), config.model.layers
+    elsewhere = [layer for layer in layers if layer not in own]
+    if len(elsewhere) > 1 or (elsewhere and config.layer in layers):
+        remedy = f"the model has tables at {sorted(own)}; one other layer may have that of layer={config.layer} instead"
+        raise ConfigError("decoder.engram_layers", layers, remedy)
+
+
 def _check_mixed(config: DictConfig) -> None:
     """Refuse strategies of layers that have no table, or beside an engine's bundle."""
-    layers = decoder_of(config).engram_layers or []
+    layers = engram_layers_of(config)
     for layer, option in mixed_strategies(config).items():
         key = f"strategies.{layer}"
         if layer not in layers:

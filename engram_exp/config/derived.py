@@ -149,11 +149,19 @@ def decoder_of(config: DictConfig) -> DecoderShape:
     """
     options: Any = OmegaConf.to_container(config.decoder)
     kind = get_class(options.pop("_target_"))
-    if "context" in options:
-        options["context"] = max(options["context"], config.seq_len)
-    layers = options.pop("engram_layers", None) or list(config.model.layers)
-    shape: DecoderShape = kind(**options, engram_layers=layers)
+    try:
+        if "context" in options:
+            options["context"] = max(options["context"], config.seq_len)
+        shape: DecoderShape = kind(**{**options, "engram_layers": engram_layers_of(config)})
+    except TypeError as error:
+        raise ConfigError("decoder", f"{options}", f"is no {kind.__name__} ({error})") from error
     return shape
+
+
+def engram_layers_of(config: DictConfig) -> list[int]:
+    """The decoder's layers that a layer with a table stands in front of: as configured, else the model's own."""
+    layers: Any = config.decoder.get("engram_layers")
+    return list(config.model.layers if layers is None else layers)
 
 
 def ids_of(config: DictConfig) -> str:

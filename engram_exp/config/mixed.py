@@ -40,19 +40,21 @@ def strategy_in_words(chosen: str, config: DictConfig) -> str:
 def config_of_layer(config: DictConfig, number: int) -> DictConfig:
     """The configuration of a layer of a model's step, by its number among the decoder's: that of the run, where it is
     of the same table and strategy. Where the model has no table, the run's layer stands. A layer with a strategy of its
-    own has the components that this one chooses, as their files have them."""
+    own has the components that this one chooses: as their files have them, unless the run has the same."""
     layer = number if number in config.model.layers else config.layer
     option = mixed_strategies(config).get(number)
-    if layer == config.layer and option is None:
+    places = given_by((CONF,), "strategy", option) if option else dict(config.strategy)
+    if layer == config.layer and places == config.strategy:
         return config
     found = config.copy()
     found.layer, found.cases = layer, [IN_STEP]
-    if option is None:
+    if places == config.strategy:
         return found
-    found.strategy.update(given_by((CONF,), "strategy", option))
+    found.strategy.update(places)
     for group, choice in (_chosen(CONF / "config.yaml") | _chosen(CONF / "strategy" / f"{option}.yaml")).items():
-        if group in FOLLOW:
-            found[group] = given_by((CONF,), group, choice)
+        node = given_by((CONF,), group, choice)
+        if group in FOLLOW and node["_target_"] != config[group].get("_target_"):
+            found[group] = node
     return found
 
 

@@ -145,6 +145,7 @@ class RunConfig:
     capture: str = MISSING
     ids: str = MISSING
     prefetch: PrefetchConfig = MISSING
+    steps_per_sample: int = MISSING
     save_tensors: bool = MISSING
     report: bool = MISSING
     limits: str = MISSING

@@ -24,6 +24,11 @@ class Sample(NamedTuple):
     device_ms: float | None
     enqueue_ms: float | None
 
+    def of_one(self, times: int) -> Sample:
+        """Of one of several that were timed together."""
+        device_ms, enqueue_ms = (None if value is None else value / times for value in self[1:])
+        return Sample(self.wall_ms / times, device_ms, enqueue_ms)
+
 
 class Clock:
     """Times calls that may leave work on a device.

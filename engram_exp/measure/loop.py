@@ -40,6 +40,8 @@ class Case:
         before: is given the call of a sample before it is timed.
         behind: is given the call and what it returned, behind a sample; raises if that is not what it should be. Of a
             quick case without pauses, one sample in eight is treated so.
+        times: how often a call does what a sample is of.
+        may_be_quick: False where the case is held against others: all of them are treated alike.
     """
 
     name: str
@@ -47,6 +49,8 @@ class Case:
     uses_device: bool
     before: Callable[[Any], None] | None = None
     behind: Callable[[Any, object], None] | None = None
+    times: int = 1
+    may_be_quick: bool = True
 
 
 @dataclass
@@ -179,7 +183,8 @@ class _Running:
                 times_ms.append(self.clock.time(call, uses_device=self.case.uses_device).wall_ms)
                 enough = len(times_ms) >= 2 * WINDOW_CALLS
                 spent = (sum(times_ms) / 1e3 + len(times_ms) * self.pause_s) / self.budget_s
-                self.is_quick = times_ms[-1] < QUICK_MS and not self.pause_s  # a pause levels what was done before
+                # A pause levels what was done before.
+                self.is_quick = times_ms[-1] < QUICK_MS and not self.pause_s and self.case.may_be_quick
                 if spent >= (WARMUP_SHARE if enough else SLOW_WARMUP_SHARE) or (enough and _is_warm(times_ms)):
                     break
         except Exception as error:
@@ -209,7 +214,7 @@ class _Running:
         except Exception as error:
             self._fail(error)
             return
-        timing.samples.append(sample)
+        timing.samples.append(sample.of_one(case.times))
         timing.order.append(number)
         timing.spent_s += sample.wall_ms / 1e3 + self.pause_s
         if case.uses_device and time.perf_counter() >= self.next_clock_s:

@@ -168,6 +168,9 @@ TABLE = (
            "stream", "prefetch.where"),
     Column("lead", TEXT, WAY, 6, "", "during which step they are fetched: `this_step` or `previous_step`",
            "prefetch.lead"),
+    Column("prefetch_streams", TEXT, WAY, 6, "", "beside the decoder: `one` of all layers, or `each` has one",
+           "prefetch.streams"),
+    Column("prefetch_priority", TEXT, WAY, 6, "", "of these streams: `low` or `high`", "prefetch.priority"),
     Column("exposed_ms_median", NUMBER, MEASURED, 6, "ms", "of `step`: what it takes longer than `ready`, with the "
            "rows of all layers in place before it begins; median of differences within a round"),
     Column("exposed_ms_lo", NUMBER, MEASURED, 6, "ms", "lower bound of that, 95 %, of this one process"),

@@ -14,6 +14,7 @@ from engram_exp.layer.tokens import Batch
 from engram_exp.machine.memory import peak_bytes
 from engram_exp.machine.placement import poison
 from engram_exp.measure.clock import Clock
+from engram_exp.measure.loop import Case
 from engram_exp.run.glance import Glance
 from engram_exp.run.made_up import MadeUp
 from engram_exp.run.parts import Parts
@@ -99,11 +100,11 @@ class Bench:
         """What is told of a case beside its times."""
         return dict(self.whole_peaks.get(case, {}))
 
-    def look_at(self, case: str) -> Glance:
-        """What is looked at behind every sample of a case."""
+    def timed(self, case: str) -> Case:
+        """A case as it is timed, with a look behind every sample."""
         self.last.pop(case, None)  # what is kept beside what the strategy keeps would count as its memory
-        self.glances[case] = Glance(self.verifier, case, self.plan.tasks_of(case), self.inputs[case])
-        return self.glances[case]
+        look = self.glances[case] = Glance(self.verifier, case, self.plan.tasks_of(case), self.inputs[case])
+        return Case(case, self.calls(case), self.leaves_device_work(case), look.before, look.behind)
 
     def look_again(self) -> None:
         """Behind the last sample: look at many calls of each case."""

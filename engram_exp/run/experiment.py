@@ -27,7 +27,7 @@ from engram_exp.measure.clock import Clock
 from engram_exp.measure.host_load import host_load
 from engram_exp.measure.limits import Limits
 from engram_exp.measure.link_load import LinkLoad, check_link, link_load
-from engram_exp.measure.loop import Case, Timing, measure
+from engram_exp.measure.loop import Timing, measure
 from engram_exp.measure.peaks import machine_limits
 from engram_exp.measure.rates import Limit
 from engram_exp.results.write import SampleFile, write_run
@@ -52,7 +52,7 @@ from engram_exp.run.terminal import Terminal
 from engram_exp.run.verify import Verifier
 from engram_exp.stage import Task
 from engram_exp.strategy.footprint import check_fits
-from engram_exp.vocabulary import CRASH
+from engram_exp.vocabulary import CRASH, OK
 
 log = logging.getLogger(__name__)
 
@@ -120,6 +120,8 @@ class Experiment:
         check_fits(needed, *free, config.model.table_scale)
         log.info("%d batches of tokens", len(self.parts.batches))  # may be refused: before limits, which take time
         plan.limits = self._known_limits()
+        if plan.step:
+            plan.step.know(plan.limits)
         self.terminal.card(make_card(self.job, plan, needed, free, self.tasks_of, self.limit_of))
         clock = Clock(plan.device, shared=config.link_load_gb_per_s > 0)
         seed = zlib.crc32(self.job.run_id.encode())
@@ -179,11 +181,8 @@ class Experiment:
         return machine_limits(folder, identity, device, refresh=refresh, announce=self.terminal.say)
 
     def _measure(self, benches: Sequence[Bench | StepBench], clock: Clock) -> dict[str, Timing]:
-        config, cases = self.job.config, []
-        for bench in benches:
-            for name in (name for name in bench.cases if name not in bench.errors):
-                look = bench.look_at(name)
-                cases.append(Case(name, bench.calls(name), bench.leaves_device_work(name), look.before, look.behind))
+        config = self.job.config
+        cases = [bench.timed(case) for bench in benches for case in bench.cases if case not in bench.errors]
         kept, known = SampleFile(Path(self.job.folder)), Counter[str]()
         block_bytes = config.link_load_block_kib * KIB
         with (
@@ -220,17 +219,22 @@ class Experiment:
         reached = self.link.reached_gb_per_s if self.link else None
         run_wide |= {**self.reuse, "link_load_reached_gb_per_s": reached}
         common = {**stamp(), **self.job.columns(), **run_wide}
+        own = {case: self._own(case, timings, errors) for case in self.job.cases}
+        right = {case: timing for case, timing in timings.items() if own[case]["status"] == OK}
         rows = []
         for case in self.job.cases:
-            if case in errors:
-                own = failed_columns(errors[case], self.job.choices)
-            elif case in timings:
-                own = case_columns(self.plan, self.tasks_of(case), timings[case], self.limit_of(case))
-            else:
-                own = skipped_columns()
-            of_case = [bench.columns(case, timings) for bench in benches if case in bench.cases]
-            rows.append({**common, **reading_columns(self.plan, case), **(of_case or [{}])[0], "case": case, **own})
+            told = [bench.columns(case, right) for bench in benches if case in bench.cases]
+            known = {**reading_columns(self.plan, case), **self.job.case_columns(case), **(told[0] if told else {})}
+            rows.append({**common, **known, "case": case, **own[case]})
         return rows
+
+    def _own(self, case: str, timings: dict[str, Timing], errors: dict[str, Exception]) -> dict[str, Any]:
+        """What became of a case."""
+        if case in errors:
+            return failed_columns(errors[case], self.job.choices)
+        if case in timings:
+            return case_columns(self.plan, self.tasks_of(case), timings[case], self.limit_of(case))
+        return skipped_columns()
 
     def _save(self, bench: Bench) -> None:
         path = Path(self.job.folder) / TENSORS

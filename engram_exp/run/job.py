@@ -20,8 +20,8 @@ from engram_exp.config.derived import (
     capture_of,
     cases_of,
     chunk_tokens_of,
-    decoder_of,
     decodes,
+    engram_layers_of,
     geometry_of,
     ids_of,
     order_of,
@@ -35,7 +35,7 @@ from engram_exp.machine.files import content_digest, write_text
 from engram_exp.machine.sources import contributed_sources
 from engram_exp.results.schema import CHOICE, KEYS, of_kind
 from engram_exp.run.overridden import as_text, overridden
-from engram_exp.vocabulary import AUTO, HALF_BESIDE, MULTIPROCESSORS
+from engram_exp.vocabulary import AUTO, HALF_BESIDE, MULTIPROCESSORS, OF_A_STEP
 
 FILE = "job.yaml"
 SAYS_NOTHING = (  # of what a run measures
@@ -126,7 +126,6 @@ class Job:
         known = {
             "run_id": self.run_id,
             **{group: choice or "" for group, choice in self.choices.items()},
-            "strategy": strategy_in_words(self.choices["strategy"] or "", config),
             "layer": config.layer,
             "batch_size": config.batch_size,
             "seq_len": config.seq_len,
@@ -156,13 +155,20 @@ class Job:
         """What is asked of a model's step, if there is one."""
         if not decodes(self.config):
             return {}
-        layers = decoder_of(self.config).engram_layers or ()
+        prefetch = self.config.prefetch
         return {
-            "engram_layers": " ".join(map(str, sorted(layers))),
+            "engram_layers": " ".join(map(str, sorted(engram_layers_of(self.config)))),
             "ids": ids_of(self.config),
-            "prefetch": self.config.prefetch.where,
-            "lead": self.config.prefetch.lead,
+            "prefetch": prefetch.where,
+            "lead": prefetch.lead,
+            "prefetch_streams": prefetch.streams,
+            "prefetch_priority": prefetch.priority,
         }
+
+    def case_columns(self, case: str) -> dict[str, Any]:
+        """Of a step's cases: the strategies of its layers, if they differ."""
+        chosen = self.choices["strategy"] or ""
+        return {"strategy": strategy_in_words(chosen, self.config) if case in OF_A_STEP else chosen}
 
     def _reading(self) -> dict[str, Any]:
         """How the lookup reads rows, as far as it is known before there are a table and a device."""
@@ -176,12 +182,14 @@ class Job:
 
     def failed_rows(self, status: str, error: str) -> list[dict[str, Any]]:
         """A row for every case of a run that gave none."""
+        of_case: dict[str, dict[str, Any]] = {}
         try:
-            known = self.columns()
+            known, of_case = self.columns(), {case: self.case_columns(case) for case in self.cases}
         except Exception:  # what is wrong with the configuration may be what a column is made of
             known = {"run_id": self.run_id, **self.choices, "started_at": self.started_at}
             known["options"] = as_text(self.overridden, known)
-        return [{**known, "status": status, "error": error, "case": case} for case in self.cases]
+        ended = {"status": status, "error": error}
+        return [{**known, **of_case.get(case, {}), **ended, "case": case} for case in self.cases]
 
 
 def _measured(config: DictConfig) -> dict[str, Any]:

@@ -41,12 +41,14 @@ class Parts:
 
     Args:
         plan: of the run.
+        seed: of the table and the weights; None: the run's, of everything.
     """
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: Plan, seed: int | None = None) -> None:
         self.plan = plan
         self.geometry, self.row_format = plan.geometry, plan.row_format
-        self.seed, self.tolerance = int(plan.config.seed), float(plan.config.dtype.tolerance)
+        self.seed = int(plan.config.seed) if seed is None else seed
+        self.tolerance = float(plan.config.dtype.tolerance)
         self.cache_dir = code_cache(plan.config.cache_dir)
 
     def stage(

@@ -77,7 +77,9 @@ def case_columns(plan: Plan, tasks: Sequence[Task], timing: Timing, limit: Limit
     assert median_ms is not None
     per_second = 1e3 / median_ms
     moved, operations = bytes_moved(tasks), flops(tasks)
-    asks_for_rows = any(task.kind.rotates for task in tasks)
+    # Of all layers of a step; a hash makes as many as a lookup reads.
+    row_ids = [task.load.row_ids for task in tasks if task.kind.reads_table]
+    row_ids = row_ids or [task.load.row_ids for task in tasks if task.kind.rotates]
     return {
         **_verdict(plan, tasks, median_ms, limit),
         "iterations": len(timing.samples),
@@ -92,7 +94,7 @@ def case_columns(plan: Plan, tasks: Sequence[Task], timing: Timing, limit: Limit
         "gb_per_s": moved * per_second / 1e9,
         "flops": operations,
         "tflop_per_s": operations * per_second / 1e12,
-        "rows_per_s": plan.tokens * plan.geometry.columns * per_second if asks_for_rows else None,
+        "rows_per_s": sum(row_ids) * per_second if row_ids else None,
         "tokens_per_s": plan.tokens * per_second,
         "limit_ms": limit.ms if limit else None,
         "limit_by": limit.by if limit else None,

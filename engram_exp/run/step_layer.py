@@ -3,21 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import cached_property, partial
+from functools import partial
+from typing import NamedTuple
 
 import torch
 
 from engram_exp.layer.tokens import Batch
-from engram_exp.run.glance import Glance
+from engram_exp.run.glance import MOST_LOOKS, Glance
 from engram_exp.run.made_up import MadeUp
 from engram_exp.run.parts import Parts
 from engram_exp.run.step_plan import StepPlan
-from engram_exp.run.verify import Tasks, Verifier
-from engram_exp.stage import BuiltStage, Strategy, Tensors
-from engram_exp.strategy.step import Compute, DeviceFetch, Fetch, HostFetch, StepIds, parted
-from engram_exp.vocabulary import DECODER, FETCH, IN_STEP, READY, TENSORS_OF, TOKEN_IDS
+from engram_exp.run.verify import Tasks, Verifier, require_close
+from engram_exp.stage import BuiltStage, PlannedStage, Strategy, Task, Tensors
+from engram_exp.strategy.step import Compute, DeviceFetch, Fetch, HostFetch, StepIds, host_and_across
+from engram_exp.vocabulary import DECODER, FETCH, IN_STEP, TENSORS_OF, TOKEN_IDS
 
 Run = Callable[[Batch], Tensors]
+
+
+class How(NamedTuple):
+    """How rows are fetched.
+
+    stream: beside the decoder's; None: on it.
+    captured: makes device work a graph, where there are graphs.
+    """
+
+    stream: torch.Stream | None
+    captured: Callable[[Compute], Compute]
 
 
 class TableLayer:
@@ -28,35 +40,43 @@ class TableLayer:
         plan: of the step.
         seed: of the tokens that are compared.
 
-    computes: it makes something of its rows; otherwise, what is fetched is its keys and value.
     rows: at the place where `ready` reads them.
     """
 
     def __init__(self, parts: Parts, plan: StepPlan, seed: int) -> None:
         self.parts, self.plan, self.verifier = parts, plan, Verifier(parts, seed)
         self.made_up = MadeUp(parts)
-        self.computes = bool(plan.tasks_of(READY, parts.plan))
         self.rows: Tensors = ()
+        self.built: dict[PlannedStage, BuiltStage] = {}  # that cases share, since none runs beside another
 
-    def fetch(self, ids: StepIds, stream: torch.Stream | None, captured: Callable[[Compute], Compute]) -> Fetch:
-        """Build how its rows come to where it reads them, in buffers of its own.
+    def fetch(self, case: str, ids: StepIds, how: How, *, ahead: bool = False) -> Fetch:
+        """How its rows come to where it reads them in a case.
 
         Args:
+            case: `step` or `ready`.
             ids: that they are fetched for.
-            stream: that they come on, beside the decoder's.
-            captured: makes device work a graph, where there are graphs.
+            how: and where.
+            ahead: in buffers of their own, since others are fetched meanwhile.
         """
-        host, across = parted(self._built(FETCH))
-        return HostFetch(ids, host, across, stream) if host.stages else DeviceFetch(ids, captured(across), stream)
+        fetching, _ = self.plan.parted(self.parts.plan, case)
+        host, across = host_and_across([self._build(task) if ahead else self._shared(task) for task in fetching])
+        if host.stages:
+            return HostFetch(ids, host, across, how.stream)
+        return DeviceFetch(ids, how.captured(across), how.stream)
 
-    @cached_property
-    def compute(self) -> Strategy:
-        """What it makes of its rows."""
-        return Strategy(self._built(READY))
+    def compute(self, case: str) -> Strategy:
+        """What it makes of its rows in a case."""
+        _, computing = self.plan.parted(self.parts.plan, case)
+        return Strategy(list(map(self._shared, computing)))
 
-    def _built(self, case: str) -> list[BuiltStage]:
-        beside = self.plan.is_beside
-        return [self.parts.stage(task.load.stage, beside=beside) for task in self.plan.tasks_of(case, self.parts.plan)]
+    def _shared(self, task: Task) -> BuiltStage:
+        stage = task.load.stage
+        if stage not in self.built:
+            self.built[stage] = self._build(task)
+        return self.built[stage]
+
+    def _build(self, task: Task) -> BuiltStage:
+        return self.parts.stage(task.load.stage, beside=self.plan.is_beside)
 
     def place(self, rows: Tensors) -> None:
         """Keep a copy of rows, at the place where `ready` reads them."""
@@ -65,17 +85,15 @@ class TableLayer:
         for kept, tensor in zip(self.rows, rows, strict=True):
             kept.copy_(tensor)
 
+    def tasks_of(self, case: str) -> Tasks:
+        """The stages that what a case returns of it follows from, from token ids on; none if it returns nothing."""
+        fetching, computing = self.plan.parted(self.parts.plan, case)
+        return {FETCH: fetching, DECODER: []}.get(case, [*fetching, *computing])
+
     def made(self, case: str) -> tuple[str, ...]:
         """The names of the tensors that a case returns of it."""
         tasks = self.tasks_of(case)
         return TENSORS_OF.get(value := tasks[-1].load.stage.makes, (value,)) if tasks else ()
-
-    def tasks_of(self, case: str) -> Tasks:
-        """The stages that what a case returns of it follows from, from token ids on; none if it returns nothing."""
-        layer = self.parts.plan
-        if case == DECODER or (case == READY and not self.computes):
-            return []
-        return self.plan.tasks_of(FETCH if case == FETCH else IN_STEP, layer)
 
     def renew(self, batch: Batch) -> None:
         """Write ids and a hidden state that were never shown before."""
@@ -91,10 +109,16 @@ class Looks:
         case: to look at.
         layers: of the step.
         inputs: what the case's calls read in turn.
+        hidden: the decoder's state [T, C] behind a step on the first of them; None of a case without a decoder.
     """
 
-    def __init__(self, case: str, layers: Sequence[TableLayer], inputs: Sequence[Batch]) -> None:
-        self.case, self.layers, self.inputs = case, layers, inputs
+    def __init__(
+        self, case: str, layers: Sequence[TableLayer], inputs: Sequence[Batch], hidden: torch.Tensor | None
+    ) -> None:
+        self.case, self.layers, self.inputs, self.hidden = case, layers, inputs, hidden
+        self.aside: list[torch.Tensor] = []
+        if hidden is not None:
+            self.positions = layers[0].verifier.few_positions().to(hidden.device)
         self.glances = [
             (number, Glance(layer.verifier, case, tasks, inputs))
             for number, layer in enumerate(layers)
@@ -116,6 +140,10 @@ class Looks:
         made = made_by(self.layers, self.case, result)
         for number, glance in self.glances:
             glance.behind(call, made[number])
+        if self.hidden is not None and call.args[0] is self.inputs[0]:
+            self.aside.append(result[0].index_select(0, self.positions))
+            if len(self.aside) == MOST_LOOKS:
+                self._settle()
 
     def burst(self, run: Run, synchronize: Callable[[], None]) -> None:
         """Call the case again and again for one layer after the other, and look at each of what it made.
@@ -129,6 +157,15 @@ class Looks:
                 return made_by(self.layers, self.case, run(batch))[number]
 
             glance.burst([partial(made, batch) for batch in self.inputs], synchronize)
+        self._settle()
+
+    def _settle(self) -> None:
+        """Compare what was copied aside of the decoder's hidden states."""
+        aside, self.aside = self.aside, []
+        if self.hidden is not None:
+            want = self.hidden[self.positions].float().cpu()
+            for got in aside:
+                require_close(f"{self.case}, {DECODER}", got.cpu(), want, self.layers[0].parts.tolerance)
 
 
 def made_by(layers: Sequence[TableLayer], case: str, result: Tensors) -> list[Tensors]:

@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from engram_exp.config.derived import decoder_of, value_bytes_of
+from engram_exp.config.derived import decoder_of, engram_layers_of, stages_of, value_bytes_of
 from engram_exp.decoder.shape import DecoderCost, DecoderShape
+from engram_exp.measure.limits import Limits
 from engram_exp.stage import Load, PlannedStage, Stage, Task
 from engram_exp.strategy.footprint import Footprint
 from engram_exp.strategy.plan import in_place
@@ -21,17 +22,18 @@ from engram_exp.vocabulary import (
     IN_STEP,
     OF_A_STEP,
     PREVIOUS_STEP,
+    PROJECTION,
     READY,
     THIS_STEP,
     TOKEN_IDS,
 )
 
-# Of a layer's rows, beside those that are fetched: in place for `ready`; and for a step whose rows come ahead, of which
-# another copy is under way.
-COPIES = {THIS_STEP: 1, PREVIOUS_STEP: 3}
-
 if TYPE_CHECKING:
     from engram_exp.run.plan import Distinct, Plan
+
+
+# Copies of a layer's rows, beside those that are fetched: in place for `ready`, and for a step whose rows come ahead.
+COPIES = {THIS_STEP: 1, PREVIOUS_STEP: 2}
 
 
 class StepPlan:
@@ -60,7 +62,12 @@ class StepPlan:
     def layers(self) -> Mapping[int, Plan]:
         """The plan of each layer with a table, by its number among the decoder's, ascending; the run's, where it is of
         the same table and strategy."""
-        return {number: self.plan.of_layer(number) for number in sorted(self.shape.engram_layers or ())}
+        return {number: self.plan.of_layer(number) for number in sorted(engram_layers_of(self.plan.config))}
+
+    def know(self, limits: Limits | None) -> None:
+        """What this machine can do is known now: all layers read by it."""
+        for layer in self.layers.values():
+            layer.limits = limits
 
     @property
     def is_beside(self) -> bool:
@@ -71,19 +78,37 @@ class StepPlan:
         """Whether a layer's plan is this one."""
         return any(layer is plan for layer in self.layers.values())
 
-    def tasks_of(self, case: str, layer: Plan, distinct: Distinct | None = None) -> list[Task]:
-        """What a layer's stages do in a case, up to the hidden state, or without a fusion up to keys and value. Ids are
-        where the decoder reads them: none are uploaded for a layer.
+    def parted(
+        self, layer: Plan, case: str = IN_STEP, distinct: Distinct | None = None
+    ) -> tuple[list[Task], list[Task]]:
+        """What a layer's stages do: those that bring its rows to where it reads them, and those behind, up to the
+        hidden state, or without a fusion up to keys and value. Ids are where the decoder reads them: none are uploaded.
 
         Args:
-            case: of a step.
             layer: its plan.
+            case: `step`: as the strategy has them; `ready`: embeddings are in place on the device, which projects them
+                whatever the strategy, so that all strategies are held against the same.
             distinct: as `Plan.task` has it.
         """
-        stages = [stage for stage in layer.stages if not (stage.is_upload and stage.needs == TOKEN_IDS)]
-        tasks, fetched = [layer.task(stage, distinct) for stage in stages], in_place(stages)
-        parts = {FETCH: tasks[:fetched], DECODER: [], READY: tasks[fetched:], IN_STEP: tasks}
-        return parts[case]
+        config = layer.config
+        if case == READY:
+            config = config.copy()
+            config.strategy.projection = DEVICE
+        stages = [
+            stage for stage in stages_of(config) if not stage.is_upload or (layer.has_link and stage.needs != TOKEN_IDS)
+        ]
+        fetched = in_place(stages)
+        if case == READY:
+            fetched = next(number for number, stage in enumerate(stages) if stage.name == PROJECTION.name)
+        tasks = [layer.task(stage, distinct) for stage in stages]
+        return tasks[:fetched], tasks[fetched:]
+
+    def tasks_of(self, case: str, layer: Plan, distinct: Distinct | None = None) -> list[Task]:
+        """What a layer's stages do in a case."""
+        if case == DECODER:
+            return []
+        fetching, computing = self.parted(layer, case, distinct)
+        return fetching if case == FETCH else computing if case == READY else [*fetching, *computing]
 
     def costs_of(self, case: str, distinct: Distinct | None = None) -> list[Task]:
         """What a case comes to in all: the stages of all layers, and the decoder."""
@@ -114,17 +139,30 @@ class StepPlan:
         self.cost.require_fit(free - needed.device_bytes + self.cost.needed_bytes(tokens), tokens)
 
     def footprint(self) -> Footprint:
-        """The memory that it keeps beside the buffers and the table of the run's own layer: the decoder, other layers,
-        and rows that are in place."""
-        kept, tables = Counter({DEVICE: self.cost.needed_bytes(self.plan.config.seq_len)}), 0
+        """The memory that it keeps beside the buffers and the table of the run's own layer: the decoder, what its
+        graphs hand on, other layers, and rows that are in place."""
+        config, cost = self.plan.config, self.cost
+        parts = (len(self.layers) + 1) * len(self.cases)
+        hidden = parts * self.plan.tokens * self.shape.hidden_size * cost.value_bytes
+        # Twice what lives during a step: of its graphs, and of the same without graphs.
+        kept = Counter({DEVICE: cost.needed_bytes(config.seq_len) + cost.scratch_bytes(config.seq_len) + hidden})
+        tables = 0
         for layer in self.layers.values():
-            tasks, rows = self.tasks_of(IN_STEP, layer), self.tasks_of(FETCH, layer)[-1].load
-            kept[DEVICE] += COPIES[self.plan.config.prefetch.lead] * rows.bytes_of(rows.stage.makes)
-            for kind, load in tasks if layer is not self.plan else ():
+            (fetching, behind), (placing, computing) = self.parted(layer), self.parted(layer, READY)
+            tasks = [*fetching, *behind]
+            rows = placing[-1].load
+            kept[DEVICE] += COPIES[config.prefetch.lead] * rows.bytes_of(rows.stage.makes)
+            again = fetching if config.prefetch.lead == PREVIOUS_STEP else []
+            for kind, load in again:
+                kept.update(kind.keeps(load))
+            others = [task for task in (*placing, *computing) if task not in tasks]
+            for kind, load in [*(tasks if layer is not self.plan else ()), *others]:
                 kept.update(kind.keeps(load))
                 kept.update(kind.shares(load))
             tables += layer.geometry.table_bytes if layer is not self.plan else 0
-        return Footprint(kept[HOST], kept[DEVICE], tables, self.plan.config.strategy.table)
+        place = self.plan.config.strategy.table
+        alike = all(layer.config.strategy.table == place for layer in self.layers.values())
+        return Footprint(kept[HOST], kept[DEVICE], tables, place if alike else "")
 
 
 def _kind(cost: DecoderCost, tokens: int) -> type[Stage]:

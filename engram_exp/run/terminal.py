@@ -34,6 +34,8 @@ PLAIN_WIDTH = 200  # plain lines are not wrapped at the width of a terminal that
 
 
 def _is_disturbed(row: Mapping[str, Any]) -> bool:
+    if row.get("host_load"):  # was asked for
+        return False
     samples = row["iterations"]
     seconds = samples * row["wall_ms_mean"] / 1e3
     return bool(is_disturbed(row.get("preempted") or 0, samples, seconds, row["threads"]))

@@ -22,9 +22,10 @@ class Footprint:
     table: str = HOST
 
     def plus(self, other: Footprint) -> Footprint:
-        """Both of them, of which tables live in one place."""
+        """Both of them. Where their tables lie apart, no one place has them."""
         host, device = self.host_bytes + other.host_bytes, self.device_bytes + other.device_bytes
-        return Footprint(host, device, self.table_bytes + other.table_bytes, self.table)
+        table = self.table if self.table == other.table else ""
+        return Footprint(host, device, self.table_bytes + other.table_bytes, table)
 
 
 @dataclass(frozen=True)

@@ -81,11 +81,17 @@ class Streams(NamedTuple):
 
 
 @cache
-def streams_of(device_type: str) -> Streams:
+def streams_of(device_type: str, priority: int = 0, number: int = 0) -> Streams:
     """Those of the current device of a type, created one right after the other and kept as long as the process lives:
-    PyTorch hands out the same few streams in turn, and two that are created at any other times may be one."""
-    beside = torch.Stream(device=device_type)
-    return Streams(beside, torch.cuda.Stream() if device_type == "cuda" else None)
+    PyTorch hands out the same few streams in turn, and two that are created at any other times may be one.
+
+    Args:
+        device_type: such as cuda.
+        priority: of both; the lower, the sooner. Kernels of a graph keep that of the stream that they are captured on.
+        number: tells streams apart that are wanted beside each other.
+    """
+    beside = torch.Stream(device=device_type, priority=priority)
+    return Streams(beside, torch.cuda.Stream(priority=priority) if device_type == "cuda" else None)
 
 
 class Slot:
@@ -178,18 +184,19 @@ class Replay:
     Args:
         strategy: without host steps; what it reads again must be in kept buffers.
         pool: of memory, shared with graphs that never run beside this one; None: its own.
+        priority: of its kernels among others on the device; the lower, the sooner.
 
     Raises:
         RuntimeError: called on other buffers than it was captured for.
     """
 
-    def __init__(self, strategy: Callable[[Any], Tensors], pool: Any = None) -> None:
-        self.strategy, self.pool = strategy, pool
+    def __init__(self, strategy: Callable[[Any], Tensors], pool: Any = None, priority: int = 0) -> None:
+        self.strategy, self.pool, self.priority = strategy, pool, priority
         self.graph: torch.cuda.CUDAGraph | None = None
 
     def __call__(self, tensors: Tensors) -> Tensors:
         """What the strategy returns for these tensors."""
-        buffers = [(tensor.data_ptr(), tensor.shape) for tensor in tensors]
+        buffers = [(tensor.data_ptr(), tensor.shape, tensor.stride()) for tensor in tensors]
         if self.graph is None:
             self.buffers = buffers
             return self._run_and_capture(tensors)
@@ -199,11 +206,12 @@ class Replay:
         return self.captured
 
     def _run_and_capture(self, tensors: Tensors) -> Tensors:
-        side, current = streams_of("cuda").capturing, torch.cuda.current_stream()
+        side, current = streams_of("cuda", self.priority).capturing, torch.cuda.current_stream()
         assert side is not None
         side.wait_stream(current)
         with torch.cuda.stream(side):
             self.strategy(tensors)  # compiles kernels and allocates buffers, which a capture must not
+            torch.cuda.empty_cache()  # of that: the graph takes as much once more, in memory of its own
             graph = torch.cuda.CUDAGraph()
             collects = gc.isenabled()
             gc.disable()  # what it would free meanwhile may synchronise, which breaks a capture

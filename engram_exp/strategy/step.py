@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Protocol
 
 import torch
@@ -16,7 +17,10 @@ import torch
 from engram_exp.decoder.decoder import Step
 from engram_exp.layer.tokens import Batch
 from engram_exp.stage import BuiltStage, Strategy, Tensors
+from engram_exp.strategy.schedule import streams_of
 from engram_exp.vocabulary import HOST
+
+READING_BACK = -1  # the number of the stream on which sampled ids come to the host
 
 Compute = Callable[[Tensors], Tensors]
 
@@ -35,20 +39,20 @@ class StepIds:
     def __init__(self, like: Batch, device: torch.device, *, sampled: bool, pin: Callable[[Batch], Batch]) -> None:
         self.has_streams = device.type != "cpu"
         self.sampled = sampled and self.has_streams
+        self.is_back = True
         self.on_device = Batch(*(torch.empty_like(tensor, device=device) for tensor in like))
         self.taken = like
         if self.has_streams:
             self.begun = torch.Event(device=device.type)
         if self.sampled:
             self.read_back = pin(like)
-            self.is_back = False
-            self.back = torch.Stream(device=device)
+            self.back = streams_of(device.type, number=READING_BACK).beside
 
     def take(self, batch: Batch) -> None:
         """Begin a step with these ids, which lie where they are made."""
         for target, source in zip(self.on_device, batch, strict=True):
             target.copy_(source, non_blocking=True)
-        self.taken, self.is_back = batch, False
+        self.taken, self.is_back = batch, not self.sampled
         if self.has_streams:
             self.begun.record(torch.accelerator.current_stream())
 
@@ -57,8 +61,10 @@ class StepIds:
         stream.wait_event(self.begun)
 
     def on_host(self) -> Batch:
-        """The ids on the host; sampled ones are read back by the first who asks, and waited for."""
+        """The ids on the host, once the step has begun; sampled ones are read back by the first who asks."""
         if not self.sampled:
+            if self.has_streams:
+                self.begun.synchronize()
             return self.taken
         if not self.is_back:
             with self.back:
@@ -210,10 +216,8 @@ class InStep:
     def __call__(self, batch: Batch) -> Tensors:
         """The hidden state [T, C] behind the last layer, and behind it what each layer with a table made. Work on the
         device may still be under way when this returns; the next call overwrites its results behind it."""
-        hidden, made = self.ids.on_device.ids, []
-        for hidden, *of_layer in self._parts(batch):  # noqa: B007
-            made += of_layer
-        return hidden, *made
+        *_, (hidden, *_) = parts = list(self._parts(batch))
+        return hidden, *(tensor for _, *made in parts for tensor in made)
 
     def reached_ms(self, batch: Batch) -> list[float]:
         """When each layer with a table is reached, in ms from the step's begin."""
@@ -225,7 +229,7 @@ class InStep:
         events = [torch.Event(device=device, enable_timing=True) for _ in range(len(self.others) + 1)]
         begin, *others = events
         begin.record(current)
-        for event, _ in zip(others, self._parts(batch), strict=False):
+        for event, _ in zip(others, islice(self._parts(batch), len(others)), strict=True):
             event.record(current)
         torch.accelerator.synchronize()
         return [begin.elapsed_time(event) for event in others]
@@ -257,6 +261,25 @@ class InStep:
             return hidden, *made
 
         return run
+
+
+class Series:
+    """Steps one behind the other, as a server runs them: while one is computed, the host launches the next, as far as
+    it need not wait for the device.
+
+    Args:
+        step: of a model.
+        before: the batches of the steps before one, in order.
+    """
+
+    def __init__(self, step: Callable[[Batch], Tensors], before: Callable[[Batch], Sequence[Batch]]) -> None:
+        self.step, self.before = step, before
+
+    def __call__(self, batch: Batch) -> Tensors:
+        """What the last step makes of its batch."""
+        for earlier in self.before(batch):
+            self.step(earlier)
+        return self.step(batch)
 
 
 class Ahead:
@@ -324,13 +347,17 @@ class Fetching:
 
     def __call__(self, batch: Batch) -> Tensors:
         """The rows of one layer behind those of another; the work of the device may still be under way."""
+        return tuple(tensor for rows in self.rows_of(batch) for tensor in rows)
+
+    def rows_of(self, batch: Batch) -> list[Tensors]:
+        """The rows of each layer, likewise."""
         self.ids.take(batch)
         for fetch in self.fetches:
             fetch.start()
-        return tuple(tensor for fetch in self.fetches for tensor in fetch.arrive())
+        return [fetch.arrive() for fetch in self.fetches]
 
 
-def parted(fetching: Sequence[BuiltStage]) -> tuple[Strategy, Strategy]:
+def host_and_across(fetching: Sequence[BuiltStage]) -> tuple[Strategy, Strategy]:
     """The stages that bring a layer's rows to where it reads them: those on the host, and those from there on. Both
     sides have the ids."""
     across = next((n for n, stage in enumerate(fetching) if stage.planned.side != HOST), len(fetching))
