@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from places import CPU
 
@@ -29,6 +29,7 @@ def test_a_product_reads_the_first_channels_of_the_last_that_has_as_many():
     assert replace(SHAPE, products=[[14, 10], [20, 12], [12, 13]]).sources == (0, 1, 2)
 
 
+@settings(deadline=None)
 @given(cut=st.integers(0, 3), tokens=st.integers(1, 4))
 def test_a_step_that_is_cut_makes_the_same_and_leaves_what_it_read(cut, tokens):
     step = SHAPE.build(2, torch.float32, 0, CPU).step(2, tokens)

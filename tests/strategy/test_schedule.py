@@ -124,7 +124,7 @@ def test_streams_never_coincide_however_many_others_use_the_pool(others):
     drawn = cycle(range(32))  # as PyTorch's pool
     with pytest.MonkeyPatch.context() as patch:
         for module in (torch, torch.cuda):
-            patch.setattr(module, "Stream", lambda device=None: next(drawn))
+            patch.setattr(module, "Stream", lambda device=None, priority=0: next(drawn))
         streams_of.cache_clear()
         found = []
         for before in others:
