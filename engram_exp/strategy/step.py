@@ -158,7 +158,7 @@ class HostFetch:
         if not self.ids.has_streams:
             return self.across(self.host(self.ids.on_host()))
         current = torch.accelerator.current_stream()
-        self.host_waits()
+        # What the host made for the step before has crossed: that step's layers waited for it, and this step has begun.
         made = self.host(self.ids.on_host())
         stream = current if self.stream is None else self.stream
         with stream:
@@ -176,10 +176,6 @@ class HostFetch:
             if kept.data_ptr() != tensor.data_ptr():
                 kept.copy_(tensor)
         return self.rows
-
-    def host_waits(self) -> None:
-        """Until what it made for the step before has crossed, and may be overwritten."""
-        self.sent.synchronize()
 
     def decoder_waits(self, current: torch.Stream) -> None:
         """Until the rows are there."""

@@ -344,15 +344,15 @@ def test_delays_change_nothing_as_long_as_a_step_waits(run_inline, monkeypatch, 
 
 @pytest.mark.accelerator
 @pytest.mark.parametrize(
-    ("strategy", "component", "owner", "wait"),
+    ("strategy", "component", "wait", "without"),
     [
-        ("kv_on_gpu", PinnedUpload, HostFetch, "host_waits"),
-        ("kv_on_gpu", FusedProjection, StepIds, "stream_waits"),
-        ("uva", FusedProjection, StepIds, "stream_waits"),
+        ("kv_on_gpu", PinnedUpload, "on_host", lambda ids: ids.taken),
+        ("kv_on_gpu", FusedProjection, "stream_waits", lambda *_: None),
+        ("uva", FusedProjection, "stream_waits", lambda *_: None),
     ],
 )
 @pytest.mark.parametrize("waits", [True, False])
-def test_steps_follow_each_other_without_the_host(configure, monkeypatch, strategy, component, owner, wait, waits):
+def test_steps_follow_each_other_without_the_host(configure, monkeypatch, strategy, component, wait, without, waits):
     """The second of two steps in flight waits for what the first still reads, and leaves its result alone."""
     monkeypatch.setattr(component, "__call__", slowed(component.__call__))
     with torch.inference_mode():
@@ -361,7 +361,7 @@ def test_steps_follow_each_other_without_the_host(configure, monkeypatch, strate
         want = [[tensor.clone() for tensor in call()] for call in (first, second)]
         torch.cuda.synchronize()
         if not waits:
-            monkeypatch.setattr(owner, wait, lambda *_: None)
+            monkeypatch.setattr(StepIds, wait, without)
         got = []
         for call in (first, second):
             got.append([tensor.clone() for tensor in call()])  # copied on the stream, without waiting
