@@ -11,7 +11,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from engram_exp.analysis.replay import DECODE, PROMPT, Replay, Shape, Step
-from engram_exp.analysis.subjects import ABOUT, WAYS, about_of, listed, spelled
+from engram_exp.analysis.subjects import ABOUT, WAYS, about_of, as_typed, listed, spelled
 from engram_exp.results import schema
 from engram_exp.results.schema import of_role
 from engram_exp.vocabulary import DECODER, IN_STEP, OK, READY
@@ -133,7 +133,7 @@ def _lost(speeds: Times, base: int) -> Any:
 
 
 def _measured(shape: Shape, rows: pd.DataFrame, rounds: dict[str, Times]) -> Measured:
-    steps = rows[rows["case"] == IN_STEP]
+    steps = as_typed(rows[rows["case"] == IN_STEP])
     several = [name for name in ONE_WAY if steps[name].nunique(dropna=False) > 1]
     if several:
         has = "; ".join(f"{name}: {listed(steps[name].map(spelled))}" for name in several)
