@@ -55,7 +55,8 @@ def test_every_option_composes_and_builds(configure, tmp_path, group, option):
     names = [parts.stage(stage).name for stage in parts.plan.stages]
     # The lookups of the other engines widen by themselves.
     widens = option.startswith("fp8") or option in ("engines", "sglang_staged")
-    fusion = ["fusion"] if group == "fusion" and option != "none" else []
+    fuses = (group == "fusion" and option != "none") or option in ("paper", "paper_prompts")
+    fusion = ["fusion"] if fuses else []
     assert [name for name in names if name not in UPLOADS] == STEPS[widens] + fusion
     batch = parts.batches[0]
     assert batch.ids.shape == (2, 4)
