@@ -15,7 +15,7 @@ from engram_exp.run.parts import Parts
 from engram_exp.run.step_plan import StepPlan
 from engram_exp.run.verify import Tasks, Verifier, require_close
 from engram_exp.stage import BuiltStage, PlannedStage, Strategy, Task, Tensors
-from engram_exp.strategy.step import Compute, DeviceFetch, Fetch, HostFetch, StepIds, host_and_across
+from engram_exp.strategy.fetch import Compute, DeviceFetch, Fetch, HostFetch, StepIds, host_and_across
 from engram_exp.vocabulary import DECODER, FETCH, IN_STEP, TENSORS_OF, TOKEN_IDS
 
 Run = Callable[[Batch], Tensors]

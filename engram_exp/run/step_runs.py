@@ -13,8 +13,9 @@ from engram_exp.machine.placement import Placement, poison
 from engram_exp.run.parts import Parts
 from engram_exp.run.step_layer import How, Run, TableLayer
 from engram_exp.run.step_plan import StepPlan
+from engram_exp.strategy.fetch import Compute, Fetch, InPlace, StepIds
 from engram_exp.strategy.schedule import Replay, streams_of
-from engram_exp.strategy.step import Ahead, Compute, Fetch, Fetching, InPlace, InStep, StepIds
+from engram_exp.strategy.step import Ahead, Fetching, InStep
 from engram_exp.vocabulary import BESIDE, DECODER, DEVICE, EACH, FETCH, HIGH, IN_STEP, LOW, READY, THIS_STEP
 
 DECODER_SEED = 2**34  # added to the seed: no run draws its other weights from these

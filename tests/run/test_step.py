@@ -23,7 +23,8 @@ from engram_exp.steps.lookup.gather import GatherLookup
 from engram_exp.steps.lookup.triton import TritonLookup
 from engram_exp.steps.projection.fused import FusedProjection
 from engram_exp.steps.upload.pinned import PinnedUpload
-from engram_exp.strategy.step import Ahead, DeviceFetch, HostFetch, InStep, StepIds
+from engram_exp.strategy.fetch import DeviceFetch, HostFetch, StepIds
+from engram_exp.strategy.step import Ahead, InStep
 from engram_exp.vocabulary import OF_A_STEP
 
 A_WHILE = 20_000_000  # cycles of a GPU: some 10 ms
