@@ -140,12 +140,18 @@ def has_kept_samples(tmp_path, number):
     return any(kept.stat().st_size for kept in (tmp_path / "out").rglob(f"{number}/{SAMPLES_SO_FAR}"))
 
 
+def heeds_ctrl_c():
+    """As in the foreground: what a shell starts in the background, and its children, ignore the signal."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 @pytest.fixture
 def long_sweep(command, tmp_path):
     """A sweep whose first run is short and done, and whose second one is being measured."""
     sweep = subprocess.Popen(
         command("-m", "iterations=3,1000000000,2000000000", "budget_s=600", "cases=[hashing]"),
         cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        preexec_fn=heeds_ctrl_c,
     )  # fmt: skip
     wait_for(lambda: has_kept_samples(tmp_path, 1) or sweep.poll() is not None)
     (worker,) = psutil.Process(sweep.pid).children()
