@@ -155,9 +155,7 @@ class Plan:
         config = config_of_layer(self.config, number)
         if config is self.config:
             return self
-        plan = Plan(config, self.choices)
-        plan.limits = self.limits
-        return plan
+        return Plan(config, self.choices)
 
     def whole(self, case: str) -> tuple[PlannedStage, ...]:
         """The stages of such a case."""

@@ -1,11 +1,10 @@
 """A layer inside a model's step: its cases, what is exposed, and the proofs."""
 
-from functools import partial
-
 import numpy as np
 import pytest
 import torch
 from common import TINY
+from in_step import CASES, DECODE, PROMPT, bench_of, statuses
 from places import DEVICES, KERNEL_DEVICE, parts_of
 
 from engram_exp import load_results, load_samples
@@ -14,25 +13,15 @@ from engram_exp.config.derived import reading_of
 from engram_exp.decoder.decoder import Step
 from engram_exp.errors import ConfigError
 from engram_exp.layer.tokens import Batch
-from engram_exp.measure.clock import Clock
 from engram_exp.measure.limits import Limits
 from engram_exp.run.plan import bytes_moved, flops
-from engram_exp.run.step_bench import StepBench
 from engram_exp.run.step_runs import steps_before
 from engram_exp.steps.lookup.gather import GatherLookup
-from engram_exp.steps.lookup.triton import TritonLookup
-from engram_exp.steps.projection.fused import FusedProjection
-from engram_exp.steps.upload.pinned import PinnedUpload
-from engram_exp.strategy.fetch import DeviceFetch, HostFetch, StepIds
+from engram_exp.strategy.fetch import HostFetch
 from engram_exp.strategy.step import Ahead, InStep
 from engram_exp.vocabulary import OF_A_STEP
 
-A_WHILE = 20_000_000  # cycles of a GPU: some 10 ms
-SMALL = ("decoder=tiny", "decoder.layers=4", "model.layers=[1,3]", "steps_per_sample=2")
-DECODE = (*SMALL, "seq_len=1", "tokens.history=true")
-PROMPT = SMALL
 QUICK = ("iterations=1", "steps_per_sample=1", "batches=1")
-CASES = "cases=[fetch,decoder,ready,step]"
 ON_GPU = f"hardware={KERNEL_DEVICE.type}"
 
 
@@ -45,21 +34,9 @@ def one_thread():
     torch.set_num_threads(before)
 
 
-def bench_of(config) -> StepBench:
-    parts = parts_of(config)
-    bench = StepBench(parts, parts.plan.step, Clock(parts.plan.device), seed=0)
-    bench.build()
-    assert not bench.errors, bench.errors
-    return bench
-
-
 def plan_rows(frame) -> int:
     """Row ids of a step and a layer: 2 orders of 2 heads."""
     return int(frame["batch_size"].iloc[0] * frame["seq_len"].iloc[0] * 4)
-
-
-def statuses(rows) -> dict[str, str]:
-    return {row["case"]: row["status"] for row in rows}
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -314,75 +291,3 @@ def test_a_decoder_that_does_not_fit_says_how_many_layers_would(run_inline):
 def test_a_prompt_longer_than_the_context_is_its_own_context(run_inline):
     rows = run_inline(*PROMPT, "seq_len=40", "decoder.context=8", CASES)
     assert set(statuses(rows).values()) == {"ok"}, rows
-
-
-def slowed(original):
-    def slow(self, tensors):
-        torch.cuda._sleep(A_WHILE)
-        return original(self, tensors)
-
-    return slow
-
-
-@pytest.mark.accelerator
-@pytest.mark.parametrize(
-    ("options", "component", "owner", "wait"),
-    [
-        (("strategy=kv_on_gpu",), PinnedUpload, HostFetch, "decoder_waits"),
-        (("strategy=kv_on_cpu",), PinnedUpload, HostFetch, "decoder_waits"),
-        (("strategy=uva",), TritonLookup, DeviceFetch, "decoder_waits"),
-        (("strategy=device",), TritonLookup, DeviceFetch, "decoder_waits"),
-        (("strategy=uva", "seq_len=12", "prefetch.lead=previous_step"), TritonLookup, DeviceFetch, "decoder_waits"),
-    ],
-)
-def test_delays_change_nothing_as_long_as_a_step_waits(run_inline, monkeypatch, options, component, owner, wait):
-    arguments = ("hardware=cuda", *DECODE, *options, CASES)
-    monkeypatch.setattr(component, "__call__", slowed(component.__call__))
-    assert statuses(run_inline(*arguments))["step"] == "ok"
-    monkeypatch.setattr(owner, wait, lambda *_: None)
-    assert statuses(run_inline(*arguments))["step"] == "mismatch"
-
-
-@pytest.mark.accelerator
-@pytest.mark.parametrize(
-    ("strategy", "component", "wait", "without"),
-    [
-        ("kv_on_gpu", PinnedUpload, "on_host", lambda ids: ids.taken),
-        ("kv_on_gpu", FusedProjection, "stream_waits", lambda *_: None),
-        ("uva", FusedProjection, "stream_waits", lambda *_: None),
-    ],
-)
-@pytest.mark.parametrize("waits", [True, False])
-def test_steps_follow_each_other_without_the_host(configure, monkeypatch, strategy, component, wait, without, waits):
-    """The second of two steps in flight waits for what the first still reads, and leaves its result alone."""
-    monkeypatch.setattr(component, "__call__", slowed(component.__call__))
-    with torch.inference_mode():
-        bench = bench_of(configure(*TINY, f"strategy={strategy}", "hardware=cuda", *DECODE, "ids=host", CASES))
-        first, second = (partial(bench.built.runs["step"], batch) for batch in bench.built.batches[:2])
-        want = [[tensor.clone() for tensor in call()] for call in (first, second)]
-        torch.cuda.synchronize()
-        if not waits:
-            monkeypatch.setattr(StepIds, wait, without)
-        got = []
-        for call in (first, second):
-            got.append([tensor.clone() for tensor in call()])  # copied on the stream, without waiting
-        torch.cuda.synchronize()
-    same = all(torch.equal(*pair) for steps in zip(got, want, strict=True) for pair in zip(*steps, strict=True))
-    assert same == waits
-
-
-@pytest.mark.accelerator
-def test_no_kernel_of_a_layer_runs_in_the_decoder_alone(configure):
-    with torch.inference_mode():
-        bench = bench_of(configure(*TINY, "strategy=uva", "hardware=cuda", *DECODE, "fusion=gated_conv", CASES))
-        kernels = {}
-        for case in ("decoder", "ready", "step"):
-            with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
-                bench.timed(case).calls[0]()
-                torch.cuda.synchronize()
-            kernels[case] = [event.key for event in profile.key_averages()]
-    fetching, computing = {"_hash_kernel", "_gather_kernel"}, {"_gate_and_convolve_kernel"}
-    assert (fetching | computing) <= set(kernels["step"])
-    assert computing <= set(kernels["ready"])
-    assert not fetching & set(kernels["ready"])
-    assert not (fetching | computing) & set(kernels["decoder"])
