@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, Union
 
 from engram_exp.errors import MismatchError
-from engram_exp.vocabulary import BY_SEQUENCE, DEVICE, HOST, LINK
+from engram_exp.vocabulary import AS_IS, BY_SEQUENCE, DEVICE, HOST, LINK
 
 if TYPE_CHECKING:
     import torch
@@ -67,7 +67,7 @@ class Load:
         geometry: of the layer.
         sequences, tokens: B and T, of a batch or of a chunk.
         dtype: the compute dtype's name.
-        table: host or device.
+        table: host, device or disk; with `page_cache`, what of its file is in memory when a call begins.
         batches: that rotate, each with rows of its own.
         distinct_rows: share of the rows asked for that are distinct: the others may come from a cache.
         distinct_in_all: likewise, of those that all batches ask for.
@@ -86,6 +86,7 @@ class Load:
     distinct_in_all: float = 1.0
     cache_bytes: int = 0
     staged: bool = False
+    page_cache: str = AS_IS
 
     def bytes_of(self, value: str) -> int:
         """Bytes of a value of these tokens."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Final, NamedTuple
 
 HOST, DEVICE, LINK = "host", "device", "link"
+DISK = "disk"  # where a table may live, and no step runs
 
 TOKEN_IDS, ROW_IDS, ROWS, EMBEDDINGS, KV = "token_ids", "row_ids", "rows", "embeddings", "kv"
 HIDDEN = "hidden"
@@ -61,6 +62,7 @@ HALF_BESIDE = "half_beside"  # ... or, beside a decoder, half as many
 
 LRU, STATIC = "lru", "static"  # what a cache of rows keeps
 COLD, WARM = "cold", "warm"
+AS_IS = "as_is"
 ALL_ORDERS = "all"
 
 OK, SUSPECT, SKIPPED, REFUSED = "ok", "suspect", "skipped", "refused"

@@ -14,6 +14,7 @@ from engram_exp.vocabulary import (
     CASES,
     DECODER,
     DEVICE,
+    DISK,
     EMBEDDINGS,
     FUSION,
     HOST,
@@ -47,8 +48,8 @@ def plan_stages(
     ids are made on the host, and keys and value must end on the device, where the model's hidden state is.
 
     Args:
-        places: `host` or `device` for each step that is placed, and for the table; for the lookup also `link`: it takes
-            row ids on the host and leaves rows on the device.
+        places: `host` or `device` for each step that is placed, and for the table; for the table also `disk`, and for
+            the lookup `link`: it takes row ids on the host and leaves rows on the device.
         widens: stored rows are not yet in the compute dtype; otherwise they are the embeddings.
         looked_up: what the lookup then makes: rows, parts, or embeddings, which leave nothing to widen behind it.
         fuses: keys and value are put into the hidden state.
@@ -56,8 +57,10 @@ def plan_stages(
     Raises:
         ConfigError: an unknown place, a step on the host behind one on the device, or one that cannot reach the table.
     """
-    if places["table"] not in (HOST, DEVICE):
-        raise ConfigError("strategy.table", places["table"], f"must be {HOST} or {DEVICE}")
+    if places["table"] not in (HOST, DEVICE, DISK):
+        raise ConfigError("strategy.table", places["table"], f"must be {HOST}, {DEVICE} or {DISK}")
+    if places["table"] == DISK and places[LOOKUP.name] in (DEVICE, LINK):
+        raise ConfigError(f"strategy.{LOOKUP.name}", places[LOOKUP.name], "must be host, which alone reads files")
     if places["table"] == DEVICE and places[LOOKUP.name] in (HOST, LINK):
         raise ConfigError(f"strategy.{LOOKUP.name}", places[LOOKUP.name], "must be device, since the table is there")
     stages: list[PlannedStage] = []

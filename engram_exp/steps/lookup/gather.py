@@ -16,6 +16,7 @@ from engram_exp.steps.lookup.step import Lookup
 from engram_exp.steps.lookup.words import Words
 from engram_exp.steps.loops import Loop, Threads, threads_for
 from engram_exp.steps.tables.device import DeviceTable
+from engram_exp.steps.tables.file import FileTable
 from engram_exp.steps.tables.host import HostTable
 from engram_exp.vocabulary import AUTO
 
@@ -31,7 +32,7 @@ class GatherLookup(Lookup):
     """Copies rows into a buffer that is allocated once, pinned if the placement says so.
 
     Args:
-        table: in host memory.
+        table: in host memory, or in a mapped file.
         max_tokens, columns: T, at most, and H.
         placement: of the output.
         threads: of the CPU; auto: the calling one for the rows of a small step, else all of the run.
@@ -39,7 +40,7 @@ class GatherLookup(Lookup):
 
     def __init__(
         self,
-        table: HostTable | DeviceTable,
+        table: HostTable | DeviceTable | FileTable,
         max_tokens: int,
         columns: int,
         placement: Placement,

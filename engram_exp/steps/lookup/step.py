@@ -7,7 +7,7 @@ from typing import ClassVar
 import torch
 
 from engram_exp.stage import Load, Reference, Stage, Tensors
-from engram_exp.vocabulary import DEVICE, EMBEDDINGS, HOST, PARTS, ROWS
+from engram_exp.vocabulary import COLD, DEVICE, DISK, EMBEDDINGS, HOST, PARTS, ROWS
 
 
 class Lookup(Stage):
@@ -22,6 +22,7 @@ class Lookup(Stage):
     makes: ClassVar[str] = ROWS
     fresh: ClassVar[bool] = False  # it hands out other pinned memory on each call
     on_both: ClassVar[bool] = False  # it takes row ids on the host and leaves rows on the device
+    past_cache: ClassVar[bool] = False  # it reads a file, and makes no use of its pages in memory
     built_from = ("table", "max_tokens", "columns", "placement")
     reads_table = True
     rotates = True
@@ -33,7 +34,8 @@ class Lookup(Stage):
 
     @classmethod
     def work(cls, load: Load) -> dict[str, float]:
-        """Distinct rows read once, where they lie, and all rows written; those of a chunk stay in a cache."""
+        """Distinct rows read once, where they lie (those of a file in memory, where its pages may be there), and all
+        rows written; those of a chunk stay in a cache."""
         row_ids, rows = load.bytes_of(load.stage.needs), load.geometry.stored_bytes(load.tokens)
         written = 0 if load.staged else load.bytes_of(load.stage.makes)
         if load.stage.side == DEVICE and load.table == HOST:
@@ -42,7 +44,8 @@ class Lookup(Stage):
         passed_on = 0 if load.staged else row_ids + written
         streams = {load.memory: passed_on + load.distinct_rows * rows}
         if load.stage.side == HOST:
-            streams["host rows"] = load.distinct_rows * load.tokens * load.geometry.columns
+            from_disk = load.table == DISK and (cls.past_cache or load.page_cache == COLD)
+            streams["disk rows" if from_disk else "host rows"] = load.distinct_rows * load.row_ids
         return streams
 
     @classmethod

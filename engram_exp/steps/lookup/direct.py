@@ -1,0 +1,37 @@
+"""Blocks past the page cache (O_DIRECT), by threads that wait for one read each."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from engram_exp.machine.placement import Placement
+from engram_exp.machine.requests import Readers
+from engram_exp.steps.lookup.from_file import BlockLookup
+from engram_exp.steps.tables.file import FileTable
+
+
+class DirectLookup(BlockLookup):
+    """Reads the blocks of rows with pread(2).
+
+    Args:
+        table, max_tokens, columns, placement, block_bytes: as `BlockLookup` has them.
+        queue_depth: threads, each of which has one read under way.
+
+    Raises:
+        ConfigError: as `BlockLookup` and `Readers`.
+    """
+
+    def __init__(
+        self,
+        table: FileTable,
+        max_tokens: int,
+        columns: int,
+        placement: Placement,
+        queue_depth: int,
+        block_bytes: int,
+    ) -> None:
+        super().__init__(table, max_tokens, columns, placement, block_bytes)
+        self.readers = Readers(self.file, queue_depth)
+
+    def _read_blocks(self, requests: np.ndarray) -> None:
+        self.readers.read(requests, self.blocks)

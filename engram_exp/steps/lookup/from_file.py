@@ -1,0 +1,208 @@
+"""What lookups share that read the file of a table themselves: rows as they are, or the blocks that hold them."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from numba import njit
+
+from engram_exp.errors import ConfigError
+from engram_exp.machine.host_memory import HostMemory
+from engram_exp.machine.placement import Placement
+from engram_exp.machine.requests import OpenFile
+from engram_exp.stage import Load
+from engram_exp.steps.lookup.step import Lookup
+from engram_exp.steps.tables.file import FileTable
+from engram_exp.vocabulary import DISK
+
+REQUEST_BYTES = 24
+ROWS_AT_A_TIME = 2**15  # of requests that are made for each row
+STAGED_BYTES = 2**25  # of blocks at a time: rows further apart in a batch than these may read a block twice
+BLOCK_BYTES = (512, 4096)
+HASH = np.uint64(0x9E3779B97F4A7C15)
+
+
+class FileLookup(Lookup):
+    """Reads rows from a file into a buffer that is allocated once, pinned if the placement says so.
+
+    Args:
+        table: in a file.
+        max_tokens, columns: T, at most, and H.
+        placement: of the output.
+
+    Raises:
+        ConfigError: the table is in no file.
+    """
+
+    requested: ClassVar[int] = 0  # requests that all lookups of this process have made
+
+    def __init__(self, table: FileTable, max_tokens: int, columns: int, placement: Placement) -> None:
+        placement.require("cpu", "lookup")
+        if table.place != DISK:
+            raise ConfigError("lookup", None, "reads the file of a table, which strategy=disk has")
+        row_format = table.row_format
+        self.table, itemsize = table, row_format.storage_dtype.itemsize
+        self.rows = placement.empty(max_tokens * columns, row_format.width, dtype=row_format.storage_dtype)
+        self.bytes = self.rows.view(torch.uint8).numpy()
+        firsts = np.cumsum([0, *row_format.part_widths])
+        self.extents = np.array(
+            [(*table.row_file.extents[part], firsts[part] * itemsize) for part in table.on_disk], dtype=np.int64
+        )
+        self.resident = [
+            (part, self.rows[:, firsts[number] : firsts[number + 1]]) for number, part in table.resident.items()
+        ]
+
+    def __call__(self, row_ids: torch.Tensor) -> torch.Tensor:
+        """Stored rows [T, H * width] of row ids [B, L, H]; overwritten by the next call.
+
+        Raises:
+            IndexError: a row id outside the table.
+            OSError: of reading.
+            ConfigError: the file has become shorter.
+        """
+        flat, count = row_ids.view(-1), row_ids.numel()
+        ids = flat.numpy()
+        if not 0 <= int(ids.min()) <= int(ids.max()) < self.table.rows:
+            outside = int(((ids < 0) | (ids >= self.table.rows)).sum())
+            raise IndexError(f"{outside} row ids are outside of 0 to {self.table.rows - 1}")
+        self._read_rows(ids)
+        for part, target in self.resident:
+            torch.index_select(part, 0, flat, out=target[:count])
+        return self.rows[:count].view(row_ids.shape[0] * row_ids.shape[1], -1)
+
+    @abstractmethod
+    def _read_rows(self, row_ids: np.ndarray) -> None:
+        """Read the parts on disk of rows [N] of the table into `bytes` [N, bytes of a row]."""
+
+
+class BlockLookup(FileLookup):
+    """Reads blocks past the page cache, each once for all rows that it holds, and copies the rows out of them.
+
+    Args:
+        table, max_tokens, columns, placement: as `FileLookup` has them.
+        block_bytes: of a block.
+
+    Raises:
+        ConfigError: as `FileLookup`; or the disk has larger blocks, or its file system does not read past the cache.
+    """
+
+    past_cache = True
+
+    def __init__(self, table: FileTable, max_tokens: int, columns: int, placement: Placement, block_bytes: int) -> None:
+        super().__init__(table, max_tokens, columns, placement)
+        if block_bytes not in BLOCK_BYTES:
+            raise ConfigError("lookup.block_bytes", block_bytes, f"must be one of {', '.join(map(str, BLOCK_BYTES))}")
+        of_row = sum(_most_blocks(int(row_bytes), block_bytes) for row_bytes in self.extents[:, 1])
+        most = max(of_row, min(STAGED_BYTES // block_bytes, len(self.rows) * of_row))
+        self.block_bytes, self.of_row = block_bytes, of_row
+        self.memory = HostMemory(most * block_bytes, huge_pages=True)
+        self.memory.bytes.zero_()
+        self.blocks = self.memory.bytes.numpy()[: most * block_bytes]
+        self.requests = np.empty((most, 3), dtype=np.int64)
+        self.known = np.zeros((1 << (2 * most - 1).bit_length(), 2), dtype=np.int64)  # block + 1, and its place
+        file = table.file
+        self.file = OpenFile(file.path, file.size_bytes, direct=True, unit=block_bytes)
+        try:
+            self.file.finish(self.blocks, (0, block_bytes, 0), 0)
+        except OSError as error:
+            remedy = f"the disk, or its file system, reads no such blocks past the page cache ({error.strerror})"
+            raise ConfigError("lookup.block_bytes", block_bytes, f"{remedy}; 4096, or lookup=pread") from error
+
+    @classmethod
+    def keeps(cls, load: Load) -> dict[str, int]:
+        """Rows, and of the blocks that hold them some at a time, with a request each and twice as many places."""
+        blocks = min(STAGED_BYTES, load.row_ids * (load.row_bytes + 2 * BLOCK_BYTES[-1]))
+        return {load.stage.side: load.bytes_of(load.stage.makes) + blocks + blocks // BLOCK_BYTES[0] * 88}
+
+    def _read_rows(self, row_ids: np.ndarray) -> None:
+        first = 0
+        while first < len(row_ids):
+            self.known[:] = 0
+            told = self.extents, self.block_bytes, self.of_row, self.known, self.requests
+            end, count = _plan_blocks(row_ids, first, *told)
+            FileLookup.requested += count
+            self._read_blocks(self.requests[:count])
+            _copy_rows(row_ids, first, end, self.extents, self.block_bytes, self.known, self.blocks, self.bytes)
+            first = end
+
+    @abstractmethod
+    def _read_blocks(self, requests: np.ndarray) -> None:
+        """Read requests int64 [N, 3] into `blocks`."""
+
+
+def _most_blocks(row_bytes: int, block_bytes: int) -> int:
+    """That a row may lie in."""
+    return (row_bytes + block_bytes - 2) // block_bytes + 1
+
+
+@njit(cache=True, error_model="numpy")
+def row_requests(row_ids: Any, first: Any, end: Any, extents: Any, row_bytes: Any, requests: Any) -> Any:
+    """A request for each part of some rows; how many there are."""
+    count = 0
+    for index in range(first, end):
+        row = np.int64(row_ids[index])
+        for part in range(len(extents)):
+            offset, part_bytes, first_byte = extents[part]
+            requests[count, 0] = offset + row * part_bytes
+            requests[count, 1] = part_bytes
+            requests[count, 2] = index * row_bytes + first_byte
+            count += 1
+    return count
+
+
+@njit(cache=True, error_model="numpy")
+def _place_of(block: Any, known: Any) -> Any:
+    """Where a block stands in a hash table of them, or should."""
+    mask = np.uint64(len(known) - 1)
+    at = (np.uint64(block) * HASH >> np.uint64(32)) & mask
+    while known[at, 0] != 0 and known[at, 0] != block + 1:
+        at = (at + np.uint64(1)) & mask
+    return at
+
+
+@njit(cache=True, error_model="numpy")
+def _plan_blocks(
+    row_ids: Any, first: Any, extents: Any, block_bytes: Any, of_row: Any, known: Any, requests: Any
+) -> Any:
+    """Requests for the blocks of as many rows as there is room for, each block once, neighbours together: the number of
+    the first row that is left, and how many requests there are."""
+    count, used = 0, 0
+    for index in range(first, len(row_ids)):
+        if used + of_row > len(requests):
+            return index, count
+        row = np.int64(row_ids[index])
+        for part in range(len(extents)):
+            begin = extents[part, 0] + row * extents[part, 1]
+            for block in range(begin // block_bytes, (begin + extents[part, 1] - 1) // block_bytes + 1):
+                at = _place_of(block, known)
+                if known[at, 0]:
+                    continue
+                known[at, 0], known[at, 1] = block + 1, used
+                offset = block * block_bytes
+                if count and requests[count - 1, 0] + requests[count - 1, 1] == offset:
+                    requests[count - 1, 1] += block_bytes
+                else:
+                    requests[count, 0], requests[count, 1], requests[count, 2] = offset, block_bytes, used * block_bytes
+                    count += 1
+                used += 1
+    return len(row_ids), count
+
+
+@njit(cache=True, error_model="numpy")
+def _copy_rows(
+    row_ids: Any, first: Any, end: Any, extents: Any, block_bytes: Any, known: Any, blocks: Any, out: Any
+) -> None:
+    """Rows out of the blocks that hold them."""
+    for index in range(first, end):
+        row = np.int64(row_ids[index])
+        for part in range(len(extents)):
+            position, left, to = extents[part, 0] + row * extents[part, 1], extents[part, 1], extents[part, 2]
+            while left:
+                block, within = position // block_bytes, position % block_bytes
+                size = min(left, block_bytes - within)
+                source = known[_place_of(block, known), 1] * block_bytes + within
+                out[index, to : to + size] = blocks[source : source + size]
+                position, left, to = position + size, left - size, to + size

@@ -1,0 +1,38 @@
+"""Blocks past the page cache, by io_uring: one thread has many reads under way."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from engram_exp.machine.placement import Placement
+from engram_exp.machine.uring import Ring
+from engram_exp.steps.lookup.from_file import BlockLookup
+from engram_exp.steps.tables.file import FileTable
+
+
+class IoUringLookup(BlockLookup):
+    """Reads the blocks of rows through a ring, into memory that is registered with the kernel.
+
+    Args:
+        table, max_tokens, columns, placement, block_bytes: as `BlockLookup` has them.
+        queue_depth: reads under way at a time.
+
+    Raises:
+        ConfigError: as `BlockLookup`.
+        SkippedError: the kernel has no io_uring for this process.
+    """
+
+    def __init__(
+        self,
+        table: FileTable,
+        max_tokens: int,
+        columns: int,
+        placement: Placement,
+        queue_depth: int,
+        block_bytes: int,
+    ) -> None:
+        super().__init__(table, max_tokens, columns, placement, block_bytes)
+        self.ring = Ring(self.file, queue_depth, self.blocks)
+
+    def _read_blocks(self, requests: np.ndarray) -> None:
+        self.ring.read(requests)

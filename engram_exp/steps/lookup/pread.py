@@ -1,0 +1,42 @@
+"""One read for each row, by threads that wait for one each, through the page cache."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from engram_exp.machine.placement import Placement
+from engram_exp.machine.requests import Readers
+from engram_exp.stage import Load
+from engram_exp.steps.lookup.from_file import REQUEST_BYTES, ROWS_AT_A_TIME, FileLookup, row_requests
+from engram_exp.steps.tables.file import FileTable
+
+
+class PreadLookup(FileLookup):
+    """Reads each row with pread(2).
+
+    Args:
+        table, max_tokens, columns, placement: as `FileLookup` has them.
+        queue_depth: threads, each of which has one read under way.
+
+    Raises:
+        ConfigError: as `FileLookup` and `Readers`.
+    """
+
+    def __init__(self, table: FileTable, max_tokens: int, columns: int, placement: Placement, queue_depth: int) -> None:
+        super().__init__(table, max_tokens, columns, placement)
+        self.readers = Readers(table.file, queue_depth)
+        self.requests = np.empty((min(len(self.rows), ROWS_AT_A_TIME) * len(self.extents), 3), dtype=np.int64)
+
+    @classmethod
+    def keeps(cls, load: Load) -> dict[str, int]:
+        """Rows, and requests for some of them at a time, values and scales apart."""
+        requests = 2 * min(load.row_ids, ROWS_AT_A_TIME) * REQUEST_BYTES
+        return {load.stage.side: load.bytes_of(load.stage.makes) + requests}
+
+    def _read_rows(self, row_ids: np.ndarray) -> None:
+        memory, row_bytes = self.bytes.reshape(-1), self.bytes.shape[1]
+        for first in range(0, len(row_ids), ROWS_AT_A_TIME):
+            end = min(len(row_ids), first + ROWS_AT_A_TIME)
+            count = row_requests(row_ids, first, end, self.extents, row_bytes, self.requests)
+            FileLookup.requested += count
+            self.readers.read(self.requests[:count], memory)
