@@ -27,9 +27,12 @@ from engram_exp.config.step_checks import check_step
 from engram_exp.errors import ConfigError
 from engram_exp.steps.lookup.order import check_launch, check_order
 from engram_exp.vocabulary import (
+    AS_IS,
     AUTO,
     BESIDE,
+    COLD,
     DEVICE,
+    DISK,
     EACH,
     HIGH,
     HOST,
@@ -40,6 +43,7 @@ from engram_exp.vocabulary import (
     PLACED,
     PREVIOUS_STEP,
     THIS_STEP,
+    WARM,
 )
 
 CHOICES = {
@@ -47,6 +51,7 @@ CHOICES = {
     "worker": ("process", "inline"),
     "limits": ("cached", "refresh", "none"),
     "capture": (NONE, GRAPH, AUTO),
+    "cache_state": (COLD, WARM, AS_IS),
     "dtype.layout": ("packed", "split"),
     "ids": (AUTO, HOST, DEVICE),
     "prefetch.where": (BESIDE, INLINE),
@@ -150,6 +155,7 @@ def _check(config: DictConfig) -> None:
     geometry_of(config)
     cases_of(config)
     _check_schedule(config)
+    _check_disk(config)
     check_step(config)
     if "sort_from_rows" in config.lookup:
         lookup = config.lookup
@@ -242,6 +248,17 @@ def _check_schedule(config: DictConfig) -> None:
         if on_host and LOOKUP.name not in on_host:
             remedy = f"{on_host[0]} runs on the host and the lookup does not; use schedule=serial, or strategy=uva"
             raise chunks_refused(chunk_tokens, remedy)
+
+
+def _check_disk(config: DictConfig) -> None:
+    """Refuse a state of the page cache where no table lies in a file, and reads under way that are no number."""
+    if config.cache_state != AS_IS and config.strategy.table != DISK:
+        raise ConfigError(
+            "cache_state", config.cache_state, "says nothing of a table in memory; strategy=disk has a file"
+        )
+    depth = config.lookup.get("queue_depth", 1)
+    if not _is_count(depth) or depth > MOST_THREADS:
+        raise ConfigError("lookup.queue_depth", depth, f"must be a whole number from 1 to {MOST_THREADS}")
 
 
 def chunks_refused(chunk_tokens: object, remedy: str) -> ConfigError:

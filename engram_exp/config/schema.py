@@ -23,7 +23,8 @@ from engram_exp.machine.data_sheets import DATA_SHEETS, DataSheet
 
 @dataclass
 class StrategyConfig:
-    """Where the table lives and where each step runs: `host` or `device`; `link`: a lookup by both of them."""
+    """Where the table lives and where each step runs: `host` or `device`; a table also on `disk`; `link`: a lookup by
+    host and device."""
 
     table: str = "host"
     hashing: str = MISSING
@@ -139,6 +140,7 @@ class RunConfig:
     iterations: int = MISSING
     budget_s: float = MISSING
     pause_ms: float = MISSING
+    cache_state: str = MISSING
     host_load: int = MISSING
     link_load_gb_per_s: float = MISSING
     link_load_block_kib: int = MISSING

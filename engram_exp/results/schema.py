@@ -193,6 +193,23 @@ TABLE = (
            "first"),
     Column("reuse_distance_rows", NUMBER, MEASURED, 6, "rows", "median, over those among the same 2^19 that were asked "
            "for before, of how many other rows were in between; empty: none was"),
+    Column("page_cache", TEXT, SUBJECT, 6, "", "what of the file of a table on a disk is in the host's memory when a "
+           "timed call begins: `cold`, nothing; `warm`, all of it; `as_is`, what the calls before it left; empty: no "
+           "case reads a file", "cache_state"),
+    Column("queue_depth", NUMBER, WAY, 6, "reads", "of a file, under way at a time", "lookup.queue_depth"),
+    Column("block_bytes", NUMBER, WAY, 6, "bytes", "of a file's blocks that are read past the page cache",
+           "lookup.block_bytes"),
+    Column("disk", TEXT, MACHINE, 6, "", "file system, device and model that the file of a table lies on"),
+    Column("asked_bytes", NUMBER, MEASURED, 6, "bytes", "of the rows that a call asks for and that are not kept in "
+           "memory, as often as it does"),
+    Column("read_bytes", NUMBER, MEASURED, 6, "bytes", "that the kernel had read from disks in a call, behind the last "
+           "sample; 0 also where it does not count those of this file system"),
+    Column("reads", NUMBER, MEASURED, 6, "reads", "requests in such a call; of a mapped file, pages waited for"),
+    Column("read_amplification", NUMBER, MEASURED, 6, "", "`read_bytes` over `asked_bytes`"),
+    Column("resident_share", NUMBER, MEASURED, 6, "", "of the pages of the files of all tables of the case's run, in "
+           "memory when such a call begins"),
+    Column("warm_ms_median", NUMBER, MEASURED, 6, "ms", "of a cold case, if it reads through the page cache: the same "
+           "calls once more, with their rows there; `suspect` if that is not less"),
 )  # fmt: skip
 SAMPLE_TABLE = (
     Column("run_id", TEXT, RECORD, 1, "", "as in `results.csv`"),

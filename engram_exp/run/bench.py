@@ -17,6 +17,7 @@ from engram_exp.measure.clock import Clock
 from engram_exp.measure.loop import Case
 from engram_exp.run.glance import Glance
 from engram_exp.run.made_up import MadeUp
+from engram_exp.run.on_disk import Files, reads_disk
 from engram_exp.run.parts import Parts
 from engram_exp.run.plan import KINDS
 from engram_exp.run.verify import Verifier, judge_of
@@ -53,6 +54,9 @@ class Bench:
         self.whole_runs: dict[str, WholeRun] = {}
         self.whole_peaks: dict[str, dict[str, int]] = {}  # memory of a whole, before more was built
         self.errors: dict[str, Exception] = {}
+        self.files = Files(parts.on_disk, self.plan.config.cache_state)
+        self.reading: dict[str, Case] = {}  # cases that read a table on a disk
+        self.from_disk: dict[str, dict[str, Any]] = {}  # what they read, by column
 
     def build(self) -> None:
         """Build every stage, run it on the first batch and compare it with the reference; then each whole on another
@@ -104,7 +108,11 @@ class Bench:
         """A case as it is timed, with a look behind every sample."""
         self.last.pop(case, None)  # what is kept beside what the strategy keeps would count as its memory
         look = self.glances[case] = Glance(self.verifier, case, self.plan.tasks_of(case), self.inputs[case])
-        return Case(case, self.calls(case), self.leaves_device_work(case), look.before, look.behind)
+        calls, uses_device = self.calls(case), self.leaves_device_work(case)
+        timed = Case(case, calls, uses_device, look.before, look.behind)
+        if reads_disk(self.plan.tasks_of(case)):
+            timed.restore, self.reading[case] = self.files.restore, timed
+        return timed
 
     def look_again(self) -> None:
         """Behind the last sample: look at many calls of each case."""
@@ -113,6 +121,9 @@ class Bench:
                 continue
             with self._failing(case):
                 glance.burst(self.calls(case), self.clock.synchronize)
+                if case in self.reading:
+                    tasks = self.plan.tasks_of(case)
+                    self.from_disk[case] = self.files.look(self.reading[case], tasks, self.clock)
 
     def verify_again(self) -> None:
         """When all cases have been looked at: write what was never shown before to where the first call of each reads,

@@ -35,6 +35,7 @@ from engram_exp.run.again import reuse_columns
 from engram_exp.run.bench import Bench
 from engram_exp.run.card import make_card
 from engram_exp.run.job import Job
+from engram_exp.run.on_disk import proven
 from engram_exp.run.parts import Parts, wake
 from engram_exp.run.plan import Distinct, Plan, device_name, work
 from engram_exp.run.requirements import check_plan
@@ -220,13 +221,15 @@ class Experiment:
         reached = self.link.reached_gb_per_s if self.link else None
         run_wide |= {**self.reuse, "link_load_reached_gb_per_s": reached}
         common = {**stamp(), **self.job.columns(), **run_wide}
-        own = {case: self._own(case, timings, errors) for case in self.job.cases}
+        disk = {case: found for bench in benches for case, found in bench.from_disk.items()}
+        distinct = self.distinct.in_first if self.distinct else None
+        own = {case: proven(self._own(case, timings, errors), disk.get(case, {}), distinct) for case in self.job.cases}
         right = {case: timing for case, timing in timings.items() if own[case]["status"] == OK}
         rows = []
         for case in self.job.cases:
             told = [bench.columns(case, right) for bench in benches if case in bench.cases]
             known = {**reading_columns(self.plan, case), **self.job.case_columns(case), **(told[0] if told else {})}
-            rows.append({**common, **known, "case": case, **own[case]})
+            rows.append({**common, **known, **disk.get(case, {}), "case": case, **own[case]})
         return rows
 
     def _own(self, case: str, timings: dict[str, Timing], errors: dict[str, Exception]) -> dict[str, Any]:

@@ -35,7 +35,7 @@ from engram_exp.machine.files import content_digest, write_text
 from engram_exp.machine.sources import contributed_sources
 from engram_exp.results.schema import CHOICE, KEYS, of_kind
 from engram_exp.run.overridden import as_text, overridden
-from engram_exp.vocabulary import AUTO, HALF_BESIDE, MULTIPROCESSORS, OF_A_STEP
+from engram_exp.vocabulary import AUTO, DISK, HALF_BESIDE, MULTIPROCESSORS, OF_A_STEP
 
 FILE = "job.yaml"
 SAYS_NOTHING = (  # of what a run measures
@@ -135,6 +135,9 @@ class Job:
             "repeat": self.repeat,
             "batches": batches_of(config),
             "pause_ms": config.pause_ms,
+            "page_cache": config.cache_state if config.strategy.table == DISK else "",
+            "queue_depth": config.lookup.get("queue_depth"),
+            "block_bytes": config.lookup.get("block_bytes"),
             "host_load": config.host_load,
             "link_load_gb_per_s": config.link_load_gb_per_s,
             "link_load_block_kib": config.link_load_block_kib if config.link_load_gb_per_s else 0,

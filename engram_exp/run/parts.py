@@ -27,8 +27,9 @@ from engram_exp.machine.placement import Placement
 from engram_exp.run.model_state import ModelState
 from engram_exp.run.plan import Plan
 from engram_exp.stage import BuiltStage, PlannedStage, Task, Tensors, as_stage_function
+from engram_exp.steps.tables.file import FileTable
 from engram_exp.steps.widening import build_widening
-from engram_exp.vocabulary import HOST
+from engram_exp.vocabulary import DEVICE, DISK, HOST
 
 FUSION_SEED = 2**32  # added to the seed: no run draws its other weights from these
 TABLE_BUILT_FROM = ("rows", "row_format", "seed", "placement")
@@ -161,8 +162,14 @@ class Parts:
     def table(self) -> Any:
         """The layer's table, filled."""
         place = self.plan.config.strategy.table
-        placement = Placement(CPU, pinned=self.plan.device.type == "cuda") if place == HOST else self.plan.memory(place)
+        on_host = Placement(CPU, pinned=self.plan.device.type == "cuda" and place == HOST)
+        placement = self.plan.memory(place) if place == DEVICE else on_host
         return _make(self.plan.config.table, self._given(self.plan.tokens, placement), TABLE_BUILT_FROM)
+
+    @property
+    def on_disk(self) -> list[FileTable]:
+        """The table, if the run reads it from a file."""
+        return [self.table] if self.plan.looks_up and self.plan.config.strategy.table == DISK else []
 
     @cached_property
     def weights(self) -> ProjectionWeights:

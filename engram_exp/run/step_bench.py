@@ -13,6 +13,7 @@ from engram_exp.layer.tokens import Batch
 from engram_exp.measure.clock import Clock
 from engram_exp.measure.loop import Case, Timing
 from engram_exp.run.bench import OF_THE_RUN
+from engram_exp.run.on_disk import Files, reads_disk
 from engram_exp.run.parts import Parts
 from engram_exp.run.rows import exposed_columns
 from engram_exp.run.step_layer import Looks, TableLayer, made_by
@@ -47,6 +48,10 @@ class StepBench:
         self.cases = plan.cases
         self.errors: dict[str, Exception] = {}
         self.windows: list[float] = []
+        tables = [table for layer in self.layers for table in layer.parts.on_disk]
+        self.files = Files(tables, parts.plan.config.cache_state)
+        self.reading: dict[str, Case] = {}  # cases that read a table on a disk
+        self.from_disk: dict[str, dict[str, Any]] = {}  # what they read, by column
 
     def build(self) -> None:
         """Build the decoder and the layers, run each case, and compare it with the references.
@@ -78,7 +83,10 @@ class StepBench:
             # Of a sample's steps the last; the next sample goes on with the batch behind it.
             last = [last[(steps * (number + 1) - 1) % len(last)] for number in range(len(last))]
         calls = [partial(run, batch) for batch in last]
-        return Case(case, calls, True, look.before, look.behind, times=steps, may_be_quick=False)
+        timed = Case(case, calls, True, look.before, look.behind, times=steps, may_be_quick=False)
+        if reads_disk(self.plan.costs_of(case)):
+            timed.restore, self.reading[case] = self.files.restore, timed
+        return timed
 
     def columns(self, case: str, timings: Mapping[str, Timing]) -> dict[str, Any]:
         """What is told of a case beside its times: of the decoder, when layers are reached; of a step, what it takes
@@ -91,6 +99,8 @@ class StepBench:
         """Behind the last sample: look at many calls of each case, and when the decoder alone reaches the layers."""
         for case in self._right():
             self._try(case, lambda case: self.looks[case].burst(self.built.runs[case], self.clock.synchronize))
+        for case in (case for case in self._right() if case in self.reading):
+            self.from_disk[case] = self.files.look(self.reading[case], self.plan.costs_of(case), self.clock)
         if DECODER in self._right():
             times = [self.built.alone.reached_ms(self.built.batches[0]) for _ in range(WINDOWS)]
             self.windows = [median(of_layer) for of_layer in zip(*times, strict=True)]

@@ -1,0 +1,127 @@
+"""Tables on a disk within a run: the state that calls find them in, and what calls read of them."""
+
+from __future__ import annotations
+
+import resource
+from collections.abc import Callable, Sequence
+from statistics import median
+from typing import Any
+
+from engram_exp.machine.disk import in_words, read_bytes
+from engram_exp.measure.clock import Clock
+from engram_exp.measure.loop import Case
+from engram_exp.stage import Task
+from engram_exp.steps.lookup.from_file import FileLookup
+from engram_exp.steps.tables.file import FileTable
+from engram_exp.vocabulary import AS_IS, COLD, DISK, OK, SUSPECT, WARM
+
+LOOKS = 6  # calls that are looked at, at most ...
+LOOK_S = 2.0  # ... or as many as take so long
+LEAST_SHARE = 0.9  # of the bytes of distinct rows, that a cold call must have had read from the disk
+
+
+def reads_disk(tasks: Sequence[Task]) -> bool:
+    """Whether some of a case's stages read a table on a disk."""
+    return any(task.kind.reads_table and task.load.table == DISK for task in tasks)
+
+
+class Files:
+    """The files of the tables of a run.
+
+    Args:
+        tables: in them.
+        state: that calls are to find them in: cold, warm, as_is.
+    """
+
+    def __init__(self, tables: Sequence[FileTable], state: str) -> None:
+        self.tables, self.state, self.is_warm = tables, state, False
+
+    @property
+    def restore(self) -> Callable[[], None] | None:
+        """What brings the files into their state before a call; None where they are left as they are."""
+        return {COLD: self._make_cold, WARM: self._make_warm, AS_IS: None}[self.state]
+
+    def _make_cold(self) -> None:
+        for table in self.tables:
+            table.make_cold()
+
+    def _make_warm(self) -> None:
+        if not self.is_warm:
+            for table in self.tables:
+                table.make_warm()
+        self.is_warm = True
+
+    def resident_share(self) -> float | None:
+        """Share of the files' pages that are in memory now."""
+        shares = [(table.resident_share(), table.file.size_bytes) for table in self.tables]
+        if any(share is None for share, _ in shares):
+            return None
+        return sum((share or 0) * size for share, size in shares) / sum(size for _, size in shares)
+
+    def look(self, case: Case, tasks: Sequence[Task], clock: Clock) -> dict[str, Any]:
+        """What calls of a case read, by column. Where the page cache is made cold and may be used, each call follows
+        once more, with its rows in memory by now."""
+        of_disk = [task for task in tasks if reads_disk([task])]
+        through_cache = not all(getattr(task.kind, "past_cache", False) for task in of_disk)
+        asked = sum(task.load.row_ids for task in of_disk) * self.tables[0].disk_row_bytes
+        reads, from_disk, warm_ms, spent_ms = [], [], list[float](), 0.0
+        for call in case.calls[:LOOKS]:
+            if case.restore:
+                case.restore()
+            before, read_before = _requests(), read_bytes()
+            spent_ms += clock.time(call, uses_device=case.uses_device).wall_ms
+            reads.append(_since(before) / case.times)
+            read_now = read_bytes()
+            from_disk.append(None if None in (read_now, read_before) else (read_now - read_before) / case.times)  # type: ignore[operator]
+            if self.state == COLD and through_cache:
+                warm_ms.append(clock.time(call, uses_device=case.uses_device).wall_ms / case.times)
+            if spent_ms > LOOK_S * 1e3:
+                break
+        if case.restore:
+            case.restore()
+        known = [size for size in from_disk if size is not None]
+        read = sum(known) / len(known) if known else None
+        return {
+            "page_cache": self.state,
+            "disk": in_words(self.tables[0].row_file.path),
+            "asked_bytes": asked,
+            "read_bytes": read,
+            "read_amplification": read / asked if read is not None else None,
+            "reads": sum(reads) / len(reads) or None,
+            "resident_share": self.resident_share(),
+            "warm_ms_median": median(warm_ms) if warm_ms else None,
+        }
+
+
+def _requests() -> tuple[int, int]:
+    """Requests of this process so far, and pages that it waited for where it touched them."""
+    return FileLookup.requested, resource.getrusage(resource.RUSAGE_SELF).ru_majflt
+
+
+def _since(before: tuple[int, int]) -> int:
+    """Requests since then; of a mapping, pages that were waited for."""
+    requests, faults = (now - then for now, then in zip(_requests(), before, strict=True))
+    return requests or faults
+
+
+def proven(own: dict[str, Any], found: dict[str, Any], distinct_share: float | None) -> dict[str, Any]:
+    """What became of a case; a time that is called cold, and of which nothing shows that it is, is suspect.
+
+    Args:
+        own: columns of the case, with its status.
+        found: as `Files.look` returns them.
+        distinct_share: of the rows that calls ask for.
+    """
+    if own["status"] != OK or found.get("page_cache") != COLD:
+        return own
+    warm_ms, fastest_ms = found["warm_ms_median"], own["wall_ms_lo"] or own["wall_ms_median"]
+    if warm_ms is not None and fastest_ms <= warm_ms:
+        reason = (
+            f"{own['wall_ms_median']:.4g} ms are not more than the {warm_ms:.4g} ms of the same with rows in memory"
+        )
+        return {**own, "status": SUSPECT, "error": f"{reason}: it was not cold"}
+    least = LEAST_SHARE * (distinct_share or 0) * found["asked_bytes"]
+    if found["read_bytes"] and found["read_bytes"] < least:  # 0: this file system's reads are not counted
+        reason = f"{found['read_bytes']:.4g} bytes were read from the disk, where rows of {least:.4g} had to be"
+        return {**own, "status": SUSPECT, "error": f"{reason}: it was not cold"}
+    return own
