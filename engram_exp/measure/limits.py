@@ -65,7 +65,7 @@ class Limits:
         Args:
             work: amounts by resource: `link` (bytes copied), `link rows` and `link row reads` (bytes of rows, and rows,
                 that a kernel reads through it), `host memory` and `device memory` (bytes), `host rows` (rows that the
-                CPU reads), `host GEMM` and `device GEMM` (FLOPs).
+                CPU reads), `disk rows` (rows of a file), `host GEMM` and `device GEMM` (FLOPs).
             load: what rates depend on besides.
 
         Returns:
@@ -75,6 +75,10 @@ class Limits:
         for name, amount in work.items():
             amounts[name if self.has_device else name.replace(DEVICE, HOST)] += amount  # type: ignore[assignment]
         return max((limit for each in resources() for limit in each.bounds(amounts, load, self.peaks)), default=None)
+
+    def beside(self, peaks: Peaks) -> Limits:
+        """These, and others."""
+        return Limits({**self.peaks, **peaks}, self.measured_on)
 
     def summary(self, dtype: str) -> str:
         """The rates that decide most limits, for a human reader: device, host and link, in this order; and what they

@@ -122,13 +122,18 @@ def _read(path: Path) -> dict[str, Any]:
     peaks, _ = content["peaks"], _in_words(content["memory"])
     if not isinstance(peaks, dict):
         raise TypeError(f"peaks is {peaks!r}")
-    _check("peaks", peaks)
+    require_rates("peaks", peaks)
     return dict(content)
 
 
-def _check(name: str, value: object) -> None:
+def require_rates(name: str, value: object) -> None:
+    """Refuse curves of which something is no rate or time.
+
+    Raises:
+        ValueError: naming it.
+    """
     if isinstance(value, Mapping) and value:
         for key, inner in value.items():
-            _check(f"{name}, {key}", inner)
+            require_rates(f"{name}, {key}", inner)
     elif not (isinstance(value, int | float) and math.isfinite(value) and value > 0):
         raise ValueError(f"{name} is {value!r}")

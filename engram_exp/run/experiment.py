@@ -24,6 +24,7 @@ from engram_exp.machine.disturbance import LoadMeter
 from engram_exp.machine.environment import machine, record, stamp
 from engram_exp.machine.memory import forget_peaks, free_device_bytes, free_host_bytes
 from engram_exp.measure.clock import Clock
+from engram_exp.measure.disk_limits import disk_peaks
 from engram_exp.measure.host_load import host_load
 from engram_exp.measure.limits import Limits
 from engram_exp.measure.link_load import LinkLoad, check_link, link_load
@@ -178,8 +179,11 @@ class Experiment:
             "pin_threads": hardware.pin_threads,
             "affinity": list(hardware.affinity or []),
         }
-        folder, refresh = Path(config.limits_dir), config.limits == "refresh"
-        return machine_limits(folder, identity, device, refresh=refresh, announce=self.terminal.say)
+        how = {"refresh": config.limits == "refresh", "announce": self.terminal.say}
+        found = machine_limits(Path(config.limits_dir), identity, device, **how)
+        for table in self.parts.on_disk:
+            found = found.beside(disk_peaks(Path(config.limits_dir), table.file, machine(), **how))
+        return found
 
     def _measure(self, benches: Sequence[Bench | StepBench], clock: Clock) -> dict[str, Timing]:
         config = self.job.config

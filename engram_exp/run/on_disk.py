@@ -116,9 +116,7 @@ def proven(own: dict[str, Any], found: dict[str, Any], distinct_share: float | N
         return own
     warm_ms, fastest_ms = found["warm_ms_median"], own["wall_ms_lo"] or own["wall_ms_median"]
     if warm_ms is not None and fastest_ms <= warm_ms:
-        reason = (
-            f"{own['wall_ms_median']:.4g} ms are not more than the {warm_ms:.4g} ms of the same with rows in memory"
-        )
+        reason = f"{own['wall_ms_median']:.4g} ms are not more than the {warm_ms:.4g} ms with its rows in memory"
         return {**own, "status": SUSPECT, "error": f"{reason}: it was not cold"}
     least = LEAST_SHARE * (distinct_share or 0) * found["asked_bytes"]
     if found["read_bytes"] and found["read_bytes"] < least:  # 0: this file system's reads are not counted

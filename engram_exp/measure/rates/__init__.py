@@ -28,7 +28,7 @@ class Limit(NamedTuple):
     """The shortest time that a resource allows.
 
     ms: the time.
-    by: the rate that decides: link, link rows, host or device memory, host rows, host or device GEMM.
+    by: the rate that decides: link, link rows, host or device memory, host or disk rows, host or device GEMM.
     """
 
     ms: float
