@@ -67,7 +67,8 @@ TABLE = (
            "or `crash`: no time, and the reason; `suspect`: a time that beats what is possible, and never decides"),
     Column("error", TEXT, RECORD, 1, "", "the reason"),
     Column("strategy", CHOICE, STRATEGY, 1, "", "where the table lives and where each step runs; of a model's "
-           "step also the layers that have one of their own: `uva strategies.14=kv_on_gpu`"),
+           "step also the layers that have one of their own: `uva strategies.14=kv_on_gpu`; of a file also its state, "
+           "unless that is cold: `disk cache_state=warm`"),
     Column("model", CHOICE, SUBJECT, 1, "", "geometry, hash and tokenizer"),
     Column("layer", NUMBER, SUBJECT, 1, "", "which of the model's layers"),
     Column("dtype", CHOICE, SUBJECT, 1, "", "of rows, weights, keys and value"),
@@ -193,13 +194,13 @@ TABLE = (
            "first"),
     Column("reuse_distance_rows", NUMBER, MEASURED, 6, "rows", "median, over those among the same 2^19 that were asked "
            "for before, of how many other rows were in between; empty: none was"),
-    Column("page_cache", TEXT, SUBJECT, 6, "", "what of the file of a table on a disk is in the host's memory when a "
+    Column("page_cache", TEXT, LABEL, 6, "", "what of the file of a table on a disk is in the host's memory when a "
            "timed call begins: `cold`, nothing; `warm`, all of it; `as_is`, what the calls before it left; empty: no "
            "case reads a file", "cache_state"),
     Column("queue_depth", NUMBER, WAY, 6, "reads", "of a file, under way at a time", "lookup.queue_depth"),
     Column("block_bytes", NUMBER, WAY, 6, "bytes", "of a file's blocks that are read past the page cache",
            "lookup.block_bytes"),
-    Column("disk", TEXT, MACHINE, 6, "", "file system, device and model that the file of a table lies on"),
+    Column("disk", TEXT, LABEL, 6, "", "file system, device and model that the file of a table lies on"),
     Column("asked_bytes", NUMBER, MEASURED, 6, "bytes", "of the rows that a call asks for and that are not kept in "
            "memory, as often as it does"),
     Column("read_bytes", NUMBER, MEASURED, 6, "bytes", "that the kernel had read from disks in a call, behind the last "

@@ -35,7 +35,7 @@ from engram_exp.machine.files import content_digest, write_text
 from engram_exp.machine.sources import contributed_sources
 from engram_exp.results.schema import CHOICE, KEYS, of_kind
 from engram_exp.run.overridden import as_text, overridden
-from engram_exp.vocabulary import AUTO, DISK, HALF_BESIDE, MULTIPROCESSORS, OF_A_STEP
+from engram_exp.vocabulary import AUTO, COLD, DISK, HALF_BESIDE, MULTIPROCESSORS, OF_A_STEP
 
 FILE = "job.yaml"
 SAYS_NOTHING = (  # of what a run measures
@@ -169,9 +169,12 @@ class Job:
         }
 
     def case_columns(self, case: str) -> dict[str, Any]:
-        """Of a step's cases: the strategies of its layers, if they differ."""
-        chosen = self.choices["strategy"] or ""
-        return {"strategy": strategy_in_words(chosen, self.config) if case in OF_A_STEP else chosen}
+        """Of a step's cases: the strategies of its layers, if they differ; and of a file that is not cold, its state:
+        rows from memory are no rows from a disk."""
+        chosen, config = self.choices["strategy"] or "", self.config
+        told = strategy_in_words(chosen, config) if case in OF_A_STEP else chosen
+        is_usual = config.strategy.table != DISK or config.cache_state == COLD
+        return {"strategy": told if is_usual else f"{told} cache_state={config.cache_state}"}
 
     def _reading(self) -> dict[str, Any]:
         """How the lookup reads rows, as far as it is known before there are a table and a device."""

@@ -17,7 +17,7 @@ from rich.table import Table
 from engram_exp.machine.disturbance import is_disturbed
 from engram_exp.results import schema
 from engram_exp.results.schema import OPTIONS, of_role
-from engram_exp.vocabulary import OK
+from engram_exp.vocabulary import FETCH, LOOKUP, OK
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -30,6 +30,7 @@ CONFIGURED = of_role(
     schema.STRATEGY, schema.SUBJECT, schema.STEP, schema.ASKED, schema.OPTIONS, schema.WAY, schema.LABEL, schema.FACT
 )
 REFRESH_S = 0.25
+STEPS_MS = (10, 20, 50)  # of a model, that a disk is held against
 PLAIN_WIDTH = 200  # plain lines are not wrapped at the width of a terminal that is not there
 
 
@@ -94,6 +95,8 @@ class Terminal:
         for row in rows:
             if row["status"] == OK and row.get("exposed_ms_median") is not None:
                 self.say(f"  {row['case']}: {_exposed(row)}")
+            if row["status"] == OK and row.get("asked_bytes") and row["case"] in (LOOKUP.name, FETCH):
+                self.say(f"  {row['case']}: {_served(row)}")
             if row["status"] == OK and row.get("window_ms"):
                 self.say(f"  {row['case']}: layers with tables are reached after ms {row['window_ms']}")
         for what, holds in REMARKS.items():
@@ -220,6 +223,17 @@ def _exposed(row: Mapping[str, Any]) -> str:
     interval = "" if low is None else f" ({low:.4f} .. {high:.4f})"
     share = "" if hidden is None else f"; {min(1, max(0, hidden)):.0%} of fetching them is hidden"
     return f"{row['exposed_ms_median']:.4f} ms{interval} longer than with its rows in place{share}"
+
+
+def _served(row: Mapping[str, Any]) -> str:
+    """How many tokens of a step the file of a table serves, in words: of all layers that have one, at the rate of this
+    batch."""
+    layers = 1 if row["case"] == FETCH else row["layers"]
+    of_step = {step_ms: row["tokens_per_s"] / layers * step_ms / 1e3 for step_ms in STEPS_MS}
+    served = ", ".join(f"{tokens:,.0f} in {step_ms} ms" for step_ms, tokens in of_step.items())
+    amplified = row["read_amplification"]
+    read = "" if amplified is None else f"; {amplified:.3g} bytes are read for each that is asked for"
+    return f"the file ({row['page_cache']}) serves the tables of these tokens of a step: {served}{read}"
 
 
 def _summary_cell(row: Mapping[Any, Any] | None) -> str:

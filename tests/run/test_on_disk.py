@@ -36,6 +36,7 @@ def test_every_way_is_right_in_every_state_and_tells_what_it_read(run_inline, as
     by_case = {row["case"]: row for row in rows}
     assert {row["status"] for row in rows} <= {"ok", "suspect"}, rows
     assert {row["page_cache"] for row in rows} == {state}
+    assert {row["strategy"] for row in rows} == {"tiny" if state == "cold" else f"tiny cache_state={state}"}
     assert by_case["hashing"].get("asked_bytes") is None
     told = by_case["lookup"]
     assert told["asked_bytes"] == 2 * 12 * 4 * 16, "tokens, columns, bytes of a row"

@@ -26,3 +26,18 @@ def test_what_does_not_apply_everywhere_tells_no_runs_apart(capsys):
 
 def test_a_suspect_time_is_not_shown(capsys):
     assert summary(capsys, {"status": "suspect"}) == [["full"], ["suspect"]]
+
+
+def test_the_tokens_of_a_step_that_a_file_serves_are_told(capsys):
+    row = dict.fromkeys(COLUMNS) | {
+        "case": "lookup", "status": "ok", "wall_ms_median": 10.0, "wall_ms_mean": 10.0, "iterations": 5, "threads": 2,
+        "gb_per_s": 0.1, "flops": 0, "tokens_per_s": 6400.0, "layers": 2, "asked_bytes": 1000, "page_cache": "cold",
+        "read_amplification": 31.02,
+    }  # fmt: skip
+    told = "(cold) serves the tables of these tokens of a step: 32 in 10 ms, 64 in 20 ms, 160 in 50 ms; 31 bytes"
+    Terminal().results([row])
+    assert f"lookup: the file {told} are read for each" in capsys.readouterr().out
+    Terminal().results([{**row, "case": "fetch", "read_amplification": None}])
+    assert "64 in 10 ms, 128 in 20 ms, 320 in 50 ms\n" in capsys.readouterr().out, "of all layers already"
+    Terminal().results([{**row, "case": "full"}, {**row, "asked_bytes": None}])
+    assert "serves" not in capsys.readouterr().out
