@@ -10,6 +10,7 @@ import pytest
 from common import ROOT
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import OmegaConf
 from test_architecture import FLOORS
 
 from engram_exp import stage, vocabulary
@@ -20,7 +21,11 @@ from engram_exp.config.checks import check
 from engram_exp.config.derived import geometry_of
 from engram_exp.machine import disturbance
 from engram_exp.measure import limits, loop, statistics
+from engram_exp.measure.rates import disk
 from engram_exp.results.schema import COLUMNS, SAMPLE_COLUMNS
+from engram_exp.run import on_disk, terminal
+from engram_exp.steps.lookup import from_file
+from engram_exp.steps.tables import row_file
 
 DOCS = [*sorted((ROOT / "docs").glob("*.md")), ROOT / "CONTRIBUTING.md"]
 PAGES = [*DOCS, ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "outputs").rglob("README.md"))]
@@ -228,3 +233,18 @@ def test_the_table_of_models_is_that_of_their_files(configure):
 
 def test_the_parts_of_a_fingerprint_are_told():
     assert [row[0] for row in cells("campaigns.md", "| part | what is in it |")] == list(earlier.PARTS)
+
+
+def test_what_is_said_of_disks_is_what_the_code_has():
+    text = page("disk.md")
+    assert f"header and {row_file.SAMPLED_ROWS} rows" in text
+    assert f"keep {from_file.STAGED_BYTES // 2**20} MiB of blocks at a time" in text
+    assert f"had less read from the disk than {on_disk.LEAST_SHARE:g} of the distinct rows" in text
+    assert on_disk.LOOKS == 6
+    assert "up to six calls are looked at" in text
+    assert f"in {', '.join(map(str, terminal.STEPS_MS[:-1]))} and {terminal.STEPS_MS[-1]} ms" in text
+    assert (disk.BLOCK_BYTES[0], disk.BLOCK_BYTES[-1], *disk.DEPTHS[:: len(disk.DEPTHS) - 1]) == (512, 2**18, 1, 256)
+    for lookup in ("pread", "direct", "io_uring"):
+        options = OmegaConf.load(ROOT / f"conf/lookup/{lookup}.yaml")
+        said = " ".join(f"{key}={options[key]}" for key in ("queue_depth", "block_bytes") if key in options)
+        assert re.search(rf"\| `{lookup}` \|.*`{said}`", (ROOT / "docs/disk.md").read_text())
