@@ -65,12 +65,10 @@ class Load:
     Args:
         stage: which one it is.
         geometry: of the layer.
-        sequences, tokens: B and T, of a batch or of a chunk.
-        dtype: the compute dtype's name.
+        sequences, tokens, dtype: B and T, of a batch or of a chunk, and the compute dtype's name.
         table: host, device or disk; with `page_cache`, what of its file is in memory when a call begins.
         batches: that rotate, each with rows of its own.
-        distinct_rows: share of the rows asked for that are distinct: the others may come from a cache.
-        distinct_in_all: likewise, of those that all batches ask for.
+        distinct_rows, distinct_in_all: share of the rows that a batch, or all, ask for that are distinct.
         cache_bytes: of the device, that may keep rows from batch to batch.
         staged: in chunks: what one stage makes of a chunk, a cache may hold until the next, or the link, has read it.
     """
@@ -124,8 +122,10 @@ class Reference(Protocol):
 
     geometry: EngramGeometry
     row_format: RowFormat
-    seed: int
     tolerance: float
+
+    def stored(self, row_ids: torch.Tensor) -> torch.Tensor:
+        """The stored rows [*row_ids.shape, width] of row ids, on the CPU."""
 
     @property
     def hash_plan(self) -> HashPlan:

@@ -182,7 +182,7 @@ class Experiment:
         how = {"refresh": config.limits == "refresh", "announce": self.terminal.say}
         found = machine_limits(Path(config.limits_dir), identity, device, **how)
         for table in self.parts.on_disk:
-            found = found.beside(disk_peaks(Path(config.limits_dir), table.file, machine(), **how))
+            found = found.beside(disk_peaks(Path(config.limits_dir), table.files[0], machine(), **how))
         return found
 
     def _measure(self, benches: Sequence[Bench | StepBench], clock: Clock) -> dict[str, Timing]:

@@ -216,8 +216,8 @@ def fingerprint(config: DictConfig, choices: Mapping[str, str | None], repeat: i
 
 
 def _named_files(config: DictConfig) -> list[Path]:
-    """The files, or folders of them, that a run's tokens come from."""
-    names = [config.tokens.get("path"), config.model.tokenizer]
+    """The files, or folders of them, that a run's tokens, and rows of its own, come from."""
+    names = [config.tokens.get("path"), config.model.tokenizer, config.table.get("checkpoint")]
     if names[1]:
         with suppress(ConfigError):  # the run will say so
             names[1] = tokenizer_file(names[1]) or names[1]

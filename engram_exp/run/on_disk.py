@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import resource
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -12,7 +13,7 @@ from engram_exp.measure.clock import Clock
 from engram_exp.measure.loop import Case
 from engram_exp.stage import Task
 from engram_exp.steps.lookup.from_file import FileLookup
-from engram_exp.steps.tables.file import FileTable
+from engram_exp.steps.tables.on_disk import DiskTable
 from engram_exp.vocabulary import AS_IS, COLD, DISK, OK, SUSPECT, WARM
 
 LOOKS = 6  # calls that are looked at, at most ...
@@ -33,7 +34,7 @@ class Files:
         state: that calls are to find them in: cold, warm, as_is.
     """
 
-    def __init__(self, tables: Sequence[FileTable], state: str) -> None:
+    def __init__(self, tables: Sequence[DiskTable], state: str) -> None:
         self.tables, self.state, self.is_warm = tables, state, False
 
     @property
@@ -53,7 +54,7 @@ class Files:
 
     def resident_share(self) -> float | None:
         """Share of the files' pages that are in memory now."""
-        shares = [(table.resident_share(), table.file.size_bytes) for table in self.tables]
+        shares = [(table.resident_share(), table.size_bytes) for table in self.tables]
         if any(share is None for share, _ in shares):
             return None
         return sum((share or 0) * size for share, size in shares) / sum(size for _, size in shares)
@@ -83,7 +84,7 @@ class Files:
         read = sum(known) / len(known) if known else None
         return {
             "page_cache": self.state,
-            "disk": in_words(self.tables[0].row_file.path),
+            "disk": in_words(Path(self.tables[0].files[0].path)),
             "asked_bytes": asked,
             "read_bytes": read,
             "read_amplification": read / asked if read is not None else None,

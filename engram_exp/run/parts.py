@@ -27,7 +27,7 @@ from engram_exp.machine.placement import Placement
 from engram_exp.run.model_state import ModelState
 from engram_exp.run.plan import Plan
 from engram_exp.stage import BuiltStage, PlannedStage, Task, Tensors, as_stage_function
-from engram_exp.steps.tables.file import FileTable
+from engram_exp.steps.tables.on_disk import DiskTable
 from engram_exp.steps.widening import build_widening
 from engram_exp.vocabulary import DEVICE, DISK, HOST
 
@@ -103,6 +103,7 @@ class Parts:
             "rows": lambda: self.geometry.rows,
             "row_format": lambda: self.row_format,
             "seed": lambda: self.seed,
+            "layer": lambda: self.geometry.layer,
             "vocab_size": lambda: self.hash.vocab_size,
             "history_len": lambda: self.geometry.max_order - 1,
             "tokenizer": lambda: self.tokenizer,
@@ -166,8 +167,16 @@ class Parts:
         placement = self.plan.memory(place) if place == DEVICE else on_host
         return _make(self.plan.config.table, self._given(self.plan.tokens, placement), TABLE_BUILT_FROM)
 
+    def stored(self, row_ids: torch.Tensor) -> torch.Tensor:
+        """The stored rows [*row_ids.shape, width] of row ids, as they should be: computed anew, or read plainly where
+        the table was found."""
+        if getattr(get_class(self.plan.config.table._target_), "is_found", False):
+            found: torch.Tensor = self.table.contents(row_ids)
+            return found
+        return self.row_format.contents(row_ids, self.seed)
+
     @property
-    def on_disk(self) -> list[FileTable]:
+    def on_disk(self) -> list[DiskTable]:
         """The table, if the run reads it from a file."""
         return [self.table] if self.plan.looks_up and self.plan.config.strategy.table == DISK else []
 

@@ -115,7 +115,7 @@ def test_a_file_that_is_cut_while_it_is_mapped_ends_its_run_alone(call, tmp_path
         "        return super().__call__(row_ids)\n"
         "    def __init__(self, table, max_tokens, columns, placement):\n"
         "        super().__init__(table, max_tokens, columns, placement, 'none')\n"
-        "        self.file = table.row_file.path\n"
+        "        self.file = table.files[0].path\n"
     )
     (tmp_path / "conf" / "lookup").mkdir(parents=True)
     (tmp_path / "conf" / "lookup" / "cutting.yaml").write_text("_target_: cutting.Cutting\n")

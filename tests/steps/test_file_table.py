@@ -4,6 +4,7 @@ import fcntl
 import os
 import threading
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -24,23 +25,27 @@ def table_in(folder, rows=1000, row_format=PLAIN, seed=3, resident_scales=False)
     return FileTable(rows, row_format, seed, CPU, folder, resident_scales)
 
 
+def path_of(table):
+    return Path(table.files[0].path)
+
+
 @pytest.mark.parametrize("row_format", [PLAIN, RowFormat(40, torch.bfloat16, 32), SPLIT])
 def test_a_file_is_filled_in_pieces_and_never_sparse(tmp_path, monkeypatch, row_format):
     monkeypatch.setattr(row_file, "FILLED_BYTES", 7 * row_format.width * row_format.storage_dtype.itemsize)
     table = table_in(tmp_path, 500, row_format)
     assert torch.equal(torch.cat(table.parts, dim=1), table.contents(torch.arange(500)))
-    told = os.stat(table.row_file.path)
-    assert told.st_size == table.row_file.size_bytes
+    told = os.stat(path_of(table))
+    assert told.st_size == table.size_bytes
     assert told.st_blocks * 512 >= told.st_size
-    assert [path.name for path in tmp_path.iterdir()] == [table.row_file.path.name]
+    assert [path.name for path in tmp_path.iterdir()] == [path_of(table).name]
 
 
 def test_a_file_is_made_once_and_one_lies_beside_another(tmp_path, monkeypatch):
     tables = [table_in(tmp_path / "new"), table_in(tmp_path / "new", seed=4), table_in(tmp_path / "new", rows=999)]
-    paths = {table.row_file.path for table in tables}
+    paths = {path_of(table) for table in tables}
     assert len(paths) == 3
     monkeypatch.setattr(RowFile, "_fill", lambda *_: pytest.fail("it is written again"))
-    assert table_in(tmp_path / "new").row_file.path in paths
+    assert path_of(table_in(tmp_path / "new")) in paths
 
 
 def replaced(path, at, content):
@@ -67,7 +72,7 @@ def replaced(path, at, content):
 )  # fmt: skip
 def test_a_file_that_is_not_what_it_should_be_is_refused_and_left_alone(tmp_path, damage, told):
     table_in(tmp_path, seed=4)
-    path = table_in(tmp_path).row_file.path
+    path = path_of(table_in(tmp_path))
     damage(path)
     before = path.read_bytes()
     with pytest.raises(ConfigError, match=rf"^table\.path={path}: {told}"):
@@ -79,7 +84,7 @@ def test_what_a_killed_process_has_left_is_begun_anew(tmp_path):
     path = RowFile(tmp_path, 1000, PLAIN, 3).path
     partial = tmp_path / f".{path.name}.partial"
     partial.write_bytes(row_file.MAGIC + bytes(10**6))
-    assert table_in(tmp_path).row_file.path == path
+    assert path_of(table_in(tmp_path)) == path
     assert not partial.exists()
 
 
@@ -103,7 +108,7 @@ def test_whoever_wants_the_same_waits_for_it(tmp_path):
         time.sleep(0.05)
         assert not found
     waiting.join()
-    assert found[0].row_file.path == path
+    assert path_of(found[0]) == path
 
 
 def test_a_disk_without_room_is_told_before_anything_is_written(tmp_path, monkeypatch):
@@ -132,13 +137,13 @@ def test_scales_stay_in_memory(tmp_path, monkeypatch):
     table = table_in(tmp_path, row_format=SPLIT, resident_scales=True)
     assert table.on_disk == [0]
     assert table.disk_row_bytes == 40
-    path = table.row_file.path
-    replaced(path, table.row_file.extents[1].offset, bytes(2000))
+    path = path_of(table)
+    replaced(path, table.extents[1].offset, bytes(2000))
     assert torch.equal(torch.cat(table.parts, dim=1), table.contents(torch.arange(1000)))
     with pytest.raises(ConfigError, match=r"^table\.resident_scales=True: .*dtype\.layout=split"):
         table_in(tmp_path, resident_scales=True)
     path.unlink()
-    monkeypatch.setattr("engram_exp.steps.tables.file.free_host_bytes", lambda: 100)
+    monkeypatch.setattr("engram_exp.steps.tables.on_disk.free_host_bytes", lambda: 100)
     with pytest.raises(DoesNotFitError, match=r"table\.resident_scales=false"):
         table_in(tmp_path, row_format=SPLIT, resident_scales=True)
 
@@ -152,6 +157,6 @@ def test_a_file_is_cold_though_it_is_mapped_and_warm_where_memory_allows_it(tmp_
     assert table.resident_share() == 0
     table.make_warm()
     assert table.resident_share() == 1
-    monkeypatch.setattr("engram_exp.steps.tables.file.free_host_bytes", lambda: 100)
+    monkeypatch.setattr("engram_exp.steps.tables.on_disk.free_host_bytes", lambda: 100)
     with pytest.raises(DoesNotFitError, match="cache_state=as_is"):
         table.make_warm()

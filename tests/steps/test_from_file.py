@@ -2,6 +2,7 @@
 
 import mmap
 import os
+from pathlib import Path
 from tempfile import TemporaryDirectory
 from unittest.mock import patch
 
@@ -41,6 +42,10 @@ def lookup_by(way, table, max_tokens, columns, depth=4, block_bytes=4096, hint="
 
 def table_in(folder, rows, row_format, seed=0, resident_scales=False):
     return FileTable(rows, row_format, seed, CPU, folder, resident_scales)
+
+
+def path_of(table):
+    return Path(table.files[0].path)
 
 
 def require_right(lookup, table, row_ids):
@@ -117,7 +122,7 @@ def test_row_ids_outside_of_the_table_are_an_error(tmp_path, way):
 def test_a_file_that_is_cut_while_it_is_read_is_told(tmp_path, way):
     table = table_in(tmp_path, 1000, RowFormat(64, torch.float32))
     lookup = lookup_by(way, table, 10, 1)
-    os.truncate(table.row_file.path, 4096)
+    os.truncate(path_of(table), 4096)
     with pytest.raises(ConfigError, match=r"^table\.path=.*: has 4,096 bytes, and had 262,144 when it was checked"):
         lookup(torch.arange(10).view(1, 10, 1))
     with pytest.raises(ConfigError, match="was checked; delete it"):
@@ -127,7 +132,7 @@ def test_a_file_that_is_cut_while_it_is_read_is_told(tmp_path, way):
 def table_like(table):
     """The same, opened again behind the check."""
     with patch("engram_exp.steps.tables.row_file.RowFile.ready"):
-        return table_in(table.row_file.folder, table.rows, table.row_format, table.seed)
+        return table_in(path_of(table).parent, table.rows, table.row_format, table.seed)
 
 
 def test_a_table_in_memory_has_no_file():

@@ -7,7 +7,7 @@ import numpy as np
 from engram_exp.machine.placement import Placement
 from engram_exp.machine.requests import Readers
 from engram_exp.steps.lookup.from_file import BlockLookup
-from engram_exp.steps.tables.file import FileTable
+from engram_exp.steps.tables.on_disk import DiskTable
 
 
 class DirectLookup(BlockLookup):
@@ -23,7 +23,7 @@ class DirectLookup(BlockLookup):
 
     def __init__(
         self,
-        table: FileTable,
+        table: DiskTable,
         max_tokens: int,
         columns: int,
         placement: Placement,
@@ -31,7 +31,7 @@ class DirectLookup(BlockLookup):
         block_bytes: int,
     ) -> None:
         super().__init__(table, max_tokens, columns, placement, block_bytes)
-        self.readers = Readers(self.file, queue_depth)
+        self.readers = {number: Readers(file, queue_depth) for number, file in self.files.items()}
 
-    def _read_blocks(self, requests: np.ndarray) -> None:
-        self.readers.read(requests, self.blocks)
+    def _read_blocks(self, file: int, requests: np.ndarray) -> None:
+        self.readers[file].read(requests, self.blocks)

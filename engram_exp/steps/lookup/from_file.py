@@ -15,7 +15,7 @@ from engram_exp.machine.placement import Placement
 from engram_exp.machine.requests import OpenFile
 from engram_exp.stage import Load
 from engram_exp.steps.lookup.step import Lookup
-from engram_exp.steps.tables.file import FileTable
+from engram_exp.steps.tables.on_disk import DiskTable
 from engram_exp.vocabulary import DISK
 
 REQUEST_BYTES = 24
@@ -39,7 +39,7 @@ class FileLookup(Lookup):
 
     requested: ClassVar[int] = 0  # requests that all lookups of this process have made
 
-    def __init__(self, table: FileTable, max_tokens: int, columns: int, placement: Placement) -> None:
+    def __init__(self, table: DiskTable, max_tokens: int, columns: int, placement: Placement) -> None:
         placement.require("cpu", "lookup")
         if table.place != DISK:
             raise ConfigError("lookup", None, "reads the file of a table, which strategy=disk has")
@@ -48,9 +48,11 @@ class FileLookup(Lookup):
         self.rows = placement.empty(max_tokens * columns, row_format.width, dtype=row_format.storage_dtype)
         self.bytes = self.rows.view(torch.uint8).numpy()
         firsts = np.cumsum([0, *row_format.part_widths])
-        self.extents = np.array(
-            [(*table.row_file.extents[part], firsts[part] * itemsize) for part in table.on_disk], dtype=np.int64
-        )
+        self.extents: dict[int, np.ndarray] = {}  # of the parts in each file: offset, bytes, first byte of the row
+        for part in table.on_disk:
+            file, *extent = table.extents[part]
+            known = self.extents.get(file, np.empty((0, 3), dtype=np.int64))
+            self.extents[file] = np.vstack([known, [[*extent, firsts[part] * itemsize]]])
         self.resident = [
             (part, self.rows[:, firsts[number] : firsts[number + 1]]) for number, part in table.resident.items()
         ]
@@ -68,14 +70,15 @@ class FileLookup(Lookup):
         if not 0 <= int(ids.min()) <= int(ids.max()) < self.table.rows:
             outside = int(((ids < 0) | (ids >= self.table.rows)).sum())
             raise IndexError(f"{outside} row ids are outside of 0 to {self.table.rows - 1}")
-        self._read_rows(ids)
+        for file, extents in self.extents.items():
+            self._read_rows(file, extents, ids)
         for part, target in self.resident:
             torch.index_select(part, 0, flat, out=target[:count])
         return self.rows[:count].view(row_ids.shape[0] * row_ids.shape[1], -1)
 
     @abstractmethod
-    def _read_rows(self, row_ids: np.ndarray) -> None:
-        """Read the parts on disk of rows [N] of the table into `bytes` [N, bytes of a row]."""
+    def _read_rows(self, file: int, extents: np.ndarray, row_ids: np.ndarray) -> None:
+        """Read the parts in a file of rows [N] of the table into `bytes` [N, bytes of a row]."""
 
 
 class BlockLookup(FileLookup):
@@ -91,11 +94,11 @@ class BlockLookup(FileLookup):
 
     past_cache = True
 
-    def __init__(self, table: FileTable, max_tokens: int, columns: int, placement: Placement, block_bytes: int) -> None:
+    def __init__(self, table: DiskTable, max_tokens: int, columns: int, placement: Placement, block_bytes: int) -> None:
         super().__init__(table, max_tokens, columns, placement)
         if block_bytes not in BLOCK_BYTES:
             raise ConfigError("lookup.block_bytes", block_bytes, f"must be one of {', '.join(map(str, BLOCK_BYTES))}")
-        of_row = sum(_most_blocks(int(row_bytes), block_bytes) for row_bytes in self.extents[:, 1])
+        of_row = sum(_most_blocks(table.extents[part].row_bytes, block_bytes) for part in table.on_disk)
         most = max(of_row, min(STAGED_BYTES // block_bytes, len(self.rows) * of_row))
         self.block_bytes, self.of_row = block_bytes, of_row
         self.memory = HostMemory(most * block_bytes, huge_pages=True)
@@ -103,10 +106,13 @@ class BlockLookup(FileLookup):
         self.blocks = self.memory.bytes.numpy()[: most * block_bytes]
         self.requests = np.empty((most, 3), dtype=np.int64)
         self.known = np.zeros((1 << (2 * most - 1).bit_length(), 2), dtype=np.int64)  # block + 1, and its place
-        file = table.file
-        self.file = OpenFile(file.path, file.size_bytes, direct=True, unit=block_bytes)
+        self.files = {
+            number: OpenFile(table.files[number].path, table.files[number].size_bytes, direct=True, unit=block_bytes)
+            for number in self.extents
+        }
         try:
-            self.file.finish(self.blocks, (0, block_bytes, 0), 0)
+            for file in self.files.values():
+                file.finish(self.blocks, (0, block_bytes, 0), 0)
         except OSError as error:
             remedy = f"the disk, or its file system, reads no such blocks past the page cache ({error.strerror})"
             raise ConfigError("lookup.block_bytes", block_bytes, f"{remedy}; 4096, or lookup=pread") from error
@@ -117,20 +123,20 @@ class BlockLookup(FileLookup):
         blocks = min(STAGED_BYTES, load.row_ids * (load.row_bytes + 2 * BLOCK_BYTES[-1]))
         return {load.stage.side: load.bytes_of(load.stage.makes) + blocks + blocks // BLOCK_BYTES[0] * 88}
 
-    def _read_rows(self, row_ids: np.ndarray) -> None:
+    def _read_rows(self, file: int, extents: np.ndarray, row_ids: np.ndarray) -> None:
         first = 0
         while first < len(row_ids):
             self.known[:] = 0
-            told = self.extents, self.block_bytes, self.of_row, self.known, self.requests
+            told = extents, self.block_bytes, self.of_row, self.known, self.requests
             end, count = _plan_blocks(row_ids, first, *told)
             FileLookup.requested += count
-            self._read_blocks(self.requests[:count])
-            _copy_rows(row_ids, first, end, self.extents, self.block_bytes, self.known, self.blocks, self.bytes)
+            self._read_blocks(file, self.requests[:count])
+            _copy_rows(row_ids, first, end, extents, self.block_bytes, self.known, self.blocks, self.bytes)
             first = end
 
     @abstractmethod
-    def _read_blocks(self, requests: np.ndarray) -> None:
-        """Read requests int64 [N, 3] into `blocks`."""
+    def _read_blocks(self, file: int, requests: np.ndarray) -> None:
+        """Read requests int64 [N, 3] of a file into `blocks`."""
 
 
 def _most_blocks(row_bytes: int, block_bytes: int) -> int:

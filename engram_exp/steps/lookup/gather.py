@@ -16,8 +16,8 @@ from engram_exp.steps.lookup.step import Lookup
 from engram_exp.steps.lookup.words import Words
 from engram_exp.steps.loops import Loop, Threads, threads_for
 from engram_exp.steps.tables.device import DeviceTable
-from engram_exp.steps.tables.file import FileTable
 from engram_exp.steps.tables.host import HostTable
+from engram_exp.steps.tables.on_disk import DiskTable
 from engram_exp.vocabulary import AUTO
 
 ROWS_AHEAD = 12  # random rows come from memory in about the time that copying so many takes
@@ -40,7 +40,7 @@ class GatherLookup(Lookup):
 
     def __init__(
         self,
-        table: HostTable | DeviceTable | FileTable,
+        table: HostTable | DeviceTable | DiskTable,
         max_tokens: int,
         columns: int,
         placement: Placement,

@@ -7,7 +7,7 @@ import numpy as np
 from engram_exp.machine.placement import Placement
 from engram_exp.machine.uring import Ring
 from engram_exp.steps.lookup.from_file import BlockLookup
-from engram_exp.steps.tables.file import FileTable
+from engram_exp.steps.tables.on_disk import DiskTable
 
 
 class IoUringLookup(BlockLookup):
@@ -24,7 +24,7 @@ class IoUringLookup(BlockLookup):
 
     def __init__(
         self,
-        table: FileTable,
+        table: DiskTable,
         max_tokens: int,
         columns: int,
         placement: Placement,
@@ -32,7 +32,7 @@ class IoUringLookup(BlockLookup):
         block_bytes: int,
     ) -> None:
         super().__init__(table, max_tokens, columns, placement, block_bytes)
-        self.ring = Ring(self.file, queue_depth, self.blocks)
+        self.rings = {number: Ring(file, queue_depth, self.blocks) for number, file in self.files.items()}
 
-    def _read_blocks(self, requests: np.ndarray) -> None:
-        self.ring.read(requests)
+    def _read_blocks(self, file: int, requests: np.ndarray) -> None:
+        self.rings[file].read(requests)

@@ -13,7 +13,7 @@ from engram_exp.machine.native_calls import LIBC, address_of, call
 from engram_exp.machine.placement import Placement
 from engram_exp.steps.lookup.gather import GatherLookup
 from engram_exp.steps.loops import Threads
-from engram_exp.steps.tables.file import FileTable
+from engram_exp.steps.tables.on_disk import DiskTable
 from engram_exp.vocabulary import AUTO, DISK
 
 MADVISE = address_of(LIBC.madvise)
@@ -36,7 +36,7 @@ class MmapLookup(GatherLookup):
 
     def __init__(
         self,
-        table: FileTable,
+        table: DiskTable,
         max_tokens: int,
         columns: int,
         placement: Placement,
@@ -46,12 +46,11 @@ class MmapLookup(GatherLookup):
         if table.place != DISK:
             raise ConfigError("lookup", None, "maps the file of a table, which strategy=disk has")
         super().__init__(table, max_tokens, columns, placement, threads)
-        assert table.mapped is not None
-        table.mapped.madvise(mmap.MADV_RANDOM)
         self.advice = HINTS.get(hint)
-        if self.advice is not None:
+        for mapped in table.maps:
+            mapped.madvise(mmap.MADV_RANDOM)
             try:
-                table.mapped.madvise(self.advice, 0, mmap.PAGESIZE)
+                mapped.madvise(self.advice or mmap.MADV_RANDOM, 0, mmap.PAGESIZE)
             except OSError as error:
                 raise ConfigError("lookup.hint", hint, f"this kernel does not take it ({error.strerror})") from error
         self.on_disk = [self.tables[number] for number in table.on_disk]

@@ -8,7 +8,7 @@ from engram_exp.machine.placement import Placement
 from engram_exp.machine.requests import Readers
 from engram_exp.stage import Load
 from engram_exp.steps.lookup.from_file import REQUEST_BYTES, ROWS_AT_A_TIME, FileLookup, row_requests
-from engram_exp.steps.tables.file import FileTable
+from engram_exp.steps.tables.on_disk import DiskTable
 
 
 class PreadLookup(FileLookup):
@@ -22,10 +22,10 @@ class PreadLookup(FileLookup):
         ConfigError: as `FileLookup` and `Readers`.
     """
 
-    def __init__(self, table: FileTable, max_tokens: int, columns: int, placement: Placement, queue_depth: int) -> None:
+    def __init__(self, table: DiskTable, max_tokens: int, columns: int, placement: Placement, queue_depth: int) -> None:
         super().__init__(table, max_tokens, columns, placement)
-        self.readers = Readers(table.file, queue_depth)
-        self.requests = np.empty((min(len(self.rows), ROWS_AT_A_TIME) * len(self.extents), 3), dtype=np.int64)
+        self.readers = {number: Readers(table.files[number], queue_depth) for number in self.extents}
+        self.requests = np.empty((min(len(self.rows), ROWS_AT_A_TIME) * len(table.on_disk), 3), dtype=np.int64)
 
     @classmethod
     def keeps(cls, load: Load) -> dict[str, int]:
@@ -33,10 +33,10 @@ class PreadLookup(FileLookup):
         requests = 2 * min(load.row_ids, ROWS_AT_A_TIME) * REQUEST_BYTES
         return {load.stage.side: load.bytes_of(load.stage.makes) + requests}
 
-    def _read_rows(self, row_ids: np.ndarray) -> None:
+    def _read_rows(self, file: int, extents: np.ndarray, row_ids: np.ndarray) -> None:
         memory, row_bytes = self.bytes.reshape(-1), self.bytes.shape[1]
         for first in range(0, len(row_ids), ROWS_AT_A_TIME):
             end = min(len(row_ids), first + ROWS_AT_A_TIME)
-            count = row_requests(row_ids, first, end, self.extents, row_bytes, self.requests)
+            count = row_requests(row_ids, first, end, extents, row_bytes, self.requests)
             FileLookup.requested += count
-            self.readers.read(self.requests[:count], memory)
+            self.readers[file].read(self.requests[:count], memory)

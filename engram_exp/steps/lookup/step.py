@@ -57,7 +57,7 @@ class Lookup(Stage):
     def example(cls, reference: Reference, tokens: int) -> torch.Tensor:
         """Stored rows [T, H * width] of random row ids."""
         row_ids = torch.randint(reference.geometry.rows, (tokens, reference.geometry.columns))
-        return reference.row_format.contents(row_ids, reference.seed).flatten(1)
+        return reference.stored(row_ids).flatten(1)
 
     @classmethod
     def arranged(cls, flat: torch.Tensor, load: Load) -> Tensors:
@@ -72,7 +72,7 @@ class Lookup(Stage):
     def wanted(cls, reference: Reference, *inputs: torch.Tensor) -> tuple[Tensors, float]:
         """Stored rows [T, H * width] of row ids [T, H], computed anew from the seed."""
         (row_ids,) = inputs
-        return (reference.row_format.contents(row_ids, reference.seed).flatten(1),), 0.0
+        return (reference.stored(row_ids).flatten(1),), 0.0
 
 
 def crossing_rows(load: Load) -> float:
@@ -103,7 +103,7 @@ class WideningLookup(Lookup):
     def wanted(cls, reference: Reference, *inputs: torch.Tensor) -> tuple[Tensors, float]:
         """Embeddings [T, H * D] of row ids [T, H], gathered and then widened by plain operations."""
         (row_ids,) = inputs
-        stored = reference.row_format.contents(row_ids, reference.seed)
+        stored = reference.stored(row_ids)
         return (reference.row_format.widen(stored).flatten(1),), 0.0
 
 
@@ -123,6 +123,6 @@ class PartsLookup(Lookup):
     def wanted(cls, reference: Reference, *inputs: torch.Tensor) -> tuple[Tensors, float]:
         """Stored values [T, H * D] and scales [T, H * S] of row ids [T, H], computed anew from the seed."""
         (row_ids,) = inputs
-        stored = reference.row_format.contents(row_ids, reference.seed)
+        stored = reference.stored(row_ids)
         values = reference.row_format.values
         return (stored[..., :values].flatten(1), stored[..., values:].flatten(1)), 0.0

@@ -16,13 +16,13 @@ from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 
 from engram_exp.errors import ConfigError
 from engram_exp.layer.row_format import RowFormat
 from engram_exp.machine.disk import IN_MEMORY, file_system, free_bytes
+from engram_exp.steps.tables.on_disk import Extent
 
 log = logging.getLogger(__name__)
 
@@ -32,13 +32,6 @@ BLOCK_BYTES = 4096  # the header's; parts and the end of the file are multiples 
 SAMPLED_ROWS = 256  # that are read when a file is checked, the first and the last among them
 FILLED_BYTES = 2**26  # at a time, while as many are written
 DELETE = "delete it to have it made anew, or use another folder"
-
-
-class Extent(NamedTuple):
-    """Where a part of all rows lies in a file: its first byte, and its bytes of each row."""
-
-    offset: int
-    row_bytes: int
 
 
 class RowFile:
@@ -57,7 +50,7 @@ class RowFile:
         self.extents: list[Extent] = []
         end = BLOCK_BYTES
         for width in row_format.part_widths:
-            self.extents.append(Extent(end, width * itemsize))
+            self.extents.append(Extent(0, end, width * itemsize))
             end += -(-rows * width * itemsize // BLOCK_BYTES) * BLOCK_BYTES
         self.size_bytes = end
         self.told = {
