@@ -9,6 +9,7 @@ import torch
 from common import ROOT, TINY
 from omegaconf import OmegaConf
 from places import parts_of
+from safetensors.torch import save_file
 
 from engram_exp.config.checks import check
 from engram_exp.config.options import CPU, GIVEN
@@ -23,6 +24,7 @@ FILES = [(file.parent.name, file.stem) for file in sorted((ROOT / "conf").glob("
 APART = ("hydra",)  # in no configuration of ours
 OPTIONS = [choice for choice in FILES if choice[0] not in APART] + [("hardware", option) for option in DATA_SHEETS]
 ENGINES = ("vllm_0_33", "sglang_0_5_23", "sglang_staged")
+OF_A_FILE = ("disk", "file", "checkpoint", "mmap", "pread", "direct", "io_uring")
 STEPS = [["hashing", "lookup", "projection"], ["hashing", "lookup", "widening", "projection"]]
 
 
@@ -41,6 +43,12 @@ def test_every_option_composes_and_builds(configure, tmp_path, group, option):
         overrides.append("strategy=device")  # steps on the device, a table there
     if (group, option) == ("lookup", "both"):
         overrides.append("strategy=both")
+    if option in OF_A_FILE:
+        overrides += ["strategy=disk", f"table.path={tmp_path}"] if option != "checkpoint" else ["strategy=disk"]
+    if option == "checkpoint":
+        rows = parts_of(configure(*overrides[1:])).geometry.rows
+        save_file({"rows": torch.zeros(rows, 64, dtype=torch.bfloat16)}, tmp_path / "a.safetensors")
+        overrides += [f"table.checkpoint={tmp_path}", "table.values=rows"]
     if group == "decoder" and option != "none":
         overrides += ["decoder.layers=16", "decoder.vocab_size=100"]  # which sizes are the model's, tests/decoder has
     if option in ("ids", "trace"):
@@ -54,7 +62,9 @@ def test_every_option_composes_and_builds(configure, tmp_path, group, option):
     check_dtype(parts.plan)
     names = [parts.stage(stage).name for stage in parts.plan.stages]
     # The lookups of the other engines widen by themselves.
-    widens = option.startswith("fp8") or option in ("engines", "sglang_staged")
+    widens = (
+        option.startswith("fp8") or option in ("engines", "sglang_staged") or (group, option) == ("experiment", "disk")
+    )
     fuses = (group == "fusion" and option != "none") or option in ("paper", "paper_prompts")
     fusion = ["fusion"] if fuses else []
     assert [name for name in names if name not in UPLOADS] == STEPS[widens] + fusion
