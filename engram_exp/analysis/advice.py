@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -19,6 +20,7 @@ from engram_exp.analysis.curves import (
     sort_thresholds,
     time_at,
 )
+from engram_exp.analysis.disk_tier import on_disk, on_host_gb, thresholds
 from engram_exp.analysis.disturbed import disturbance
 from engram_exp.analysis.engines import DECODE, PREFILL, Setting, settings_for
 from engram_exp.analysis.exposed import YARDSTICK, Step, beside_fast_decoders, steps_of
@@ -123,6 +125,7 @@ def advise(
     device_memory_gb: float,
     dtype: str | None = None,
     ids: str | None = None,
+    host_memory_gb: float = math.inf,
     token_bytes: TokenBytes = lambda decoder, options, dtype: None,
 ) -> Advice:
     """Choose a strategy for each regime: by what a model's step takes longer, at each size of step that was measured;
@@ -134,6 +137,7 @@ def advise(
         decode, prefill: tokens per step, where no step of a model was measured.
         device_memory_gb: that tables may take, in all layers, 10^9 bytes.
         dtype, ids: values of the columns `dtype` and `tokens`, where the data hold several.
+        host_memory_gb: that tables may take, likewise; what does not fit there may lie on a disk.
         token_bytes: that a decoder keeps of each token, from the columns `decoder`, `options` and `dtype`.
 
     Raises:
@@ -142,14 +146,14 @@ def advise(
     """
     good = one_subject(frame, model, dtype, ids)
     uses = (DECODE, decode), (PREFILL, prefill)
-    return _of_subject(frame, good, uses, device_memory_gb, token_bytes)
+    return _of_subject(frame, good, uses, (device_memory_gb, host_memory_gb), token_bytes)
 
 
 def _of_subject(
     frame: pd.DataFrame,
     good: pd.DataFrame,
     uses: Sequence[tuple[str, int]],
-    device_memory_gb: float,
+    memory_gb: tuple[float, float],
     token_bytes: TokenBytes,
 ) -> Advice:
     of_runs = frame[frame["run_id"].isin(good["run_id"])]
@@ -159,13 +163,14 @@ def _of_subject(
         raise AdviceError("; ".join(of_decoder) or NOTHING)
     layers, of_layers = layers_of(good)
     tables_gb, needed_gb = table_gb(good, layers)
-    fitting = _fitting(needed_gb, device_memory_gb)
+    fitting = _fitting(needed_gb, on_host_gb(good, tables_gb), *memory_gb)
     kept_bytes = token_bytes(*good[["decoder", "options", "dtype"]].iloc[0])
     steps = steps_of(stepped, fitting, tables_gb, kept_bytes)
     found = {} if steps else curves(good)
     choices = [] if steps else [_choose(found, fitting, use, tokens, layers) for use, tokens in uses]
     chosen = [choice.strategy for choice in choices] + [step.best for step in steps]
     held_against = of_runs[of_runs["case"].isin(OF_A_STEP)] if steps else good
+    from_disk = thresholds(steps, on_disk(good))
     return Advice(
         model=good["model"].iloc[0],
         dtype=good["dtype"].iloc[0],
@@ -179,15 +184,21 @@ def _of_subject(
         choices=choices,
         regimes=regimes(found, fitting) if found else [],
         sort_rows=sort_thresholds(lookups_like(frame, good)),
-        notes=[*of_layers, *of_decoder, *_notes(needed_gb, found, steps, held_against)],
+        notes=[*of_layers, *of_decoder, *_notes(needed_gb, found, steps, held_against), *from_disk],
     )
 
 
-def _fitting(needed_gb: Mapping[str, float], device_memory_gb: float) -> list[str]:
+def _fitting(
+    needed_gb: Mapping[str, float], host_gb: Mapping[str, float], device_memory_gb: float, host_memory_gb: float
+) -> list[str]:
     """The strategies within the budget."""
-    fitting = sorted(name for name in needed_gb if needed_gb[name] <= device_memory_gb)
+    in_host = [name for name in sorted(needed_gb) if host_gb[name] <= host_memory_gb]
+    if not in_host:
+        remedy = f"everything that was measured keeps {max(host_gb.values()):.1f} GB there; strategy=disk does without"
+        raise AdviceError(f"host_memory_gb={host_memory_gb:g}: {remedy}")
+    fitting = [name for name in in_host if needed_gb[name] <= device_memory_gb]
     if not fitting:
-        nearest = min(needed_gb, key=lambda name: needed_gb[name])
+        nearest = min(in_host, key=lambda name: needed_gb[name])
         raise AdviceError(
             f"device_memory_gb={device_memory_gb:g}: nothing that was measured fits; the nearest is {nearest}, "
             f"with {needed_gb[nearest]:.1f} GB of tables on the device"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
@@ -39,13 +40,14 @@ def advise_all(
     model: str | None = None,
     dtype: str | None = None,
     ids: str | None = None,
+    host_memory_gb: float = math.inf,
     token_bytes: TokenBytes = lambda decoder, options, dtype: None,
 ) -> list[Answer]:
     """Answer for every subject of a campaign, those without advice last; otherwise in the order of `by_weight`.
 
     Args:
         frame: rows as `load_results` returns them.
-        decode, prefill, device_memory_gb: as `advise` takes them.
+        decode, prefill, device_memory_gb, host_memory_gb: as `advise` takes them.
         model, dtype, ids: keep what has this value in the columns `model`, `dtype` and `tokens`; None: all of them.
         token_bytes: as `advise` takes it.
 
@@ -57,7 +59,8 @@ def advise_all(
     for key, wanted in asked.items():
         frame = frame if wanted is None else frame[frame[ASKED[key]] == wanted]
     answers = [
-        answer(subject, decode, prefill, device_memory_gb, token_bytes) for subject in by_weight(subjects(frame))
+        answer(subject, decode, prefill, device_memory_gb, token_bytes, host_memory_gb)
+        for subject in by_weight(subjects(frame))
     ]
     if not any(one.advice for one in answers):
         reasons = dict.fromkeys(one.why_none for one in answers)
@@ -66,10 +69,18 @@ def advise_all(
     return sorted(answers, key=lambda one: one.advice is None)
 
 
-def answer(subject: Subject, decode: int, prefill: int, device_memory_gb: float, token_bytes: TokenBytes) -> Answer:
+def answer(
+    subject: Subject,
+    decode: int,
+    prefill: int,
+    device_memory_gb: float,
+    token_bytes: TokenBytes,
+    host_memory_gb: float = math.inf,
+) -> Answer:
     """What the data say of one subject; all else as `advise` takes it."""
     model = subject.rows["model"].iloc[0]
     asked: dict[str, Any] = {"decode": decode, "prefill": prefill, "device_memory_gb": device_memory_gb}
+    asked["host_memory_gb"] = host_memory_gb
     try:
         found = advise(subject.rows, model, **asked, token_bytes=token_bytes)
     except AdviceError as error:

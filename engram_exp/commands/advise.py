@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 from dataclasses import asdict
 
 from engram_exp.analysis.advice_in_words import lines_of_all
 from engram_exp.analysis.answers import advise_all
 from engram_exp.analysis.subjects import load_campaign
-from engram_exp.commands.arguments import add_only, add_sizes
+from engram_exp.commands.arguments import add_only, add_sizes, at_least
 from engram_exp.config.decoders import token_bytes
 
 
@@ -19,6 +20,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folder", help="of campaigns; each kind of runs in it is answered for")
     parser.add_argument("--model", help="as the column calls it (default: all of them)")
     add_sizes(parser)
+    text = "of host memory, for tables (default: no limit); what does not fit there may lie on a disk"
+    parser.add_argument("--host-memory-gb", type=at_least(0, float), default=math.inf, metavar="GB", help=text)
     parser.add_argument("--dtype", help="as the column calls it (default: all of them)")
     parser.add_argument("--ids", help="the kind of tokens: text, random or ids (default: all of them)")
     add_only(parser)
@@ -37,6 +40,7 @@ def run(arguments: argparse.Namespace) -> None:
         decode=arguments.decode,
         prefill=arguments.prefill,
         device_memory_gb=arguments.device_memory_gb,
+        host_memory_gb=arguments.host_memory_gb,
         model=arguments.model,
         dtype=arguments.dtype,
         ids=arguments.ids,
