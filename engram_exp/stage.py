@@ -7,8 +7,8 @@ imports PyTorch.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, Union
 
 from engram_exp.errors import MismatchError
@@ -63,11 +63,10 @@ class Load:
     """What a run asks of one of its stages.
 
     Args:
-        stage: which one it is.
-        geometry: of the layer.
+        stage, options: which one it is, and those of its component.
+        geometry, batches: of the layer, and how many rotate, each with rows of its own.
         sequences, tokens, dtype: B and T, of a batch or of a chunk, and the compute dtype's name.
         table: host, device or disk; with `page_cache`, what of its file is in memory when a call begins.
-        batches: that rotate, each with rows of its own.
         distinct_rows, distinct_in_all: share of the rows that a batch, or all, ask for that are distinct.
         cache_bytes: of the device, that may keep rows from batch to batch.
         staged: in chunks: what one stage makes of a chunk, a cache may hold until the next, or the link, has read it.
@@ -85,6 +84,7 @@ class Load:
     cache_bytes: int = 0
     staged: bool = False
     page_cache: str = AS_IS
+    options: Mapping[str, Any] = field(default_factory=dict)
 
     def bytes_of(self, value: str) -> int:
         """Bytes of a value of these tokens."""

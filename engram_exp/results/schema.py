@@ -207,6 +207,9 @@ TABLE = (
            "sample; 0 also where it does not count those of this file system"),
     Column("reads", NUMBER, MEASURED, 6, "reads", "requests in such a call; of a mapped file, pages waited for"),
     Column("read_amplification", NUMBER, MEASURED, 6, "", "`read_bytes` over `asked_bytes`"),
+    Column("hot_gb", NUMBER, WAY, 6, "10^9 bytes", "asked for of host memory for rows in front of a file; 0: none",
+           "lookup.hot_gb"),
+    Column("hot_hit_rate", NUMBER, MEASURED, 6, "", "share of the row ids of such a call whose rows were there"),
     Column("resident_share", NUMBER, MEASURED, 6, "", "of the pages of the files of all tables of the case's run, in "
            "memory when such a call begins"),
     Column("warm_ms_median", NUMBER, MEASURED, 6, "ms", "of a cold case, if it reads through the page cache: the same "

@@ -138,6 +138,7 @@ class Job:
             "page_cache": config.cache_state if config.strategy.table == DISK else "",
             "queue_depth": config.lookup.get("queue_depth"),
             "block_bytes": config.lookup.get("block_bytes"),
+            "hot_gb": config.lookup.get("hot_gb"),
             "host_load": config.host_load,
             "link_load_gb_per_s": config.link_load_gb_per_s,
             "link_load_block_kib": config.link_load_block_kib if config.link_load_gb_per_s else 0,

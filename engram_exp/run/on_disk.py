@@ -13,6 +13,7 @@ from engram_exp.measure.clock import Clock
 from engram_exp.measure.loop import Case
 from engram_exp.stage import Task
 from engram_exp.steps.lookup.from_file import FileLookup
+from engram_exp.steps.lookup.hot_rows import HotRows
 from engram_exp.steps.tables.on_disk import DiskTable
 from engram_exp.vocabulary import AS_IS, COLD, DISK, OK, SUSPECT, WARM
 
@@ -66,6 +67,7 @@ class Files:
         through_cache = not all(getattr(task.kind, "past_cache", False) for task in of_disk)
         asked = sum(task.load.row_ids for task in of_disk) * self.tables[0].disk_row_bytes
         reads, from_disk, warm_ms, spent_ms = [], [], list[float](), 0.0
+        hits, hits_of = HotRows.found, HotRows.asked
         for call in case.calls[:LOOKS]:
             if case.restore:
                 case.restore()
@@ -80,6 +82,7 @@ class Files:
                 break
         if case.restore:
             case.restore()
+        hits, hits_of = HotRows.found - hits, HotRows.asked - hits_of
         known = [size for size in from_disk if size is not None]
         read = sum(known) / len(known) if known else None
         return {
@@ -89,6 +92,7 @@ class Files:
             "read_bytes": read,
             "read_amplification": read / asked if read is not None else None,
             "reads": sum(reads) / len(reads) or None,
+            "hot_hit_rate": hits / hits_of if hits_of else None,
             "resident_share": self.resident_share(),
             "warm_ms_median": median(warm_ms) if warm_ms else None,
         }
@@ -119,7 +123,8 @@ def proven(own: dict[str, Any], found: dict[str, Any], distinct_share: float | N
     if warm_ms is not None and fastest_ms <= warm_ms:
         reason = f"{own['wall_ms_median']:.4g} ms are not more than the {warm_ms:.4g} ms with its rows in memory"
         return {**own, "status": SUSPECT, "error": f"{reason}: it was not cold"}
-    least = LEAST_SHARE * (distinct_share or 0) * found["asked_bytes"]
+    from_disk = (distinct_share or 0) - (found["hot_hit_rate"] or 0)
+    least = LEAST_SHARE * from_disk * found["asked_bytes"]
     if found["read_bytes"] and found["read_bytes"] < least:  # 0: this file system's reads are not counted
         reason = f"{found['read_bytes']:.4g} bytes were read from the disk, where rows of {least:.4g} had to be"
         return {**own, "status": SUSPECT, "error": f"{reason}: it was not cold"}

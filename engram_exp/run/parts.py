@@ -9,6 +9,7 @@ from dataclasses import replace
 from functools import cached_property, partial
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from hydra.utils import get_class, instantiate
 from omegaconf import DictConfig
@@ -104,6 +105,7 @@ class Parts:
             "row_format": lambda: self.row_format,
             "seed": lambda: self.seed,
             "layer": lambda: self.geometry.layer,
+            "profile": lambda: self.profile,
             "vocab_size": lambda: self.hash.vocab_size,
             "history_len": lambda: self.geometry.max_order - 1,
             "tokenizer": lambda: self.tokenizer,
@@ -153,6 +155,22 @@ class Parts:
         """Batches of these seeds, no two the same."""
         config = self.plan.config
         return distinct_batches(self.token_source, seeds, (config.batch_size, config.seq_len))
+
+    def profile(self, tokens: int) -> np.ndarray:
+        """Row ids that batches behind those of the run ask for, none of which the run has: of so many tokens at least,
+        or of all that the source has.
+
+        Raises:
+            ConfigError: it has none.
+        """
+        own, more = batches_of(self.plan.config), -(-tokens // self.plan.tokens)
+        first = self.seed * own
+        others = self.draw(range(first, first + own + more))[len(self.batches) :]
+        if not others:
+            remedy = "holds no batch but those of the run, of which no profile is made; fewer batches would leave some"
+            raise ConfigError("tokens", None, remedy)
+        ids, history = map(torch.cat, zip(*others, strict=True))
+        return self.hash_plan.row_ids(ids, history).numpy().reshape(-1)
 
     @cached_property
     def token_source(self) -> Any:

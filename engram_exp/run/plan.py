@@ -204,6 +204,7 @@ class Plan:
             cache_bytes=cache_bytes(self.device),
             staged=staged,
             page_cache=config.cache_state,
+            options={str(key): value for key, value in (node or {}).items() if key != "_target_"},
         )
         return Task(step if node is None else kind_of(get_class(node._target_), step), load)
 

@@ -15,6 +15,8 @@ from engram_exp.errors import ConfigError
 from engram_exp.machine import disk
 from engram_exp.measure.loop import Case
 from engram_exp.run.on_disk import Files, proven, reads_disk
+from engram_exp.run.plan import work
+from engram_exp.steps.lookup.hot_rows import FINDING_BYTES
 from engram_exp.steps.tables.row_file import RowFile
 
 DISK = ("strategy=disk", "model.vocab_per_order=[5000,7000]", "schedule=serial")
@@ -82,6 +84,31 @@ def test_a_split_tables_scales_stay_in_memory(run_inline, asked):
     options = ("dtype=fp8", "dtype.layout=split", "dtype.values_per_scale=4", "table.resident_scales=true")
     rows = run_inline(*asked, *options, "lookup=pread", "cases=[lookup]")
     assert rows[0]["asked_bytes"] == 2 * 12 * 4 * 8, "values alone"
+
+
+@pytest.mark.parametrize("way", ["pread", "direct", "io_uring"])
+def test_rows_in_memory_in_front_of_a_file_tell_how_many_they_were(run_inline, asked, way):
+    options = ("tokens=zipf", "lookup.profile_tokens=500", "cases=[lookup,full]", "cache_state=cold")
+    rates = []
+    for rows in (0, 20, 20_000):
+        hot_gb = rows * (16 + FINDING_BYTES) / 1e9
+        rows = run_inline(*asked, *options, f"lookup={way}", f"lookup.hot_gb={hot_gb:.9f}")
+        if {row["status"] for row in rows} & {"skipped", "refused"}:
+            pytest.skip(rows[0]["error"])
+        assert {row["status"] for row in rows} <= {"ok", "suspect"}, rows
+        assert rows[0]["hot_gb"] == pytest.approx(hot_gb)
+        rates.append(rows[0]["hot_hit_rate"])
+    assert rates[0] is None
+    assert 0 <= rates[1] <= rates[2] < 1
+    assert rates[2] > 0.1, "of Zipf's ids, other tokens ask for the same"
+
+
+def test_rows_in_memory_count_as_memory_and_have_no_limit_of_the_disk(configure, asked):
+    plan = parts_of(configure(*TINY, *asked, "lookup=direct", "lookup.hot_gb=0.5")).plan
+    without = parts_of(configure(*TINY, *asked, "lookup=direct")).plan
+    assert plan.footprint().host_bytes - without.footprint().host_bytes == 5 * 10**8
+    assert {"disk rows", "host rows"} & set(work(plan.tasks_of("lookup"))) == {"host rows"}
+    assert {"disk rows", "host rows"} & set(work(without.tasks_of("lookup"))) == {"disk rows"}
 
 
 @pytest.mark.parametrize("lookup", ["mmap", "pread", "direct"])
@@ -184,7 +211,7 @@ def test_calls_that_are_looked_at_are_few(configure, asked):
 
 
 OWN = {"status": "ok", "wall_ms_median": 5.0, "wall_ms_lo": 4.0}
-COLD = {"page_cache": "cold", "warm_ms_median": 1.0, "read_bytes": 1000.0, "asked_bytes": 1000}
+COLD = {"page_cache": "cold", "hot_hit_rate": None, "warm_ms_median": 1.0, "read_bytes": 1000.0, "asked_bytes": 1000}
 
 
 @pytest.mark.parametrize(
@@ -198,6 +225,8 @@ COLD = {"page_cache": "cold", "warm_ms_median": 1.0, "read_bytes": 1000.0, "aske
         ({}, {"warm_ms_median": None}, None),
         ({}, {"read_bytes": 400.0}, "400 bytes were read from the disk, where rows of 450 had to be"),
         ({}, {"read_bytes": 460.0}, None),
+        ({}, {"read_bytes": 280.0, "hot_hit_rate": 0.2}, None),
+        ({}, {"read_bytes": 260.0, "hot_hit_rate": 0.2}, "260 bytes were read from the disk, where rows of 270 had to"),
         ({}, {"read_bytes": None}, None),
         ({}, {"read_bytes": 0.0}, None),
         ({}, {"page_cache": "warm", "warm_ms_median": 9.0}, None),

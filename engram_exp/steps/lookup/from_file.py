@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import numpy as np
@@ -14,15 +15,17 @@ from engram_exp.machine.host_memory import HostMemory
 from engram_exp.machine.placement import Placement
 from engram_exp.machine.requests import OpenFile
 from engram_exp.stage import Load
+from engram_exp.steps.lookup.hot_rows import FINDING_BYTES, HotRows, hottest
+from engram_exp.steps.lookup.places import place_of, places_for
 from engram_exp.steps.lookup.step import Lookup
 from engram_exp.steps.tables.on_disk import DiskTable
-from engram_exp.vocabulary import DISK
+from engram_exp.vocabulary import DISK, HOST
 
 REQUEST_BYTES = 24
 ROWS_AT_A_TIME = 2**15  # of requests that are made for each row
 STAGED_BYTES = 2**25  # of blocks at a time: rows further apart in a batch than these may read a block twice
 BLOCK_BYTES = (512, 4096)
-HASH = np.uint64(0x9E3779B97F4A7C15)
+Profile = Callable[[int], np.ndarray]  # row ids that other batches than the run's ask for, of so many tokens at least
 
 
 class FileLookup(Lookup):
@@ -32,21 +35,39 @@ class FileLookup(Lookup):
         table: in a file.
         max_tokens, columns: T, at most, and H.
         placement: of the output.
+        hot_gb: of host memory for rows that a profile asks for most often, 10^9 bytes; the file is read for the others.
+        profile: returns row ids that other batches than those of the run ask for.
+        profile_tokens: of the profile, at least.
 
     Raises:
-        ConfigError: the table is in no file.
+        ConfigError: the table is in no file, or a number is out of range.
     """
 
     requested: ClassVar[int] = 0  # requests that all lookups of this process have made
 
-    def __init__(self, table: DiskTable, max_tokens: int, columns: int, placement: Placement) -> None:
+    def __init__(
+        self,
+        table: DiskTable,
+        max_tokens: int,
+        columns: int,
+        placement: Placement,
+        hot_gb: float = 0.0,
+        profile: Profile | None = None,
+        profile_tokens: int = 1,
+    ) -> None:
         placement.require("cpu", "lookup")
+        if not 0 <= hot_gb < float("inf"):
+            raise ConfigError("lookup.hot_gb", hot_gb, "must be at least 0")
+        if profile_tokens < 1:
+            raise ConfigError("lookup.profile_tokens", profile_tokens, "must be at least 1")
         if table.place != DISK:
             raise ConfigError("lookup", None, "reads the file of a table, which strategy=disk has")
         row_format = table.row_format
         self.table, itemsize = table, row_format.storage_dtype.itemsize
         self.rows = placement.empty(max_tokens * columns, row_format.width, dtype=row_format.storage_dtype)
         self.bytes = self.rows.view(torch.uint8).numpy()
+        self.hot_gb, self.profile, self.profile_tokens = hot_gb, profile, profile_tokens
+        self.missed = np.empty_like(self.bytes) if hot_gb else self.bytes
         firsts = np.cumsum([0, *row_format.part_widths])
         self.extents: dict[int, np.ndarray] = {}  # of the parts in each file: offset, bytes, first byte of the row
         for part in table.on_disk:
@@ -70,15 +91,52 @@ class FileLookup(Lookup):
         if not 0 <= int(ids.min()) <= int(ids.max()) < self.table.rows:
             outside = int(((ids < 0) | (ids >= self.table.rows)).sum())
             raise IndexError(f"{outside} row ids are outside of 0 to {self.table.rows - 1}")
-        for file, extents in self.extents.items():
-            self._read_rows(file, extents, ids)
+        if not self.hot_gb:
+            self._read(ids, self.bytes)
+        else:
+            missing = self._hot_rows().take(ids, self.bytes)
+            if len(missing):
+                self._read(ids[missing], self.missed)
+                self.bytes[missing] = self.missed[: len(missing)]
         for part, target in self.resident:
             torch.index_select(part, 0, flat, out=target[:count])
         return self.rows[:count].view(row_ids.shape[0] * row_ids.shape[1], -1)
 
+    @classmethod
+    def work(cls, load: Load) -> dict[str, float]:
+        """As every lookup's; with rows kept in memory, none need come from the disk, as far as is known beforehand."""
+        found = super().work(load)
+        if load.options.get("hot_gb"):
+            found["host rows"] = found.pop("disk rows", 0) or found["host rows"]
+        return found
+
+    @classmethod
+    def shares(cls, load: Load) -> dict[str, int]:
+        """The table, and rows that are kept in memory."""
+        return {**super().shares(load), HOST: round(load.options.get("hot_gb", 0) * 1e9)}
+
+    def _hot_rows(self) -> HotRows:
+        """Rows in memory, which all lookups of the table share; the first call reads them."""
+        if self.table.hot is None:
+            row_bytes = self.bytes.shape[1]
+            most = int(self.hot_gb * 1e9) // (row_bytes + FINDING_BYTES)
+            row_ids = self.profile(self.profile_tokens) if self.profile else np.empty(0, dtype=np.int64)
+            hot = self.table.hot = HotRows(hottest(row_ids, most), row_bytes)
+            for first in range(0, len(hot.row_ids), len(self.bytes)):
+                some = hot.row_ids[first : first + len(self.bytes)]
+                self._read(some, self.missed)
+                hot.rows[first : first + len(some)] = self.missed[: len(some)]
+        found: HotRows = self.table.hot
+        return found
+
+    def _read(self, row_ids: np.ndarray, out: np.ndarray) -> None:
+        """Read the parts on disk of rows [N] of the table into `out` [N, bytes of a row]."""
+        for file, extents in self.extents.items():
+            self._read_rows(file, extents, row_ids, out)
+
     @abstractmethod
-    def _read_rows(self, file: int, extents: np.ndarray, row_ids: np.ndarray) -> None:
-        """Read the parts in a file of rows [N] of the table into `bytes` [N, bytes of a row]."""
+    def _read_rows(self, file: int, extents: np.ndarray, row_ids: np.ndarray, out: np.ndarray) -> None:
+        """Read the parts in a file of rows [N] of the table into `out` [N, bytes of a row]."""
 
 
 class BlockLookup(FileLookup):
@@ -87,6 +145,7 @@ class BlockLookup(FileLookup):
     Args:
         table, max_tokens, columns, placement: as `FileLookup` has them.
         block_bytes: of a block.
+        hot: `hot_gb`, `profile` and `profile_tokens`, as `FileLookup` has them.
 
     Raises:
         ConfigError: as `FileLookup`; or the disk has larger blocks, or its file system does not read past the cache.
@@ -94,8 +153,10 @@ class BlockLookup(FileLookup):
 
     past_cache = True
 
-    def __init__(self, table: DiskTable, max_tokens: int, columns: int, placement: Placement, block_bytes: int) -> None:
-        super().__init__(table, max_tokens, columns, placement)
+    def __init__(
+        self, table: DiskTable, max_tokens: int, columns: int, placement: Placement, block_bytes: int, *hot: Any
+    ) -> None:
+        super().__init__(table, max_tokens, columns, placement, *hot)
         if block_bytes not in BLOCK_BYTES:
             raise ConfigError("lookup.block_bytes", block_bytes, f"must be one of {', '.join(map(str, BLOCK_BYTES))}")
         of_row = sum(_most_blocks(table.extents[part].row_bytes, block_bytes) for part in table.on_disk)
@@ -105,7 +166,7 @@ class BlockLookup(FileLookup):
         self.memory.bytes.zero_()
         self.blocks = self.memory.bytes.numpy()[: most * block_bytes]
         self.requests = np.empty((most, 3), dtype=np.int64)
-        self.known = np.zeros((1 << (2 * most - 1).bit_length(), 2), dtype=np.int64)  # block + 1, and its place
+        self.known = places_for(most)  # blocks, and where they are staged
         self.files = {
             number: OpenFile(table.files[number].path, table.files[number].size_bytes, direct=True, unit=block_bytes)
             for number in self.extents
@@ -123,7 +184,7 @@ class BlockLookup(FileLookup):
         blocks = min(STAGED_BYTES, load.row_ids * (load.row_bytes + 2 * BLOCK_BYTES[-1]))
         return {load.stage.side: load.bytes_of(load.stage.makes) + blocks + blocks // BLOCK_BYTES[0] * 88}
 
-    def _read_rows(self, file: int, extents: np.ndarray, row_ids: np.ndarray) -> None:
+    def _read_rows(self, file: int, extents: np.ndarray, row_ids: np.ndarray, out: np.ndarray) -> None:
         first = 0
         while first < len(row_ids):
             self.known[:] = 0
@@ -131,7 +192,7 @@ class BlockLookup(FileLookup):
             end, count = _plan_blocks(row_ids, first, *told)
             FileLookup.requested += count
             self._read_blocks(file, self.requests[:count])
-            _copy_rows(row_ids, first, end, extents, self.block_bytes, self.known, self.blocks, self.bytes)
+            _copy_rows(row_ids, first, end, extents, self.block_bytes, self.known, self.blocks, out)
             first = end
 
     @abstractmethod
@@ -160,16 +221,6 @@ def row_requests(row_ids: Any, first: Any, end: Any, extents: Any, row_bytes: An
 
 
 @njit(cache=True, error_model="numpy")
-def _place_of(block: Any, known: Any) -> Any:
-    """Where a block stands in a hash table of them, or should."""
-    mask = np.uint64(len(known) - 1)
-    at = (np.uint64(block) * HASH >> np.uint64(32)) & mask
-    while known[at, 0] != 0 and known[at, 0] != block + 1:
-        at = (at + np.uint64(1)) & mask
-    return at
-
-
-@njit(cache=True, error_model="numpy")
 def _plan_blocks(
     row_ids: Any, first: Any, extents: Any, block_bytes: Any, of_row: Any, known: Any, requests: Any
 ) -> Any:
@@ -183,7 +234,7 @@ def _plan_blocks(
         for part in range(len(extents)):
             begin = extents[part, 0] + row * extents[part, 1]
             for block in range(begin // block_bytes, (begin + extents[part, 1] - 1) // block_bytes + 1):
-                at = _place_of(block, known)
+                at = place_of(block, known)
                 if known[at, 0]:
                     continue
                 known[at, 0], known[at, 1] = block + 1, used
@@ -209,6 +260,6 @@ def _copy_rows(
             while left:
                 block, within = position // block_bytes, position % block_bytes
                 size = min(left, block_bytes - within)
-                source = known[_place_of(block, known), 1] * block_bytes + within
+                source = known[place_of(block, known), 1] * block_bytes + within
                 out[index, to : to + size] = blocks[source : source + size]
                 position, left, to = position + size, left - size, to + size

@@ -6,7 +6,7 @@ import numpy as np
 
 from engram_exp.machine.placement import Placement
 from engram_exp.machine.uring import Ring
-from engram_exp.steps.lookup.from_file import BlockLookup
+from engram_exp.steps.lookup.from_file import BlockLookup, Profile
 from engram_exp.steps.tables.on_disk import DiskTable
 
 
@@ -15,6 +15,7 @@ class IoUringLookup(BlockLookup):
 
     Args:
         table, max_tokens, columns, placement, block_bytes: as `BlockLookup` has them.
+        hot_gb, profile, profile_tokens: as `FileLookup` has them.
         queue_depth: reads under way at a time.
 
     Raises:
@@ -30,8 +31,12 @@ class IoUringLookup(BlockLookup):
         placement: Placement,
         queue_depth: int,
         block_bytes: int,
+        hot_gb: float = 0.0,
+        profile: Profile | None = None,
+        profile_tokens: int = 1,
     ) -> None:
-        super().__init__(table, max_tokens, columns, placement, block_bytes)
+        hot = hot_gb, profile, profile_tokens
+        super().__init__(table, max_tokens, columns, placement, block_bytes, *hot)
         self.rings = {number: Ring(file, queue_depth, self.blocks) for number, file in self.files.items()}
 
     def _read_blocks(self, file: int, requests: np.ndarray) -> None:

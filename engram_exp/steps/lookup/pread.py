@@ -7,7 +7,7 @@ import numpy as np
 from engram_exp.machine.placement import Placement
 from engram_exp.machine.requests import Readers
 from engram_exp.stage import Load
-from engram_exp.steps.lookup.from_file import REQUEST_BYTES, ROWS_AT_A_TIME, FileLookup, row_requests
+from engram_exp.steps.lookup.from_file import REQUEST_BYTES, ROWS_AT_A_TIME, FileLookup, Profile, row_requests
 from engram_exp.steps.tables.on_disk import DiskTable
 
 
@@ -15,15 +15,25 @@ class PreadLookup(FileLookup):
     """Reads each row with pread(2).
 
     Args:
-        table, max_tokens, columns, placement: as `FileLookup` has them.
+        table, max_tokens, columns, placement, hot_gb, profile, profile_tokens: as `FileLookup` has them.
         queue_depth: threads, each of which has one read under way.
 
     Raises:
         ConfigError: as `FileLookup` and `Readers`.
     """
 
-    def __init__(self, table: DiskTable, max_tokens: int, columns: int, placement: Placement, queue_depth: int) -> None:
-        super().__init__(table, max_tokens, columns, placement)
+    def __init__(
+        self,
+        table: DiskTable,
+        max_tokens: int,
+        columns: int,
+        placement: Placement,
+        queue_depth: int,
+        hot_gb: float = 0.0,
+        profile: Profile | None = None,
+        profile_tokens: int = 1,
+    ) -> None:
+        super().__init__(table, max_tokens, columns, placement, hot_gb, profile, profile_tokens)
         self.readers = {number: Readers(table.files[number], queue_depth) for number in self.extents}
         self.requests = np.empty((min(len(self.rows), ROWS_AT_A_TIME) * len(table.on_disk), 3), dtype=np.int64)
 
@@ -33,8 +43,8 @@ class PreadLookup(FileLookup):
         requests = 2 * min(load.row_ids, ROWS_AT_A_TIME) * REQUEST_BYTES
         return {load.stage.side: load.bytes_of(load.stage.makes) + requests}
 
-    def _read_rows(self, file: int, extents: np.ndarray, row_ids: np.ndarray) -> None:
-        memory, row_bytes = self.bytes.reshape(-1), self.bytes.shape[1]
+    def _read_rows(self, file: int, extents: np.ndarray, row_ids: np.ndarray, out: np.ndarray) -> None:
+        memory, row_bytes = out.reshape(-1), out.shape[1]
         for first in range(0, len(row_ids), ROWS_AT_A_TIME):
             end = min(len(row_ids), first + ROWS_AT_A_TIME)
             count = row_requests(row_ids, first, end, extents, row_bytes, self.requests)

@@ -7,7 +7,7 @@ import warnings
 from abc import abstractmethod
 from collections.abc import Sequence
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -50,6 +50,7 @@ class DiskTable:
 
     place = DISK
     huge_page_share = None
+    hot: Any = None  # rows that lookups keep in memory, once one does
 
     def __init__(
         self,
