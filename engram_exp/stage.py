@@ -7,8 +7,8 @@ imports PyTorch.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, Union
 
 from engram_exp.errors import MismatchError
@@ -69,10 +69,10 @@ class Load:
         dtype: the compute dtype's name.
         table: host or device.
         batches: that rotate, each with rows of its own.
-        distinct_rows: share of the rows asked for that are distinct: the others may come from a cache.
-        distinct_in_all: likewise, of those that all batches ask for.
+        distinct_rows, distinct_in_all: share of the rows that a batch, or all, ask for that are distinct.
         cache_bytes: of the device, that may keep rows from batch to batch.
         staged: in chunks: what one stage makes of a chunk, a cache may hold until the next, or the link, has read it.
+        options: of the component.
     """
 
     stage: PlannedStage
@@ -86,6 +86,7 @@ class Load:
     distinct_in_all: float = 1.0
     cache_bytes: int = 0
     staged: bool = False
+    options: Mapping[str, Any] = field(default_factory=dict)
 
     def bytes_of(self, value: str) -> int:
         """Bytes of a value of these tokens."""

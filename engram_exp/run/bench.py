@@ -19,11 +19,25 @@ from engram_exp.run.glance import Glance
 from engram_exp.run.made_up import MadeUp
 from engram_exp.run.parts import Parts
 from engram_exp.run.plan import KINDS
+from engram_exp.run.row_cache import CountingGlance, require_kept
 from engram_exp.run.verify import Verifier, judge_of
 from engram_exp.run.whole import ChunkStages, WholeRun, build_whole_run
 from engram_exp.stage import BuiltStage, PlannedStage, Tensors
 from engram_exp.strategy.plan import made_up_inputs
-from engram_exp.vocabulary import EMBEDDINGS, HASHING, HIDDEN, HOST, KV, LAYER, LINK, PARTS, ROWS, TOKEN_IDS, WHOLES
+from engram_exp.vocabulary import (
+    EMBEDDINGS,
+    HASHING,
+    HIDDEN,
+    HOST,
+    KV,
+    LAYER,
+    LINK,
+    LOOKUP,
+    PARTS,
+    ROWS,
+    TOKEN_IDS,
+    WHOLES,
+)
 
 ROTATING = [name for name, kind in KINDS.items() if kind.rotates]  # steps whose time depends on what they read
 OF_THE_RUN = (ConfigError, SkippedError, RegistrationError)  # errors that leave nothing to time
@@ -80,6 +94,8 @@ class Bench:
             if case not in self.errors:
                 with self._failing(case):
                     self._prepare(case)
+        if self.parts.restore is None:
+            self._warm_rows()
 
     def calls(self, case: str) -> list[partial[Tensors]]:
         """What the iterations of a case call in turn. Inputs rotate where they decide which table rows are touched; the
@@ -98,13 +114,20 @@ class Bench:
 
     def columns(self, case: str, timings: object) -> dict[str, Any]:
         """What is told of a case beside its times."""
-        return dict(self.whole_peaks.get(case, {}))
+        glance, found = self.glances.get(case), dict[str, Any](self.whole_peaks.get(case, {}))
+        if isinstance(glance, CountingGlance):
+            found["cache_hit_rate"] = glance.hit_rate(self.plan.tokens * self.plan.geometry.columns)
+        return found
 
     def timed(self, case: str) -> Case:
         """A case as it is timed, with a look behind every sample."""
         self.last.pop(case, None)  # what is kept beside what the strategy keeps would count as its memory
-        look = self.glances[case] = Glance(self.verifier, case, self.plan.tasks_of(case), self.inputs[case])
-        return Case(case, self.calls(case), self.leaves_device_work(case), look.before, look.behind)
+        looked_at = self.verifier, case, self.plan.tasks_of(case), self.inputs[case]
+        keeps = self._keeps_rows(case)
+        look = CountingGlance(self.parts.row_cache, *looked_at) if keeps else Glance(*looked_at)
+        self.glances[case] = look
+        calls, uses_device = self.calls(case), self.leaves_device_work(case)
+        return Case(case, calls, uses_device, look.before, look.behind, restore=self.parts.restore)
 
     def look_again(self) -> None:
         """Behind the last sample: look at many calls of each case."""
@@ -133,6 +156,8 @@ class Bench:
                     self.made_up.renew_brought(task)
                 result = self._run(call)
                 self.verifier.require(case, tasks, call.args[0], result, self.verifier.positions())
+                if self._keeps_rows(case):
+                    require_kept(case, self.parts.row_cache, self.parts.table)
 
     def named_tensors(self) -> dict[str, torch.Tensor]:
         """What the built stages make of the first batch: token_ids, history, row_ids, stored_rows, or stored_values and
@@ -161,6 +186,19 @@ class Bench:
         if any(stage.makes == HIDDEN for stage in self.plan.built):
             tensors.update(self.parts.layer_tensors())
         return {name: tensor.cpu().clone().contiguous() for name, tensor in tensors.items()}
+
+    def _keeps_rows(self, case: str) -> bool:
+        """Whether a case reads a cache of rows; all that do share it."""
+        stages = self.plan.whole(case) if case in WHOLES else [self.stages[case].planned]
+        return self.parts.row_cache is not None and any(stage.name == LOOKUP.name for stage in stages)
+
+    def _warm_rows(self) -> None:
+        """Let a cache of rows see every batch."""
+        case = next((case for case in self.cases if case not in self.errors and self._keeps_rows(case)), None)
+        if case is not None:
+            with self._failing(case):
+                for call in self.calls(case):
+                    self._run(call)
 
     def _still_to_build(self) -> list[PlannedStage]:
         return [stage for stage in self.plan.built if stage.name not in self.stages and stage.name not in self.errors]

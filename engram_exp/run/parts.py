@@ -9,6 +9,7 @@ from dataclasses import replace
 from functools import cached_property, partial
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from hydra.utils import get_class, instantiate
 from omegaconf import DictConfig
@@ -27,8 +28,9 @@ from engram_exp.machine.placement import Placement
 from engram_exp.run.model_state import ModelState
 from engram_exp.run.plan import Plan
 from engram_exp.stage import BuiltStage, PlannedStage, Task, Tensors, as_stage_function
+from engram_exp.steps.lookup.step import Lookup
 from engram_exp.steps.widening import build_widening
-from engram_exp.vocabulary import HOST
+from engram_exp.vocabulary import COLD, HOST
 
 FUSION_SEED = 2**32  # added to the seed: no run draws its other weights from these
 TABLE_BUILT_FROM = ("rows", "row_format", "seed", "placement")
@@ -50,6 +52,7 @@ class Parts:
         self.seed = int(plan.config.seed) if seed is None else seed
         self.tolerance = float(plan.config.dtype.tolerance)
         self.cache_dir = code_cache(plan.config.cache_dir)
+        self.row_cache: Any = None  # the lookup, if it keeps rows
 
     def stage(
         self,
@@ -77,6 +80,8 @@ class Parts:
             return BuiltStage(stage, kind, _make(config.upload, given, kind.built_from))
         if stage.name in config:
             component = _make(config[stage.name], given, kind.built_from)
+            if issubclass(kind, Lookup) and kind.keeps_rows:
+                self.row_cache = component
         else:
             component = build_widening(**{name: given[name]() for name in kind.built_from})
         return BuiltStage(stage, kind, as_stage_function(component, self.brought(task) if brought is None else brought))
@@ -108,6 +113,7 @@ class Parts:
             "open_tokenizer": lambda: lambda: self.tokenizer,  # of those who may do without
             "cache_dir": lambda: self.cache_dir,
             "read_times": lambda: self.plan.read_times,
+            "profile": lambda: self.profile,
         }
 
     @cached_property
@@ -151,6 +157,27 @@ class Parts:
         """Batches of these seeds, no two the same."""
         config = self.plan.config
         return distinct_batches(self.token_source, seeds, (config.batch_size, config.seq_len))
+
+    @property
+    def restore(self) -> Callable[[], None] | None:
+        """What makes a cache of rows cold, if it is to be so before each call that is timed."""
+        return self.row_cache.reset if self.row_cache and self.plan.config.lookup.state == COLD else None
+
+    def profile(self, tokens: int) -> np.ndarray:
+        """Row ids that batches behind those of the run ask for, none of which the run has: of so many tokens at least,
+        or of all that the source has.
+
+        Raises:
+            ConfigError: it has none.
+        """
+        own, more = batches_of(self.plan.config), -(-tokens // self.plan.tokens)
+        first = self.seed * own
+        others = self.draw(range(first, first + own + more))[len(self.batches) :]
+        if not others:
+            remedy = "holds no batch but those of the run, of which no profile is made; fewer batches would leave some"
+            raise ConfigError("tokens", None, remedy)
+        ids, history = map(torch.cat, zip(*others, strict=True))
+        return self.hash_plan.row_ids(ids, history).numpy().reshape(-1)
 
     @cached_property
     def token_source(self) -> Any:

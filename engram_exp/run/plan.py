@@ -203,6 +203,7 @@ class Plan:
             distinct_in_all=distinct.in_all,
             cache_bytes=cache_bytes(self.device),
             staged=staged,
+            options={str(key): value for key, value in (node or {}).items() if key != "_target_"},
         )
         return Task(step if node is None else kind_of(get_class(node._target_), step), load)
 

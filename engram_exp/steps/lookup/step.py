@@ -22,6 +22,8 @@ class Lookup(Stage):
     makes: ClassVar[str] = ROWS
     fresh: ClassVar[bool] = False  # it hands out other pinned memory on each call
     on_both: ClassVar[bool] = False  # it takes row ids on the host and leaves rows on the device
+    # A call leaves rows behind that later ones find: it has `hits`, `reset()` and `kept()`, as `CachedLookup` has them.
+    keeps_rows: ClassVar[bool] = False
     built_from = ("table", "max_tokens", "columns", "placement")
     reads_table = True
     rotates = True
@@ -44,6 +46,14 @@ class Lookup(Stage):
         if load.stage.side == HOST:
             streams["host rows"] = load.distinct_rows * load.tokens * load.geometry.columns
         return streams
+
+    @classmethod
+    def refuse(cls, load: Load, free_bytes: int) -> None:
+        """Refuse options that cannot be where so many bytes of the device's memory are free; usually none.
+
+        Raises:
+            ConfigError: naming the key.
+        """
 
     @classmethod
     def shares(cls, load: Load) -> dict[str, int]:
