@@ -1,0 +1,99 @@
+"""A run whose lookup keeps rows: warm or cold on purpose, counted, verified behind the last sample, or refused."""
+
+import numpy as np
+import pytest
+import torch
+from common import TINY
+from places import parts_of
+
+from engram_exp.errors import ConfigError
+from engram_exp.run.bench import Bench
+from engram_exp.run.plan import Plan
+from engram_exp.run.requirements import check_plan
+
+CACHED = ("strategy=cached", "capture=none", "lookup.gb=0.001", "lookup.profile_tokens=100", "cases=[lookup,full]")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "least", "most"),
+    [
+        (["batches=2"], 1.0, 1.0),
+        (["batches=2", "lookup.state=cold"], 0.0, 0.0),
+        (["dtype=fp8", "lookup.gb=0.000001", "lookup.ways=1", "lookup.policy=static"], 0.01, 0.99),
+        (["lookup.policy=static", "lookup.profile_tokens=1000000", "tokens.share=0.0001"], 0.5, 1.0),
+    ],
+)
+def test_a_row_says_what_hit_and_how_the_cache_was_found(run_inline, overrides, least, most):
+    rows = run_inline(*CACHED, *overrides)
+    assert {row["status"] for row in rows} == {"ok"}, rows
+    for row in rows:
+        assert least <= row["cache_hit_rate"] <= most
+        assert row["cache_state"] == ("cold" if "lookup.state=cold" in overrides else "warm")
+        assert row["cache_policy"] == ("static" if "lookup.policy=static" in overrides else "lru")
+
+
+def test_what_hits_in_calls_that_are_not_timed_is_not_counted(run_inline, monkeypatch):
+    def empty_it_first(self, original=Bench.look_again):
+        self.parts.row_cache.reset()
+        original(self)
+
+    monkeypatch.setattr(Bench, "look_again", empty_it_first)
+    (row,) = run_inline(*CACHED, "cases=[lookup]", "batches=1")
+    assert row["cache_hit_rate"] == 1.0
+
+
+def flip_a_bit(self, original=Bench.look_again):
+    original(self)
+    cache = self.parts.row_cache.cache
+    kept = int((cache.tags.flatten() >= 0).nonzero()[0])
+    cache.lines.view(torch.uint8)[kept, 0] ^= 1
+
+
+def test_a_damaged_line_that_no_call_reads_again_is_a_mismatch(run_inline, monkeypatch):
+    monkeypatch.setattr(Bench, "look_again", flip_a_bit)
+    rows = {row["case"]: row for row in run_inline(*CACHED, "cases=[hashing,lookup,full]")}
+    assert {case: row["status"] for case, row in rows.items()} == {
+        "hashing": "ok", "lookup": "mismatch", "full": "mismatch",
+    }  # fmt: skip
+    assert "rows in the cache differ from the table" in rows["full"]["error"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "says"),
+    [
+        (["lookup.gb=1e9"], "lookup.gb=1000000000.0: must be below "),
+        (["lookup.ways=3"], "lookup.ways=3: must be a power of two"),
+        (["lookup.policy=lfu"], "lookup.policy=lfu: must be one of lru, static, not of type str"),
+        (["schedule=pipelined"], "schedule=pipelined: each chunk of the ring would have a cache of its own"),
+        (["decoder=dense_8b"], "lookup=None: is neither warm nor cold on purpose in a model's step"),
+    ],
+)
+def test_what_a_cache_cannot_be_is_refused(configure, overrides, says):
+    with pytest.raises(ConfigError) as refusal:
+        check_plan(Plan(configure(*TINY, *CACHED, "cases=all", *overrides)))
+    assert str(refusal.value).startswith(says)
+
+
+def test_a_profile_is_made_of_batches_that_the_run_has_not(configure):
+    parts = parts_of(configure(*TINY, *CACHED))
+    asked = parts.profile(parts.plan.tokens * 3)
+    others = parts.draw(range(4, 7))
+    assert np.array_equal(asked, np.concatenate([parts.hash_plan.row_ids(*batch).numpy().ravel() for batch in others]))
+
+
+def test_without_other_batches_there_is_no_profile(configure, tmp_path):
+    np.save(tmp_path / "ids.npy", np.arange(24).reshape(2, 12))
+    parts = parts_of(configure(*TINY, *CACHED, "tokens=ids", f"tokens.path={tmp_path / 'ids.npy'}"))
+    with pytest.raises(ConfigError, match=r"^tokens=None: holds no batch but those of the run"):
+        parts.profile(100)
+
+
+@pytest.mark.accelerator
+@pytest.mark.parametrize("capture", ["none", "graph"])
+@pytest.mark.parametrize("overrides", [[], ["lookup.state=cold"], ["lookup.policy=static"], ["lookup.gb=0.00001"]])
+def test_a_gpu_replays_it(run_inline, capture, overrides):
+    rows = run_inline(
+        *CACHED, "hardware=cuda", "batch_size=64", "seq_len=512", "dtype=fp8", f"capture={capture}", "cases=all",
+        *overrides,
+    )  # fmt: skip
+    assert {row["status"] for row in rows} == {"ok"}, rows
