@@ -13,6 +13,7 @@ from places import CPU, KERNEL_DEVICE
 from engram_exp.errors import ConfigError, MismatchError
 from engram_exp.layer.row_format import RowFormat
 from engram_exp.machine.placement import Placement
+from engram_exp.reuse.sample import repeat_distances
 from engram_exp.run.row_cache import require_kept
 from engram_exp.steps.lookup.cached import CachedLookup, hottest, size_of
 from engram_exp.steps.lookup.row_cache_triton import RowCache
@@ -118,6 +119,15 @@ def test_pinned_rows_are_the_hottest_of_each_set_and_stay(sets, ways, row_format
         assert hits == sum(row_id in pinned[row_id % sets] for row_id in batch)
         assert kept_by(lookup) == pinned
     require_kept("lookup", lookup, table)
+
+
+@pytest.mark.parametrize("ways", [2, 8])
+def test_one_set_hits_as_distances_between_uses_say(ways):
+    row_ids = np.minimum(np.random.default_rng(0).zipf(1.3, 60), 60) - 1
+    lookup = cached(table_of(60, FORMATS[0]), 1, 1, ways)
+    _, distances = repeat_distances(row_ids)
+    assert 0 < np.count_nonzero(distances < ways) < len(distances)
+    assert sum(look_up(lookup, [row_id])[1] for row_id in row_ids) == np.count_nonzero(distances < ways)
 
 
 def chains(sets, batch, order):
