@@ -231,6 +231,7 @@ def test_one_damaged_byte_among_all_lines_is_found(row_format):
     [
         ({"ways": 12}, "lookup.ways=12: must be a power of two"),
         ({"ways": 0}, "lookup.ways=0: must be a power of two"),
+        ({"ways": 128}, "lookup.ways=128: must be a power of two, and at most 64"),
         ({"gb": 1e-7}, "lookup.gb=1e-07: must hold a set of 2 rows, which takes 2.84e-07"),
         ({"gb": -1.0}, "lookup.gb=-1.0: must hold a set"),
         ({"gb": float("inf")}, "lookup.gb=inf: must hold a set"),

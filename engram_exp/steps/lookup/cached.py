@@ -21,6 +21,7 @@ from engram_exp.steps.lookup.words import Words
 from engram_exp.steps.tables.host import HostTable
 from engram_exp.vocabulary import COLD, DEVICE, LRU, STATIC
 
+MOST_WAYS = 64  # that a program holds in registers
 ROWS_AT_A_TIME = 2**18  # that are pinned, or read back
 
 
@@ -163,11 +164,11 @@ def size_of(options: Mapping[str, Any], row_bytes: int, row_id_bytes: int) -> tu
         row_bytes, row_id_bytes: of a row and of its id.
 
     Raises:
-        ConfigError: there is no set, or the ways are no power of two.
+        ConfigError: there is no set, or the ways are no power of two that there can be.
     """
     gb, ways = options["gb"], options["ways"]
-    if ways < 1 or ways & (ways - 1):
-        raise ConfigError("lookup.ways", ways, "must be a power of two")
+    if not 1 <= ways <= MOST_WAYS or ways & (ways - 1):
+        raise ConfigError("lookup.ways", ways, f"must be a power of two, and at most {MOST_WAYS}")
     set_bytes = RowCache.set_bytes(ways, row_bytes, row_id_bytes, fills=options["policy"] == LRU)
     sets = int(gb * 1e9 // set_bytes) if 0 < gb < inf else 0
     if sets < 1:
