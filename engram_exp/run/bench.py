@@ -157,7 +157,7 @@ class Bench:
                 result = self._run(call)
                 self.verifier.require(case, tasks, call.args[0], result, self.verifier.positions())
                 if self._keeps_rows(case):
-                    require_kept(case, self.parts.row_cache, self.parts.table)
+                    self._verify_kept(case, call, result)
 
     def named_tensors(self) -> dict[str, torch.Tensor]:
         """What the built stages make of the first batch: token_ids, history, row_ids, stored_rows, or stored_values and
@@ -191,6 +191,14 @@ class Bench:
         """Whether a case reads a cache of rows; all that do share it."""
         stages = self.plan.whole(case) if case in WHOLES else [self.stages[case].planned]
         return self.parts.row_cache is not None and any(stage.name == LOOKUP.name for stage in stages)
+
+    def _verify_kept(self, case: str, call: partial[Tensors], result: object) -> None:
+        """Compare the same call again, whose rows are in the cache by now, and all rows that are."""
+        tasks = self.plan.tasks_of(case)
+        for tensor in self.verifier.tensors_of(case, tasks, result):
+            poison(tensor)
+        self.verifier.require(case, tasks, call.args[0], self._run(call), self.verifier.positions())
+        require_kept(case, self.parts.row_cache, self.parts.table)
 
     def _warm_rows(self) -> None:
         """Let a cache of rows see every batch."""

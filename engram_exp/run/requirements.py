@@ -111,8 +111,10 @@ def check_row_cache(plan: Plan) -> None:
     """
     kind, load = next(plan.task(stage) for stage in plan.stages if stage.name == LOOKUP.name)
     assert issubclass(kind, Lookup)
+    if not kind.keeps_rows:
+        return
     kind.refuse(load, free_device_bytes(plan.device))
-    if kind.keeps_rows and plan.step:
+    if plan.step:
         raise ConfigError("lookup", None, "is neither warm nor cold on purpose in a model's step; use decoder=none")
 
 

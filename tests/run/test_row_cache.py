@@ -10,6 +10,7 @@ from engram_exp.errors import ConfigError
 from engram_exp.run.bench import Bench
 from engram_exp.run.plan import Plan
 from engram_exp.run.requirements import check_plan
+from engram_exp.steps.lookup.cached import CachedLookup
 
 CACHED = ("strategy=cached", "capture=none", "lookup.gb=0.001", "lookup.profile_tokens=100", "cases=[lookup,full]")
 
@@ -56,6 +57,24 @@ def test_a_damaged_line_that_no_call_reads_again_is_a_mismatch(run_inline, monke
         "hashing": "ok", "lookup": "mismatch", "full": "mismatch",
     }  # fmt: skip
     assert "rows in the cache differ from the table" in rows["full"]["error"]
+
+
+def test_what_is_wrong_only_where_all_rows_hit_is_a_mismatch(run_inline, monkeypatch):
+    timed = []
+
+    def wrong_hits(self, row_ids, original=CachedLookup.__call__):
+        before = int(self.hits)
+        rows = original(self, row_ids)
+        if timed and int(self.hits) - before == row_ids.numel():
+            rows[5] += 1
+        return rows
+
+    monkeypatch.setattr(CachedLookup, "__call__", wrong_hits)
+    look_again = Bench.look_again
+    monkeypatch.setattr(Bench, "look_again", lambda self: (look_again(self), timed.append(True)))
+    rows = {row["case"]: row for row in run_inline(*CACHED)}
+    assert {row["status"] for row in rows.values()} == {"mismatch"}
+    assert rows["lookup"]["error"].startswith("lookup: 32 of ")
 
 
 @pytest.mark.parametrize(

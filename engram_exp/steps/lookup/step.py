@@ -49,7 +49,7 @@ class Lookup(Stage):
 
     @classmethod
     def refuse(cls, load: Load, free_bytes: int) -> None:
-        """Refuse options that cannot be where so many bytes of the device's memory are free; usually none.
+        """Refuse options of a lookup that keeps rows, where so many bytes of the device's memory are free.
 
         Raises:
             ConfigError: naming the key.
