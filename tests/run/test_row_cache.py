@@ -10,6 +10,7 @@ from engram_exp.errors import ConfigError
 from engram_exp.run.bench import Bench
 from engram_exp.run.plan import Plan
 from engram_exp.run.requirements import check_plan
+from engram_exp.run.row_cache import require_kept
 from engram_exp.steps.lookup.cached import CachedLookup
 
 CACHED = ("strategy=cached", "capture=none", "lookup.gb=0.001", "lookup.profile_tokens=100", "cases=[lookup,full]")
@@ -43,15 +44,13 @@ def test_what_hits_in_calls_that_are_not_timed_is_not_counted(run_inline, monkey
     assert row["cache_hit_rate"] == 1.0
 
 
-def flip_a_bit(self, original=Bench.look_again):
-    original(self)
-    cache = self.parts.row_cache.cache
-    kept = int((cache.tags.flatten() >= 0).nonzero()[0])
-    cache.lines.view(torch.uint8)[kept, 0] ^= 1
-
-
 def test_a_damaged_line_that_no_call_reads_again_is_a_mismatch(run_inline, monkeypatch):
-    monkeypatch.setattr(Bench, "look_again", flip_a_bit)
+    def flip_a_bit_first(case, lookup, table):
+        kept = int((lookup.cache.tags.flatten() >= 0).nonzero()[0])
+        lookup.cache.lines.view(torch.uint8)[kept, 0] ^= 1
+        require_kept(case, lookup, table)
+
+    monkeypatch.setattr("engram_exp.run.bench.require_kept", flip_a_bit_first)
     rows = {row["case"]: row for row in run_inline(*CACHED, "cases=[hashing,lookup,full]")}
     assert {case: row["status"] for case, row in rows.items()} == {
         "hashing": "ok", "lookup": "mismatch", "full": "mismatch",
