@@ -66,8 +66,7 @@ class Load:
         stage: which one it is.
         geometry: of the layer.
         sequences, tokens: B and T, of a batch or of a chunk.
-        dtype: the compute dtype's name.
-        table: host or device.
+        dtype, table: the compute dtype's name; host or device.
         batches: that rotate, each with rows of its own.
         distinct_rows, distinct_in_all: share of the rows that a batch, or all, ask for that are distinct.
         cache_bytes: of the device, that may keep rows from batch to batch.
@@ -258,14 +257,15 @@ class BuiltStage:
     """A stage that is ready to run.
 
     Args:
-        planned: what it is.
-        kind: its component's.
+        planned, kind: what it is, and its component's class.
         run: takes the tensors of the value that it needs and returns those that it makes.
+        component: that runs it, for those who ask it for more.
     """
 
     planned: PlannedStage
     kind: type[Stage]
     run: Callable[[Tensors], Tensors]
+    component: Any = None
 
     @property
     def name(self) -> str:
@@ -281,8 +281,8 @@ class Strategy:
     stages: Sequence[BuiltStage]
 
     def __call__(self, tensors: Tensors) -> Tensors:
-        """Run every stage. Work on the device may still be under way when this returns, and reads buffers that the next
-        call writes: the caller waits in between."""
+        """Run every stage. Work on the device may still be under way then, whose buffers the next call writes: the
+        caller waits in between."""
         for stage in self.stages:
             tensors = stage.run(tensors)
         return tensors

@@ -19,25 +19,12 @@ from engram_exp.run.glance import Glance
 from engram_exp.run.made_up import MadeUp
 from engram_exp.run.parts import Parts
 from engram_exp.run.plan import KINDS
-from engram_exp.run.row_cache import CountingGlance, require_kept
+from engram_exp.run.row_cache import CountingGlance, hit_rate, require_kept, restore_of, row_cache_of
 from engram_exp.run.verify import Verifier, judge_of
 from engram_exp.run.whole import ChunkStages, WholeRun, build_whole_run
 from engram_exp.stage import BuiltStage, PlannedStage, Tensors
 from engram_exp.strategy.plan import made_up_inputs
-from engram_exp.vocabulary import (
-    EMBEDDINGS,
-    HASHING,
-    HIDDEN,
-    HOST,
-    KV,
-    LAYER,
-    LINK,
-    LOOKUP,
-    PARTS,
-    ROWS,
-    TOKEN_IDS,
-    WHOLES,
-)
+from engram_exp.vocabulary import EMBEDDINGS, HASHING, HIDDEN, HOST, KV, LAYER, LINK, PARTS, ROWS, TOKEN_IDS, WHOLES
 
 ROTATING = [name for name, kind in KINDS.items() if kind.rotates]  # steps whose time depends on what they read
 OF_THE_RUN = (ConfigError, SkippedError, RegistrationError)  # errors that leave nothing to time
@@ -94,8 +81,7 @@ class Bench:
             if case not in self.errors:
                 with self._failing(case):
                     self._prepare(case)
-        if self.parts.restore is None:
-            self._warm_rows()
+        self._warm_rows()
 
     def calls(self, case: str) -> list[partial[Tensors]]:
         """What the iterations of a case call in turn. Inputs rotate where they decide which table rows are touched; the
@@ -114,20 +100,18 @@ class Bench:
 
     def columns(self, case: str, timings: object) -> dict[str, Any]:
         """What is told of a case beside its times."""
-        glance, found = self.glances.get(case), dict[str, Any](self.whole_peaks.get(case, {}))
-        if isinstance(glance, CountingGlance):
-            found["cache_hit_rate"] = glance.hit_rate(self.plan.tokens * self.plan.geometry.columns)
-        return found
+        glances = [glance for name, glance in self.glances.items() if name == case]
+        return {**self.whole_peaks.get(case, {}), "cache_hit_rate": hit_rate(glances)}
 
     def timed(self, case: str) -> Case:
         """A case as it is timed, with a look behind every sample."""
         self.last.pop(case, None)  # what is kept beside what the strategy keeps would count as its memory
         looked_at = self.verifier, case, self.plan.tasks_of(case), self.inputs[case]
-        keeps = self._keeps_rows(case)
-        look = CountingGlance(self.parts.row_cache, *looked_at) if keeps else Glance(*looked_at)
-        self.glances[case] = look
+        cache = self._row_cache(case)
+        look = self.glances[case] = CountingGlance(cache, *looked_at) if cache else Glance(*looked_at)
         calls, uses_device = self.calls(case), self.leaves_device_work(case)
-        return Case(case, calls, uses_device, look.before, look.behind, restore=self.parts.restore)
+        restore = restore_of([cache] if cache else [])
+        return Case(case, calls, uses_device, look.before, look.behind, restore=restore)
 
     def look_again(self) -> None:
         """Behind the last sample: look at many calls of each case."""
@@ -156,8 +140,8 @@ class Bench:
                     self.made_up.renew_brought(task)
                 result = self._run(call)
                 self.verifier.require(case, tasks, call.args[0], result, self.verifier.positions())
-                if self._keeps_rows(case):
-                    self._verify_kept(case, call, result)
+                if cache := self._row_cache(case):
+                    self._verify_kept(case, cache, call, result)
 
     def named_tensors(self) -> dict[str, torch.Tensor]:
         """What the built stages make of the first batch: token_ids, history, row_ids, stored_rows, or stored_values and
@@ -187,23 +171,23 @@ class Bench:
             tensors.update(self.parts.layer_tensors())
         return {name: tensor.cpu().clone().contiguous() for name, tensor in tensors.items()}
 
-    def _keeps_rows(self, case: str) -> bool:
-        """Whether a case reads a cache of rows; all that do share it."""
-        stages = self.plan.whole(case) if case in WHOLES else [self.stages[case].planned]
-        return self.parts.row_cache is not None and any(stage.name == LOOKUP.name for stage in stages)
+    def _row_cache(self, case: str) -> Any:
+        """The lookup that keeps rows and that a case calls; all that do share it. None: it calls none."""
+        names = [stage.name for stage in self.plan.whole(case)] if case in WHOLES else [case]
+        return row_cache_of(self.stages[name] for name in names if name in self.stages)
 
-    def _verify_kept(self, case: str, call: partial[Tensors], result: object) -> None:
+    def _verify_kept(self, case: str, cache: Any, call: partial[Tensors], result: object) -> None:
         """Compare the same call again, whose rows are in the cache by now, and all rows that are."""
         tasks = self.plan.tasks_of(case)
         for tensor in self.verifier.tensors_of(case, tasks, result):
             poison(tensor)
         self.verifier.require(case, tasks, call.args[0], self._run(call), self.verifier.positions())
-        require_kept(case, self.parts.row_cache, self.parts.table)
+        require_kept(case, cache, self.parts.table)
 
     def _warm_rows(self) -> None:
-        """Let a cache of rows see every batch."""
-        case = next((case for case in self.cases if case not in self.errors and self._keeps_rows(case)), None)
-        if case is not None:
+        """Let a cache of rows that is not to be cold see every batch."""
+        case = next((case for case in self.cases if case not in self.errors and self._row_cache(case)), None)
+        if case is not None and not self._row_cache(case).is_cold:
             with self._failing(case):
                 for call in self.calls(case):
                     self._run(call)

@@ -28,9 +28,8 @@ from engram_exp.machine.placement import Placement
 from engram_exp.run.model_state import ModelState
 from engram_exp.run.plan import Plan
 from engram_exp.stage import BuiltStage, PlannedStage, Task, Tensors, as_stage_function
-from engram_exp.steps.lookup.step import Lookup
 from engram_exp.steps.widening import build_widening
-from engram_exp.vocabulary import COLD, HOST
+from engram_exp.vocabulary import HOST
 
 FUSION_SEED = 2**32  # added to the seed: no run draws its other weights from these
 TABLE_BUILT_FROM = ("rows", "row_format", "seed", "placement")
@@ -52,7 +51,6 @@ class Parts:
         self.seed = int(plan.config.seed) if seed is None else seed
         self.tolerance = float(plan.config.dtype.tolerance)
         self.cache_dir = code_cache(plan.config.cache_dir)
-        self.row_cache: Any = None  # the lookup, if it keeps rows
 
     def stage(
         self,
@@ -80,11 +78,10 @@ class Parts:
             return BuiltStage(stage, kind, _make(config.upload, given, kind.built_from))
         if stage.name in config:
             component = _make(config[stage.name], given, kind.built_from)
-            if issubclass(kind, Lookup) and kind.keeps_rows:
-                self.row_cache = component
         else:
             component = build_widening(**{name: given[name]() for name in kind.built_from})
-        return BuiltStage(stage, kind, as_stage_function(component, self.brought(task) if brought is None else brought))
+        brought = self.brought(task) if brought is None else brought
+        return BuiltStage(stage, kind, as_stage_function(component, brought), component)
 
     def brought(self, task: Task) -> Tensors:
         """What the model brings to a stage, as the stage's kind names it."""
@@ -149,19 +146,20 @@ class Parts:
     @cached_property
     def batches(self) -> list[Batch]:
         """Distinct token batches; a source of few ids may give fewer than configured."""
-        number = batches_of(self.plan.config)
-        batches = self.draw(range(self.seed * number, (self.seed + 1) * number))
+        first, number = self._batch_seeds
+        batches = self.draw(range(first, first + number))
         return self.pinned(batches) if self.plan.stages[0].is_upload else batches
+
+    @property
+    def _batch_seeds(self) -> tuple[int, int]:
+        """The first seed of the run's batches, and how many there are; of all layers of a step."""
+        number = batches_of(self.plan.config)
+        return int(self.plan.config.seed) * number, number
 
     def draw(self, seeds: Sequence[int]) -> list[Batch]:
         """Batches of these seeds, no two the same."""
         config = self.plan.config
         return distinct_batches(self.token_source, seeds, (config.batch_size, config.seq_len))
-
-    @property
-    def restore(self) -> Callable[[], None] | None:
-        """What makes a cache of rows cold, if it is to be so before each call that is timed."""
-        return self.row_cache.reset if self.row_cache and self.plan.config.lookup.state == COLD else None
 
     def profile(self, tokens: int) -> np.ndarray:
         """Row ids that batches behind those of the run ask for, none of which the run has: of so many tokens at least,
@@ -170,8 +168,7 @@ class Parts:
         Raises:
             ConfigError: it has none.
         """
-        own, more = batches_of(self.plan.config), -(-tokens // self.plan.tokens)
-        first = self.seed * own
+        (first, own), more = self._batch_seeds, -(-tokens // self.plan.tokens)
         others = self.draw(range(first, first + own + more))[len(self.batches) :]
         if not others:
             remedy = "holds no batch but those of the run, of which no profile is made; fewer batches would leave some"

@@ -23,7 +23,7 @@ from engram_exp.steps.projection.step import Projection
 from engram_exp.steps.upload.step import Upload
 from engram_exp.steps.widening import build_widening
 from engram_exp.strategy.plan import works_alone
-from engram_exp.vocabulary import DECODER, DEVICE, EMBEDDINGS, FUSION, HOST, LINK, LOOKUP, PARTS, ROWS, WIDENING
+from engram_exp.vocabulary import COLD, DECODER, DEVICE, EMBEDDINGS, FUSION, HOST, LINK, LOOKUP, PARTS, ROWS, WIDENING
 
 
 def check_plan(plan: Plan) -> None:
@@ -114,8 +114,9 @@ def check_row_cache(plan: Plan) -> None:
     if not kind.keeps_rows:
         return
     kind.refuse(load, free_device_bytes(plan.device))
-    if plan.step:
-        raise ConfigError("lookup", None, "is neither warm nor cold on purpose in a model's step; use decoder=none")
+    if plan.step and load.options["state"] == COLD and plan.config.steps_per_sample > 1:
+        remedy = "the steps of a sample follow each other, and find what the first left: use steps_per_sample=1"
+        raise ConfigError("lookup.state", COLD, remedy)
 
 
 def check_dtype(plan: Plan) -> None:

@@ -1,8 +1,8 @@
-"""The rows that a run's lookup keeps: counted while samples are taken, and compared with the table behind them."""
+"""The rows that a run's lookups keep: warm or cold, counted while samples are taken, and compared with the table."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any
 
@@ -10,8 +10,26 @@ import torch
 
 from engram_exp.errors import MismatchError
 from engram_exp.run.glance import Glance
-from engram_exp.stage import Tensors
+from engram_exp.stage import BuiltStage, Tensors
+from engram_exp.steps.lookup.step import Lookup
 from engram_exp.steps.tables import Table
+
+
+def row_cache_of(stages: Iterable[BuiltStage]) -> Any:
+    """The lookup among built stages that keeps rows; None if there is none."""
+    caches = (stage.component for stage in stages if issubclass(stage.kind, Lookup) and stage.kind.keeps_rows)
+    return next(caches, None)
+
+
+def restore_of(caches: Sequence[Any]) -> Callable[[], None] | None:
+    """What makes those of these lookups cold that are to be so before each call that is timed; None: none is."""
+    cold = [cache for cache in caches if cache.is_cold]
+
+    def restore() -> None:
+        for cache in cold:
+            cache.reset()
+
+    return restore if cold else None
 
 
 class CountingGlance(Glance):
@@ -25,19 +43,18 @@ class CountingGlance(Glance):
     def __init__(self, cache: Any, *others: Any) -> None:
         super().__init__(*others)
         self.cache = cache
-        self.so_far, self.hits, self.calls = torch.zeros_like(cache.hits), torch.zeros_like(cache.hits), 0
+        self.so_far, self.counted = torch.zeros_like(cache.counts), torch.zeros_like(cache.counts)
         self.counts = True
 
     def before(self, call: partial[Tensors]) -> None:
         """As a `Glance`, and begin to count."""
         super().before(call)
-        self.so_far.copy_(self.cache.hits)
+        self.so_far.copy_(self.cache.counts)
 
     def behind(self, call: partial[Tensors], result: object) -> None:
         """As a `Glance`, and add what hit."""
         if self.counts:
-            self.hits += self.cache.hits - self.so_far
-            self.calls += 1
+            self.counted += self.cache.counts - self.so_far
         super().behind(call, result)
 
     def burst(self, calls: Sequence[partial[Tensors]], synchronize: Callable[[], None]) -> None:
@@ -45,13 +62,12 @@ class CountingGlance(Glance):
         self.counts = False
         super().burst(calls, synchronize)
 
-    def hit_rate(self, row_ids: int) -> float | None:
-        """The share of row ids that hit; None if no sample was looked at.
 
-        Args:
-            row_ids: of a call.
-        """
-        return int(self.hits) / (self.calls * row_ids) if self.calls else None
+def hit_rate(glances: Iterable[Glance]) -> float | None:
+    """The share of the row ids that hit in the samples that were looked at; None if none of them asked a cache."""
+    counted = [glance.counted.tolist() for glance in glances if isinstance(glance, CountingGlance)]
+    asked = sum(asked for _, asked in counted)
+    return sum(hits for hits, _ in counted) / asked if asked else None
 
 
 def require_kept(case: str, cache: Any, table: Table) -> None:

@@ -14,6 +14,7 @@ from engram_exp.measure.clock import Clock
 from engram_exp.measure.loop import Case, Timing
 from engram_exp.run.bench import OF_THE_RUN
 from engram_exp.run.parts import Parts
+from engram_exp.run.row_cache import hit_rate, require_kept, restore_of
 from engram_exp.run.rows import exposed_columns
 from engram_exp.run.step_layer import Looks, TableLayer, made_by
 from engram_exp.run.step_plan import StepPlan
@@ -64,6 +65,8 @@ class StepBench:
             self.errors = dict.fromkeys(self.cases, error)
         for case in self._right():
             self._try(case, self._verify)
+        for case in self._right():
+            self._try(case, self._warm_rows)
         if self.plan.plan.device.type == "cuda":
             torch.cuda.empty_cache()  # of what ran without graphs
 
@@ -78,14 +81,18 @@ class StepBench:
             # Of a sample's steps the last; the next sample goes on with the batch behind it.
             last = [last[(steps * (number + 1) - 1) % len(last)] for number in range(len(last))]
         calls = [partial(run, batch) for batch in last]
-        return Case(case, calls, True, look.before, look.behind, times=steps, may_be_quick=False)
+        restore = restore_of([layer.row_caches[case] for layer in self._caching(case)])
+        return Case(case, calls, True, look.before, look.behind, steps, may_be_quick=False, restore=restore)
 
     def columns(self, case: str, timings: Mapping[str, Timing]) -> dict[str, Any]:
         """What is told of a case beside its times: of the decoder, when layers are reached; of a step, what it takes
-        longer than with rows in place."""
+        longer than with rows in place; of what reads caches of rows, how often they had them."""
         if case == DECODER and self.windows:
             return {"window_ms": " ".join(map("{}={:.4g}".format, self.plan.layers, self.windows))}
-        return exposed_columns(timings) if case == IN_STEP else {}
+        found = exposed_columns(timings) if case == IN_STEP else {}
+        if case in self._right() and self._caching(case):
+            found["cache_hit_rate"] = hit_rate(glance for _, glance in self.looks[case].glances)
+        return found
 
     def look_again(self) -> None:
         """Behind the last sample: look at many calls of each case, and when the decoder alone reaches the layers."""
@@ -101,6 +108,8 @@ class StepBench:
             for layer in self.layers:
                 layer.renew(self.built.batches[0])
             self._try(case, self._verify)
+        for case in self._right():
+            self._try(case, self._verify_kept)
 
     def _right(self) -> list[str]:
         return [case for case in self.cases if case not in self.errors]
@@ -117,6 +126,22 @@ class StepBench:
 
     def _looks(self, case: str) -> Looks:
         return Looks(case, self.layers, self._inputs(case), None if case == FETCH else self.hidden)
+
+    def _caching(self, case: str) -> list[TableLayer]:
+        """The layers whose rows a case asks a cache for."""
+        return [layer for layer in self.layers if case in layer.row_caches]
+
+    def _warm_rows(self, case: str) -> None:
+        """Let the caches of a case that are not to be cold see every batch."""
+        if any(not layer.row_caches[case].is_cold for layer in self._caching(case)):
+            for batch in self._inputs(case):
+                self.built.runs[case](batch)
+                self.clock.synchronize()
+
+    def _verify_kept(self, case: str) -> None:
+        """Compare all rows that the caches of a case keep."""
+        for layer in self._caching(case):
+            require_kept(case, layer.row_caches[case], layer.parts.table)
 
     def _verify(self, case: str) -> None:
         """Compare what a case makes of the first batch."""

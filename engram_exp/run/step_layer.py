@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -12,6 +12,7 @@ from engram_exp.layer.tokens import Batch
 from engram_exp.run.glance import MOST_LOOKS, Glance
 from engram_exp.run.made_up import MadeUp
 from engram_exp.run.parts import Parts
+from engram_exp.run.row_cache import CountingGlance, row_cache_of
 from engram_exp.run.step_plan import StepPlan
 from engram_exp.run.verify import Tasks, Verifier, require_close
 from engram_exp.stage import BuiltStage, PlannedStage, Strategy, Task, Tensors
@@ -41,12 +42,14 @@ class TableLayer:
         seed: of the tokens that are compared.
 
     rows: at the place where `ready` reads them.
+    row_caches: by case, the lookup that keeps the rows which the case fetches; none where no lookup does.
     """
 
     def __init__(self, parts: Parts, plan: StepPlan, seed: int) -> None:
         self.parts, self.plan, self.verifier = parts, plan, Verifier(parts, seed)
         self.made_up = MadeUp(parts)
         self.rows: Tensors = ()
+        self.row_caches: dict[str, Any] = {}
         self.built: dict[PlannedStage, BuiltStage] = {}  # that cases share, since none runs beside another
 
     def fetch(self, case: str, ids: StepIds, how: How, *, ahead: bool = False) -> Fetch:
@@ -59,7 +62,10 @@ class TableLayer:
             ahead: in buffers of their own, since others are fetched meanwhile.
         """
         fetching, _ = self.plan.parted(self.parts.plan, case)
-        host, across = host_and_across([self._build(task) if ahead else self._shared(task) for task in fetching])
+        built = [self._build(task) if ahead else self._shared(task) for task in fetching]
+        if cache := row_cache_of(built):
+            self.row_caches |= {IN_STEP: cache} if ahead else {FETCH: cache, IN_STEP: cache}
+        host, across = host_and_across(built)
         if host.stages:
             return HostFetch(ids, host, across, how.stream)
         return DeviceFetch(ids, how.captured(across), how.stream)
@@ -84,6 +90,11 @@ class TableLayer:
             self.rows = tuple(tensor.clone() for tensor in rows)
         for kept, tensor in zip(self.rows, rows, strict=True):
             kept.copy_(tensor)
+
+    def glance(self, case: str, inputs: Sequence[Batch]) -> Glance:
+        """A look at what a case makes of it, behind samples."""
+        looked_at = self.verifier, case, self.tasks_of(case), inputs
+        return CountingGlance(self.row_caches[case], *looked_at) if case in self.row_caches else Glance(*looked_at)
 
     def tasks_of(self, case: str) -> Tasks:
         """The stages that what a case returns of it follows from, from token ids on; none if it returns nothing."""
@@ -120,9 +131,7 @@ class Looks:
         if hidden is not None:
             self.positions = layers[0].verifier.few_positions().to(hidden.device)
         self.glances = [
-            (number, Glance(layer.verifier, case, tasks, inputs))
-            for number, layer in enumerate(layers)
-            if (tasks := layer.tasks_of(case))
+            (number, layer.glance(case, inputs)) for number, layer in enumerate(layers) if layer.tasks_of(case)
         ]
 
     def before(self, call: partial[Tensors]) -> None:

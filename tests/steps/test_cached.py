@@ -47,9 +47,9 @@ def cached(table, most, sets, ways, policy="lru", profile=(), rows_per_program=4
 
 def look_up(lookup, row_ids):
     """The rows of row ids, and how many of these hit."""
-    before = int(lookup.hits)
+    before = int(lookup.counts[0])
     rows = lookup(torch.tensor(row_ids, dtype=torch.int32, device=KERNEL_DEVICE).view(1, -1, 1)).cpu()
-    return rows, int(lookup.hits) - before
+    return rows, int(lookup.counts[0]) - before
 
 
 def kept_by(lookup):
@@ -170,6 +170,15 @@ def test_in_whatever_order_row_ids_are_chained_the_same_rows_stay(data, sets, wa
     require_kept("lookup", lookup, table)
 
 
+def graph_of(lookup, row_ids):
+    """What replays a lookup of these row ids from a CUDA graph; its rows lie where the lookup keeps them."""
+    lookup(row_ids)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        lookup(row_ids)
+    return graph.replay
+
+
 @pytest.mark.accelerator
 @pytest.mark.parametrize("replayed", [False, True])
 @pytest.mark.parametrize(("sets", "ways"), [(1, 16), (64, 8), (5000, 16)])
@@ -181,19 +190,45 @@ def test_many_programs_at_one_set_keep_what_one_would(sets, ways, replayed):
     found, look = lookup(row_ids), lambda: lookup(row_ids)
     model.hits([0] * most)
     if replayed:
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            found = lookup(row_ids)
-        look = graph.replay
+        look = graph_of(lookup, row_ids)
     for _ in range(4):
         batch = (torch.rand(most, generator=generator) ** 4 * rows).int()
         row_ids.copy_(batch.view_as(row_ids))
-        before = int(lookup.hits)
+        before = int(lookup.counts[0])
         look()
         assert torch.equal(found.cpu(), table.contents(batch))
-        assert int(lookup.hits) - before == model.hits(batch.tolist())
+        assert int(lookup.counts[0]) - before == model.hits(batch.tolist())
         assert kept_by(lookup) == [set(of_set) for of_set in model.sets]
     require_kept("lookup", lookup, table)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("replayed", [False, pytest.param(True, marks=pytest.mark.accelerator)])
+@pytest.mark.parametrize("sets", [16, 64])
+def test_many_sets_of_16_hit_nearly_as_often_as_the_curve_of_one_says(sets, replayed):
+    """Steps of 256 rows of a Zipf-like stream. All uses of a row in a step hit if its first one does."""
+    generator, of_step, steps, rows = np.random.default_rng(0), 256, 24, 4000
+    asked = np.minimum(generator.zipf(1.2, of_step * steps), rows) - 1
+    places, distances = repeat_distances(asked)
+    is_hit = np.zeros(len(asked), dtype=bool)
+    is_hit[places] = distances < sets * 16
+    expected = 0.0
+    for first in range(len(asked) // 2, len(asked), of_step):
+        _, first_use, uses = np.unique(asked[first : first + of_step], return_index=True, return_counts=True)
+        expected += uses[is_hit[first + first_use]].sum() / (len(asked) // 2)
+    lookup = cached(table_of(rows, FORMATS[1]), of_step, sets, 16, rows_per_program=16)
+    row_ids = torch.zeros(1, of_step, 1, dtype=torch.int32, device=KERNEL_DEVICE)
+    look = graph_of(lookup, row_ids) if replayed else lambda: lookup(row_ids)
+    lookup.reset()
+    for step, batch in enumerate(torch.from_numpy(asked).int().view(steps, -1)):
+        if step == steps // 2:
+            lookup.counts.zero_()
+        row_ids.copy_(batch.view_as(row_ids))
+        look()
+    hit, counted = lookup.counts.tolist()
+    assert counted == len(asked) // 2
+    assert 0.2 < expected < 0.95
+    assert hit / counted == pytest.approx(expected, abs=0.02)
 
 
 def test_fp8_rows_from_the_cache_widen_as_any_others():

@@ -39,7 +39,7 @@ class CachedLookup(Lookup):
         policy: lru: what misses takes the place of the row of its set that was asked for longest ago; static: the rows
             of each set that a profile asks for most often are pinned.
         state: warm: all batches have been called once before any is timed; cold: each call that is timed finds the
-            cache empty. Nothing here acts on it: a run resets the cache, or does not.
+            cache empty. Nothing here acts on it: a run that finds it `is_cold` resets the cache before each.
         profile_tokens: of the profile, at least.
         rows_per_program, warps, programs: of the kernel that reads, as `TritonLookup` has them.
 
@@ -78,7 +78,7 @@ class CachedLookup(Lookup):
         row_id_dtype = torch.int32 if len(table.parts[0]) <= 2**31 else torch.int64
         row_bytes = row_format.width * row_format.storage_dtype.itemsize
         sets, _ = size_of({"gb": gb, "ways": ways, "policy": policy}, row_bytes, row_id_dtype.itemsize)
-        self.launch = rows_per_program, warps, programs
+        self.launch, self.is_cold = (rows_per_program, warps, programs), state == COLD
         self.cache = RowCache(
             sets, ways, self.words.per_row, self.words.dtype, row_id_dtype, len(self.rows), placement.device,
             fills=policy == LRU,
@@ -133,9 +133,9 @@ class CachedLookup(Lookup):
         return out.view(row_ids.shape[0] * row_ids.shape[1], -1)
 
     @property
-    def hits(self) -> torch.Tensor:
-        """Row ids that hit so far, int64 [1] where the cache is."""
-        return self.cache.hits
+    def counts(self) -> torch.Tensor:
+        """Row ids that hit so far, and all that were asked for: int64 [2] where the cache is."""
+        return self.cache.counts
 
     def reset(self) -> None:
         """Make it cold."""

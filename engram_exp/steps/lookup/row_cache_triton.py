@@ -23,8 +23,9 @@ class Part(NamedTuple):
 class RowCache:
     """Lines of whole rows, of which a row id belongs into one set: row id modulo the number of sets.
 
-    A call takes two launches of fixed shapes, which a CUDA graph can replay, and nothing that one of them reads is
-    written by another program of the same launch, whatever the order in which programs run:
+    A call takes two launches of fixed shapes, which a CUDA graph can replay. Nothing that one of them reads is written
+    by another program of the same launch, but by atomic operations whose order does not matter; and what a launch
+    wrote, the next one on its stream sees:
 
     - *Read* looks each row id up among its set's tags, copies the row from its line or from the table, and raises the
       line's stamp to that of the row id (an atomic maximum). Row ids that missed are chained, set by set: an atomic
@@ -67,7 +68,7 @@ class RowCache:
         self.heads = torch.full((sets if fills else 1,), EMPTY, dtype=torch.int32, device=device)
         self.next = torch.empty(max_row_ids if fills else 1, dtype=torch.int32, device=device)
         self.clock = torch.zeros(2, dtype=torch.int64, device=device)  # of the read, and of the insert behind it
-        self.hits = torch.zeros(1, dtype=torch.int64, device=device)  # so far
+        self.counts = torch.zeros(2, dtype=torch.int64, device=device)  # row ids so far: that hit, and all
 
     @staticmethod
     def set_bytes(ways: int, row_bytes: int, row_id_bytes: int, *, fills: bool) -> int:
@@ -103,7 +104,7 @@ class RowCache:
         for number, (array, first_word) in enumerate(parts):
             words = array.shape[1]
             _read[grid](
-                array, row_ids, out, *state, self.hits, count, self.sets, **sizes, ROWS=rows,
+                array, row_ids, out, *state, self.counts, count, self.sets, **sizes, ROWS=rows,
                 WORDS=words, BLOCK_WORDS=triton.next_power_of_2(words), FIRST_WORD=first_word,
                 COUNTS=number == 0, FILLS=self.fills and number == 0, num_warps=warps,
             )  # fmt: skip
@@ -125,7 +126,7 @@ def _read(  # type: ignore[no-untyped-def]
     heads,
     chain,
     clock,
-    hits,
+    counts,
     count,
     sets,
     WAYS: tl.constexpr,
@@ -142,6 +143,9 @@ def _read(  # type: ignore[no-untyped-def]
     now = tl.load(clock)
     if FILLS and tl.program_id(0) == 0:
         tl.store(clock + 1, now)  # which nobody reads before the next launch
+    if COUNTS and tl.program_id(0) == 0:
+        tl.store(counts + 1, tl.load(counts + 1) + count)
+    hits = tl.zeros([1], tl.int64)
     for block in range(tl.program_id(0), tl.cdiv(count, ROWS), tl.num_programs(0)):
         index = block * ROWS + tl.arange(0, ROWS)
         inside = index < count
@@ -158,12 +162,13 @@ def _read(  # type: ignore[no-untyped-def]
         values = tl.where(is_hit[:, None], kept, stored)
         target = out + index.to(tl.int64)[:, None] * LINE_WORDS + FIRST_WORD + word
         tl.store(target, values, mask=inside[:, None] & is_word)
-        if COUNTS:
-            tl.atomic_add(hits, tl.sum(is_hit.to(tl.int64), 0), sem="relaxed")
+        hits += tl.sum(is_hit.to(tl.int64), 0)
         if FILLS:
             tl.atomic_max(stamps + line, now + index, mask=is_hit, sem="relaxed")
             before = tl.atomic_xchg(heads + of_set, index, mask=missed, sem="relaxed")
             tl.store(chain + index, tl.where(is_hit, -2, before), mask=inside)  # HIT
+    if COUNTS:
+        tl.atomic_add(counts + tl.arange(0, 1), hits, sem="relaxed")
 
 
 @triton.jit

@@ -22,7 +22,7 @@ class Lookup(Stage):
     makes: ClassVar[str] = ROWS
     fresh: ClassVar[bool] = False  # it hands out other pinned memory on each call
     on_both: ClassVar[bool] = False  # it takes row ids on the host and leaves rows on the device
-    # A call leaves rows behind that later ones find: it has `hits`, `reset()` and `kept()`, as `CachedLookup` has them.
+    # Calls leave rows behind that later ones find: as `CachedLookup`, it has `counts`, `is_cold`, `reset()`, `kept()`.
     keeps_rows: ClassVar[bool] = False
     built_from = ("table", "max_tokens", "columns", "placement")
     reads_table = True
