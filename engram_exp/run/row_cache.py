@@ -21,11 +21,11 @@ def row_cache_of(stages: Iterable[BuiltStage]) -> Any:
     return next(caches, None)
 
 
-def restore_of(caches: Sequence[Any]) -> Callable[[], None] | None:
+def restore_of(caches: Sequence[Any]) -> Callable[[object], None] | None:
     """What makes those of these lookups cold that are to be so before each call that is timed; None: none is."""
     cold = [cache for cache in caches if cache.is_cold]
 
-    def restore() -> None:
+    def restore(_call: object) -> None:
         for cache in cold:
             cache.reset()
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from statistics import median
 from typing import Any
@@ -73,16 +73,32 @@ class StepBench:
     def timed(self, case: str) -> Case:
         """A case as it is timed: `fetch` by itself, the others one step behind the other, as a server runs them."""
         look, batches = self.looks[case], self.built.batches
-        run, steps, last = self.built.runs[case], 1, self._inputs(case)
-        if case != FETCH:
-            steps = self.plan.plan.config.steps_per_sample
-            others = steps_before(batches, steps) if case == IN_STEP else lambda batch: [batch] * (steps - 1)
-            run = Series(run, others)
-            # Of a sample's steps the last; the next sample goes on with the batch behind it.
-            last = [last[(steps * (number + 1) - 1) % len(last)] for number in range(len(last))]
-        calls = [partial(run, batch) for batch in last]
-        restore = restore_of([layer.row_caches[case] for layer in self._caching(case)])
+        run, last = self.built.runs[case], self._inputs(case)
+        steps = 1 if case == FETCH else self.plan.plan.config.steps_per_sample
+        before = steps_before(batches, steps) if case == IN_STEP else lambda batch: [batch] * (steps - 1)
+        # Of a sample's steps the last; the next sample goes on with the batch behind it.
+        last = [last[(steps * (number + 1) - 1) % len(last)] for number in range(len(last))]
+        calls = [partial(Series(run, before), batch) for batch in last]
+        restore = self._restore(case, before)
         return Case(case, calls, True, look.before, look.behind, steps, may_be_quick=False, restore=restore)
+
+    def _restore(
+        self, case: str, before: Callable[[Batch], Sequence[Batch]]
+    ) -> Callable[[partial[Tensors]], None] | None:
+        """What is done before each call: the rows of its first step are fetched, if the step before that does it; rows
+        that are to be fetched again are forgotten."""
+        forget = restore_of([layer.row_caches[case] for layer in self._caching(case)])
+        ahead = self.built.ahead
+        if case != IN_STEP or not ahead:
+            return forget
+
+        def restore(call: partial[Tensors]) -> None:
+            (batch,) = call.args
+            ahead.expect((*before(batch), batch)[0])
+            if forget:
+                forget(call)
+
+        return restore
 
     def columns(self, case: str, timings: Mapping[str, Timing]) -> dict[str, Any]:
         """What is told of a case beside its times: of the decoder, when layers are reached; of a step, what it takes
