@@ -83,7 +83,7 @@ UNORDERED = (
     Rule(math.inf, math.inf, 16, 528),  # 1,536 ids: 43 us packed, 58 split, the best launches 41 and 58
 )
 ON_THE_DEVICE = Rule(math.inf, math.inf, 32, None)
-# A program holds a multiprocessor, and the decoder's products wait for it. 64 sequences beside dense_8b on one H100, two
+# A program holds a multiprocessor, and the decoder's products wait for it. 64 sequences beside dense_8b on an H100, two
 # layers of 32 GB: the step takes 110 us longer; with 1 row in a program for each, which alone reads faster, 160.
 BESIDE_A_DECODER = Rule(math.inf, math.inf, 32, 16)
 
