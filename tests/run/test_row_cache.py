@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from common import TINY
-from in_step import DECODE, PROMPT, statuses
+from in_step import DECODE, PROMPT, bench_of, statuses
 from places import DEVICES, parts_of
 
 from engram_exp.errors import ConfigError
@@ -128,6 +128,18 @@ def test_layers_of_a_step_have_caches_of_their_own(run_inline, device, overrides
     assert statuses(rows.values()) == dict.fromkeys(["fetch", "ready", "step"], "ok"), rows
     assert rows["fetch"]["cache_hit_rate"] == rows["step"]["cache_hit_rate"] == hit_rate
     assert rows["ready"].get("cache_hit_rate") is None, "its rows are in place"
+
+
+def test_what_a_cold_step_fetches_before_its_sample_hits_nothing(configure):
+    overrides = (*PROMPT, "prefetch.lead=previous_step", "lookup.state=cold", "hardware=cpu", "capture=none")
+    bench = bench_of(configure(*TINY, *CACHED, *overrides, *IN_A_STEP))
+    case = bench.timed("step")
+    with torch.inference_mode():
+        for call in (case.calls[2], case.calls[0], case.calls[0], case.calls[1]):
+            case.restore(call)
+            case.before(call)
+            case.behind(call, call())
+    assert bench.columns("step", {})["cache_hit_rate"] == 0
 
 
 def test_a_line_of_any_layer_that_is_damaged_is_a_mismatch_of_the_step(run_inline, monkeypatch):
