@@ -65,10 +65,9 @@ class Load:
     Args:
         stage, options: which one it is, and those of its component.
         geometry, batches: of the layer, and how many rotate, each with rows of its own.
-        sequences, tokens, dtype: B and T, of a batch or of a chunk, and the compute dtype's name.
-        table: host, device or disk; with `page_cache`, what of its file is in memory when a call begins.
+        sequences, tokens, dtype, table: B and T of a batch or a chunk, the compute dtype's name; host, device or disk.
         distinct_rows, distinct_in_all: share of the rows that a batch, or all, ask for that are distinct.
-        cache_bytes: of the device, that may keep rows from batch to batch.
+        cache_bytes, page_cache: of the device, that may keep rows; what of a file is in memory when a call begins.
         staged: in chunks: what one stage makes of a chunk, a cache may hold until the next, or the link, has read it.
     """
 
@@ -258,14 +257,15 @@ class BuiltStage:
     """A stage that is ready to run.
 
     Args:
-        planned: what it is.
-        kind: its component's.
+        planned, kind: what it is, and its component's class.
         run: takes the tensors of the value that it needs and returns those that it makes.
+        component: that runs it, for those who ask it for more.
     """
 
     planned: PlannedStage
     kind: type[Stage]
     run: Callable[[Tensors], Tensors]
+    component: Any = None
 
     @property
     def name(self) -> str:
@@ -281,8 +281,8 @@ class Strategy:
     stages: Sequence[BuiltStage]
 
     def __call__(self, tensors: Tensors) -> Tensors:
-        """Run every stage. Work on the device may still be under way when this returns, and reads buffers that the next
-        call writes: the caller waits in between."""
+        """Run every stage. Work on the device may still be under way then, whose buffers the next call writes: the
+        caller waits in between."""
         for stage in self.stages:
             tensors = stage.run(tensors)
         return tensors

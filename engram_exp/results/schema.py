@@ -194,6 +194,15 @@ TABLE = (
            "first"),
     Column("reuse_distance_rows", NUMBER, MEASURED, 6, "rows", "median, over those among the same 2^19 that were asked "
            "for before, of how many other rows were in between; empty: none was"),
+    Column("cache_gb", NUMBER, WAY, 6, "10^9 bytes", "asked for of device memory for a cache of rows; empty: no cache",
+           "lookup.gb"),
+    Column("cache_ways", NUMBER, WAY, 6, "rows", "of a set of that cache", "lookup.ways"),
+    Column("cache_policy", TEXT, WAY, 6, "", "which rows it keeps: `lru`, those of each set that were asked for last; "
+           "`static`, those that a profile asks for most often", "lookup.policy"),
+    Column("cache_state", TEXT, WAY, 6, "", "how timed calls find it: `warm`, every batch has been called before; "
+           "`cold`, empty", "lookup.state"),
+    Column("cache_hit_rate", NUMBER, MEASURED, 6, "", "share of the row ids of the samples that were looked at that "
+           "were in the cache when their call began"),
     Column("page_cache", TEXT, LABEL, 6, "", "what of the file of a table on a disk is in the host's memory when a "
            "timed call begins: `cold`, nothing; `warm`, all of it; `as_is`, what the calls before it left; empty: no "
            "case reads a file", "cache_state"),

@@ -20,6 +20,7 @@ from engram_exp.run.made_up import MadeUp
 from engram_exp.run.on_disk import Files, reads_disk
 from engram_exp.run.parts import Parts
 from engram_exp.run.plan import KINDS
+from engram_exp.run.row_cache import CountingGlance, hit_rate, require_kept, restore_of, row_cache_of
 from engram_exp.run.verify import Verifier, judge_of
 from engram_exp.run.whole import ChunkStages, WholeRun, build_whole_run
 from engram_exp.stage import BuiltStage, PlannedStage, Tensors
@@ -84,6 +85,7 @@ class Bench:
             if case not in self.errors:
                 with self._failing(case):
                     self._prepare(case)
+        self._warm_rows()
 
     def calls(self, case: str) -> list[partial[Tensors]]:
         """What the iterations of a case call in turn. Inputs rotate where they decide which table rows are touched; the
@@ -102,16 +104,20 @@ class Bench:
 
     def columns(self, case: str, timings: object) -> dict[str, Any]:
         """What is told of a case beside its times."""
-        return dict(self.whole_peaks.get(case, {}))
+        glances = [glance for name, glance in self.glances.items() if name == case]
+        return {**self.whole_peaks.get(case, {}), "cache_hit_rate": hit_rate(glances)}
 
     def timed(self, case: str) -> Case:
         """A case as it is timed, with a look behind every sample."""
         self.last.pop(case, None)  # what is kept beside what the strategy keeps would count as its memory
-        look = self.glances[case] = Glance(self.verifier, case, self.plan.tasks_of(case), self.inputs[case])
+        looked_at = self.verifier, case, self.plan.tasks_of(case), self.inputs[case]
+        cache = self._row_cache(case)
+        look = self.glances[case] = CountingGlance(cache, *looked_at) if cache else Glance(*looked_at)
         calls, uses_device = self.calls(case), self.leaves_device_work(case)
-        timed = Case(case, calls, uses_device, look.before, look.behind)
+        restore = restore_of([cache] if cache else [])
+        timed = Case(case, calls, uses_device, look.before, look.behind, restore=restore)
         if reads_disk(self.plan.tasks_of(case)):
-            timed.restore, self.reading[case] = self.files.restore, timed
+            timed.restore, self.reading[case] = self.files.restore(), timed
         return timed
 
     def look_again(self) -> None:
@@ -144,6 +150,8 @@ class Bench:
                     self.made_up.renew_brought(task)
                 result = self._run(call)
                 self.verifier.require(case, tasks, call.args[0], result, self.verifier.positions())
+                if cache := self._row_cache(case):
+                    self._verify_kept(case, cache, call, result)
 
     def named_tensors(self) -> dict[str, torch.Tensor]:
         """What the built stages make of the first batch: token_ids, history, row_ids, stored_rows, or stored_values and
@@ -172,6 +180,27 @@ class Bench:
         if any(stage.makes == HIDDEN for stage in self.plan.built):
             tensors.update(self.parts.layer_tensors())
         return {name: tensor.cpu().clone().contiguous() for name, tensor in tensors.items()}
+
+    def _row_cache(self, case: str) -> Any:
+        """The lookup that keeps rows and that a case calls; all that do share it. None: it calls none."""
+        names = [stage.name for stage in self.plan.whole(case)] if case in WHOLES else [case]
+        return row_cache_of(self.stages[name] for name in names if name in self.stages)
+
+    def _verify_kept(self, case: str, cache: Any, call: partial[Tensors], result: object) -> None:
+        """Compare the same call again, whose rows are in the cache by now, and all rows that are."""
+        tasks = self.plan.tasks_of(case)
+        for tensor in self.verifier.tensors_of(case, tasks, result):
+            poison(tensor)
+        self.verifier.require(case, tasks, call.args[0], self._run(call), self.verifier.positions())
+        require_kept(case, cache, self.parts.table)
+
+    def _warm_rows(self) -> None:
+        """Let a cache of rows that is not to be cold see every batch."""
+        case = next((case for case in self.cases if case not in self.errors and self._row_cache(case)), None)
+        if case is not None and not self._row_cache(case).is_cold:
+            with self._failing(case):
+                for call in self.calls(case):
+                    self._run(call)
 
     def _still_to_build(self) -> list[PlannedStage]:
         return [stage for stage in self.plan.built if stage.name not in self.stages and stage.name not in self.errors]

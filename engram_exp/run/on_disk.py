@@ -17,6 +17,8 @@ from engram_exp.steps.lookup.hot_rows import HotRows
 from engram_exp.steps.tables.on_disk import DiskTable
 from engram_exp.vocabulary import AS_IS, COLD, DISK, OK, SUSPECT, WARM
 
+Restore = Callable[[Any], None]  # is given the call to come
+
 LOOKS = 6  # calls that are looked at, at most ...
 LOOK_S = 2.0  # ... or as many as take so long
 LEAST_SHARE = 0.9  # of the bytes of distinct rows, that a cold call must have had read from the disk
@@ -38,10 +40,18 @@ class Files:
     def __init__(self, tables: Sequence[DiskTable], state: str) -> None:
         self.tables, self.state, self.is_warm = tables, state, False
 
-    @property
-    def restore(self) -> Callable[[], None] | None:
-        """What brings the files into their state before a call; None where they are left as they are."""
-        return {COLD: self._make_cold, WARM: self._make_warm, AS_IS: None}[self.state]
+    def restore(self, behind: Restore | None = None) -> Restore | None:
+        """What brings the files into their state before a call, behind what else is put back; None where nothing is."""
+        make = {COLD: self._make_cold, WARM: self._make_warm, AS_IS: None}[self.state]
+        if make is None:
+            return behind
+
+        def restore(call: Any) -> None:
+            if behind:
+                behind(call)
+            make()
+
+        return restore
 
     def _make_cold(self) -> None:
         for table in self.tables:
@@ -70,7 +80,7 @@ class Files:
         hits, hits_of = HotRows.found, HotRows.asked
         for call in case.calls[:LOOKS]:
             if case.restore:
-                case.restore()
+                case.restore(call)
             before, read_before = _requests(), read_bytes()
             spent_ms += clock.time(call, uses_device=case.uses_device).wall_ms
             reads.append(_since(before) / case.times)
@@ -81,7 +91,7 @@ class Files:
             if spent_ms > LOOK_S * 1e3:
                 break
         if case.restore:
-            case.restore()
+            case.restore(call)
         hits, hits_of = HotRows.found - hits, HotRows.asked - hits_of
         known = [size for size in from_disk if size is not None]
         read = sum(known) / len(known) if known else None

@@ -81,7 +81,8 @@ class Parts:
             component = _make(config[stage.name], given, kind.built_from)
         else:
             component = build_widening(**{name: given[name]() for name in kind.built_from})
-        return BuiltStage(stage, kind, as_stage_function(component, self.brought(task) if brought is None else brought))
+        brought = self.brought(task) if brought is None else brought
+        return BuiltStage(stage, kind, as_stage_function(component, brought), component)
 
     def brought(self, task: Task) -> Tensors:
         """What the model brings to a stage, as the stage's kind names it."""
@@ -105,13 +106,13 @@ class Parts:
             "row_format": lambda: self.row_format,
             "seed": lambda: self.seed,
             "layer": lambda: self.geometry.layer,
-            "profile": lambda: self.profile,
             "vocab_size": lambda: self.hash.vocab_size,
             "history_len": lambda: self.geometry.max_order - 1,
             "tokenizer": lambda: self.tokenizer,
             "open_tokenizer": lambda: lambda: self.tokenizer,  # of those who may do without
             "cache_dir": lambda: self.cache_dir,
             "read_times": lambda: self.plan.read_times,
+            "profile": lambda: self.profile,
         }
 
     @cached_property
@@ -147,9 +148,15 @@ class Parts:
     @cached_property
     def batches(self) -> list[Batch]:
         """Distinct token batches; a source of few ids may give fewer than configured."""
-        number = batches_of(self.plan.config)
-        batches = self.draw(range(self.seed * number, (self.seed + 1) * number))
+        first, number = self._batch_seeds
+        batches = self.draw(range(first, first + number))
         return self.pinned(batches) if self.plan.stages[0].is_upload else batches
+
+    @property
+    def _batch_seeds(self) -> tuple[int, int]:
+        """The first seed of the run's batches, and how many there are; of all layers of a step."""
+        number = batches_of(self.plan.config)
+        return int(self.plan.config.seed) * number, number
 
     def draw(self, seeds: Sequence[int]) -> list[Batch]:
         """Batches of these seeds, no two the same."""
@@ -163,8 +170,7 @@ class Parts:
         Raises:
             ConfigError: it has none.
         """
-        own, more = batches_of(self.plan.config), -(-tokens // self.plan.tokens)
-        first = self.seed * own
+        (first, own), more = self._batch_seeds, -(-tokens // self.plan.tokens)
         others = self.draw(range(first, first + own + more))[len(self.batches) :]
         if not others:
             remedy = "holds no batch but those of the run, of which no profile is made; fewer batches would leave some"

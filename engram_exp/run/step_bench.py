@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from statistics import median
 from typing import Any
@@ -15,6 +15,7 @@ from engram_exp.measure.loop import Case, Timing
 from engram_exp.run.bench import OF_THE_RUN
 from engram_exp.run.on_disk import Files, reads_disk
 from engram_exp.run.parts import Parts
+from engram_exp.run.row_cache import hit_rate, require_kept, restore_of
 from engram_exp.run.rows import exposed_columns
 from engram_exp.run.step_layer import Looks, TableLayer, made_by
 from engram_exp.run.step_plan import StepPlan
@@ -69,31 +70,53 @@ class StepBench:
             self.errors = dict.fromkeys(self.cases, error)
         for case in self._right():
             self._try(case, self._verify)
+        for case in self._right():
+            self._try(case, self._warm_rows)
         if self.plan.plan.device.type == "cuda":
             torch.cuda.empty_cache()  # of what ran without graphs
 
     def timed(self, case: str) -> Case:
         """A case as it is timed: `fetch` by itself, the others one step behind the other, as a server runs them."""
         look, batches = self.looks[case], self.built.batches
-        run, steps, last = self.built.runs[case], 1, self._inputs(case)
-        if case != FETCH:
-            steps = self.plan.plan.config.steps_per_sample
-            others = steps_before(batches, steps) if case == IN_STEP else lambda batch: [batch] * (steps - 1)
-            run = Series(run, others)
-            # Of a sample's steps the last; the next sample goes on with the batch behind it.
-            last = [last[(steps * (number + 1) - 1) % len(last)] for number in range(len(last))]
-        calls = [partial(run, batch) for batch in last]
-        timed = Case(case, calls, True, look.before, look.behind, times=steps, may_be_quick=False)
+        run, last = self.built.runs[case], self._inputs(case)
+        steps = 1 if case == FETCH else self.plan.plan.config.steps_per_sample
+        before = steps_before(batches, steps) if case == IN_STEP else lambda batch: [batch] * (steps - 1)
+        # Of a sample's steps the last; the next sample goes on with the batch behind it.
+        last = [last[(steps * (number + 1) - 1) % len(last)] for number in range(len(last))]
+        calls = [partial(Series(run, before), batch) for batch in last]
+        restore = self._restore(case, before)
+        timed = Case(case, calls, True, look.before, look.behind, steps, may_be_quick=False, restore=restore)
         if reads_disk(self.plan.costs_of(case)):
-            timed.restore, self.reading[case] = self.files.restore, timed
+            timed.restore, self.reading[case] = self.files.restore(behind=restore), timed
         return timed
+
+    def _restore(
+        self, case: str, before: Callable[[Batch], Sequence[Batch]]
+    ) -> Callable[[partial[Tensors]], None] | None:
+        """What is done before each call: the rows of its first step are fetched, if the step before that does it; rows
+        that are to be fetched again are forgotten."""
+        forget = restore_of([layer.row_caches[case] for layer in self._caching(case)])
+        ahead = self.built.ahead
+        if case != IN_STEP or not ahead:
+            return forget
+
+        def restore(call: partial[Tensors]) -> None:
+            (batch,) = call.args
+            ahead.expect((*before(batch), batch)[0])
+            if forget:
+                forget(call)
+
+        return restore
 
     def columns(self, case: str, timings: Mapping[str, Timing]) -> dict[str, Any]:
         """What is told of a case beside its times: of the decoder, when layers are reached; of a step, what it takes
-        longer than with rows in place."""
+        longer than with rows in place; of what reads caches of rows, how often they had them."""
         if case == DECODER and self.windows:
             return {"window_ms": " ".join(map("{}={:.4g}".format, self.plan.layers, self.windows))}
-        return exposed_columns(timings) if case == IN_STEP else {}
+        found = exposed_columns(timings) if case == IN_STEP else {}
+        if case in self._right() and self._caching(case):
+            found["cache_hit_rate"] = hit_rate(glance for _, glance in self.looks[case].glances)
+        return found
 
     def look_again(self) -> None:
         """Behind the last sample: look at many calls of each case, and when the decoder alone reaches the layers."""
@@ -111,6 +134,8 @@ class StepBench:
             for layer in self.layers:
                 layer.renew(self.built.batches[0])
             self._try(case, self._verify)
+        for case in self._right():
+            self._try(case, self._verify_kept)
 
     def _right(self) -> list[str]:
         return [case for case in self.cases if case not in self.errors]
@@ -127,6 +152,22 @@ class StepBench:
 
     def _looks(self, case: str) -> Looks:
         return Looks(case, self.layers, self._inputs(case), None if case == FETCH else self.hidden)
+
+    def _caching(self, case: str) -> list[TableLayer]:
+        """The layers whose rows a case asks a cache for."""
+        return [layer for layer in self.layers if case in layer.row_caches]
+
+    def _warm_rows(self, case: str) -> None:
+        """Let the caches of a case that are not to be cold see every batch."""
+        if any(not layer.row_caches[case].is_cold for layer in self._caching(case)):
+            for batch in self._inputs(case):
+                self.built.runs[case](batch)
+                self.clock.synchronize()
+
+    def _verify_kept(self, case: str) -> None:
+        """Compare all rows that the caches of a case keep."""
+        for layer in self._caching(case):
+            require_kept(case, layer.row_caches[case], layer.parts.table)
 
     def _verify(self, case: str) -> None:
         """Compare what a case makes of the first batch."""

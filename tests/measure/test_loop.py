@@ -280,11 +280,3 @@ def test_preemptions_of_pauses_are_not_those_of_the_samples(monkeypatch):
     monkeypatch.setattr(loop, "preemptions", lambda: count[0])
     timings = measured([Case("busy", [busy], False), Case("quiet", [int], False)], clock, iterations=9, pause_ms=2.0)
     assert (timings["busy"].preempted, timings["quiet"].preempted) == (27, 0)
-
-
-def test_what_calls_change_is_put_back_before_each_of_them_untimed():
-    done, clock = [], SetClock(10)
-    case = Case("a", [lambda: done.append(("call", clock.inside))], False)
-    case.restore = lambda: done.append(("restore", clock.inside))
-    measured([case], clock, iterations=3)
-    assert done == [("restore", False), ("call", True)] * 9, "six of them warm up"

@@ -185,16 +185,16 @@ def test_only_cases_that_read_the_table_are_restored(configure, asked):
 
 
 def test_a_file_is_cold_before_every_call_and_warm_but_once(configure, asked):
-    table = parts_of(configure(*TINY, *asked)).table
-    done = []
+    table, done = parts_of(configure(*TINY, *asked)).table, []
     noted = SimpleNamespace(make_cold=lambda: done.append("cold"), make_warm=lambda: done.append("warm"))
-    for state, times in (("cold", 3), ("warm", 1)):
-        restore = Files([noted], state).restore
+    for state, wanted in (("cold", ["before", "cold"] * 3), ("warm", ["before", "warm", "before", "before"])):
+        restore = Files([noted], state).restore(behind=done.append)
         for _ in range(3):
-            restore()
-        assert done == [state] * times
+            restore("before")
+        assert done == wanted
         done.clear()
-    assert Files([table], "as_is").restore is None
+    assert Files([table], "as_is").restore() is None
+    assert Files([table], "as_is").restore(behind=print) is print
 
 
 def test_calls_that_are_looked_at_are_few(configure, asked):
@@ -204,7 +204,7 @@ def test_calls_that_are_looked_at_are_few(configure, asked):
     files = Files(parts.on_disk, "cold")
     calls = [lambda number=number: called.append(number) for number in range(5)]
     task = parts.plan.task(next(stage for stage in parts.plan.stages if stage.name == "lookup"))
-    found = files.look(Case("lookup", calls, False, restore=files.restore), [task], clock)
+    found = files.look(Case("lookup", calls, False, restore=files.restore()), [task], clock)
     assert called == [0, 0, 1, 1, 2, 2], "three have taken more than two seconds"
     assert found["warm_ms_median"] == 900
     assert found["reads"] is None

@@ -23,6 +23,8 @@ class Lookup(Stage):
     fresh: ClassVar[bool] = False  # it hands out other pinned memory on each call
     on_both: ClassVar[bool] = False  # it takes row ids on the host and leaves rows on the device
     past_cache: ClassVar[bool] = False  # it reads a file, and makes no use of its pages in memory
+    # Calls leave rows behind that later ones find: as `CachedLookup`, it has `counts`, `is_cold`, `reset()`, `kept()`.
+    keeps_rows: ClassVar[bool] = False
     built_from = ("table", "max_tokens", "columns", "placement")
     reads_table = True
     rotates = True
@@ -47,6 +49,14 @@ class Lookup(Stage):
             from_disk = load.table == DISK and (cls.past_cache or load.page_cache == COLD)
             streams["disk rows" if from_disk else "host rows"] = load.distinct_rows * load.row_ids
         return streams
+
+    @classmethod
+    def refuse(cls, load: Load, free_bytes: int) -> None:
+        """Refuse options of a lookup that keeps rows, where so many bytes of the device's memory are free.
+
+        Raises:
+            ConfigError: naming the key.
+        """
 
     @classmethod
     def shares(cls, load: Load) -> dict[str, int]:
