@@ -210,8 +210,8 @@ TABLE = (
     Column("block_bytes", NUMBER, WAY, 6, "bytes", "of a file's blocks that are read past the page cache",
            "lookup.block_bytes"),
     Column("disk", TEXT, LABEL, 6, "", "file system, device and model that the file of a table lies on"),
-    Column("asked_bytes", NUMBER, MEASURED, 6, "bytes", "of the rows that a call asks for and that are not kept in "
-           "memory, as often as it does"),
+    Column("asked_bytes", NUMBER, MEASURED, 6, "bytes", "of the rows that a call asks for, as often as it does, "
+           "without scales that the table keeps in memory"),
     Column("read_bytes", NUMBER, MEASURED, 6, "bytes", "that the kernel had read from disks in a call, behind the last "
            "sample; 0 also where it does not count those of this file system"),
     Column("reads", NUMBER, MEASURED, 6, "reads", "requests in such a call; of a mapped file, pages waited for"),

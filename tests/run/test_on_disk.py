@@ -74,10 +74,13 @@ def test_rows_of_a_file_are_fetched_in_a_models_step(run_inline, asked, lead):
     assert by_case["decoder"].get("asked_bytes") is by_case["ready"].get("asked_bytes") is None
 
 
-def test_a_layer_of_its_own_may_have_its_table_on_a_disk(run_inline, asked):
+def test_a_layer_of_its_own_may_have_its_table_on_a_disk(run_inline, asked, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # its file lies where the option says, whatever the run's table is
     own = [each for each in asked if not each.startswith(("strategy", "table"))]
     rows = run_inline(*own, *PROMPT, "strategy=kv_on_gpu", "strategies.3=disk", "cases=[fetch]")
     assert statuses(rows) == {"fetch": "ok"}
+    assert len(list((tmp_path / "outputs/tables").iterdir())) == 1
+    assert (rows[0]["page_cache"], rows[0]["asked_bytes"]) == ("as_is", 2 * 12 * 4 * 16), "of one of two layers"
 
 
 def test_a_split_tables_scales_stay_in_memory(run_inline, asked):
