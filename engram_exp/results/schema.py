@@ -202,6 +202,9 @@ TABLE = (
            "`cold`, empty", "lookup.state"),
     Column("cache_hit_rate", NUMBER, MEASURED, 6, "", "share of the row ids of the samples that were looked at that "
            "were in the cache when their call began"),
+    Column("link_bytes", NUMBER, MEASURED, 6, "bytes", "of rows that crossed the link in a call, in the mean of these "
+           "samples, where the lookup counts them: one that was read twice counts twice"),
+    Column("distinct_by_order", TEXT, MEASURED, 6, "", "`unique_row_fraction` of each n-gram order, as `2=0.31`"),
 )  # fmt: skip
 SAMPLE_TABLE = (
     Column("run_id", TEXT, RECORD, 1, "", "as in `results.csv`"),

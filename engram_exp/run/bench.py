@@ -19,7 +19,7 @@ from engram_exp.run.glance import Glance
 from engram_exp.run.made_up import MadeUp
 from engram_exp.run.parts import Parts
 from engram_exp.run.plan import KINDS
-from engram_exp.run.row_cache import CountingGlance, hit_rate, require_kept, restore_of, row_cache_of
+from engram_exp.run.row_cache import CountingGlance, counted_columns, counting_of, is_warmed, require_kept, restore_of
 from engram_exp.run.verify import Verifier, judge_of
 from engram_exp.run.whole import ChunkStages, WholeRun, build_whole_run
 from engram_exp.stage import BuiltStage, PlannedStage, Tensors
@@ -100,17 +100,17 @@ class Bench:
 
     def columns(self, case: str, timings: object) -> dict[str, Any]:
         """What is told of a case beside its times."""
-        glances = [glance for name, glance in self.glances.items() if name == case]
-        return {**self.whole_peaks.get(case, {}), "cache_hit_rate": hit_rate(glances)}
+        looked_at = [self.glances[case]] if case in self.glances else []
+        return {**self.whole_peaks.get(case, {}), **counted_columns(looked_at)}
 
     def timed(self, case: str) -> Case:
         """A case as it is timed, with a look behind every sample."""
         self.last.pop(case, None)  # what is kept beside what the strategy keeps would count as its memory
         looked_at = self.verifier, case, self.plan.tasks_of(case), self.inputs[case]
-        cache = self._row_cache(case)
-        look = self.glances[case] = CountingGlance(cache, *looked_at) if cache else Glance(*looked_at)
+        lookup = self._counting(case)
+        look = self.glances[case] = CountingGlance(lookup, *looked_at) if lookup else Glance(*looked_at)
         calls, uses_device = self.calls(case), self.leaves_device_work(case)
-        restore = restore_of([cache] if cache else [])
+        restore = restore_of([lookup] if lookup else [])
         return Case(case, calls, uses_device, look.before, look.behind, restore=restore)
 
     def look_again(self) -> None:
@@ -140,8 +140,8 @@ class Bench:
                     self.made_up.renew_brought(task)
                 result = self._run(call)
                 self.verifier.require(case, tasks, call.args[0], result, self.verifier.positions())
-                if cache := self._row_cache(case):
-                    self._verify_kept(case, cache, call, result)
+                if (lookup := self._counting(case)) and lookup.keeps_rows:
+                    self._verify_kept(case, lookup, call, result)
 
     def named_tensors(self) -> dict[str, torch.Tensor]:
         """What the built stages make of the first batch: token_ids, history, row_ids, stored_rows, or stored_values and
@@ -171,23 +171,24 @@ class Bench:
             tensors.update(self.parts.layer_tensors())
         return {name: tensor.cpu().clone().contiguous() for name, tensor in tensors.items()}
 
-    def _row_cache(self, case: str) -> Any:
-        """The lookup that keeps rows and that a case calls; all that do share it. None: it calls none."""
+    def _counting(self, case: str) -> Any:
+        """The lookup that a case calls, if it counts; all cases share it. None: it calls none."""
         names = [stage.name for stage in self.plan.whole(case)] if case in WHOLES else [case]
-        return row_cache_of(self.stages[name] for name in names if name in self.stages)
+        return counting_of(self.stages[name] for name in names if name in self.stages)
 
-    def _verify_kept(self, case: str, cache: Any, call: partial[Tensors], result: object) -> None:
+    def _verify_kept(self, case: str, lookup: Any, call: partial[Tensors], result: object) -> None:
         """Compare the same call again, whose rows are in the cache by now, and all rows that are."""
         tasks = self.plan.tasks_of(case)
         for tensor in self.verifier.tensors_of(case, tasks, result):
             poison(tensor)
         self.verifier.require(case, tasks, call.args[0], self._run(call), self.verifier.positions())
-        require_kept(case, cache, self.parts.table)
+        require_kept(case, lookup, self.parts.table)
 
     def _warm_rows(self) -> None:
         """Let a cache of rows that is not to be cold see every batch."""
-        case = next((case for case in self.cases if case not in self.errors and self._row_cache(case)), None)
-        if case is not None and not self._row_cache(case).is_cold:
+        right = (case for case in self.cases if case not in self.errors)
+        case = next((case for case in right if is_warmed(self._counting(case))), None)
+        if case is not None:
             with self._failing(case):
                 for call in self.calls(case):
                     self._run(call)

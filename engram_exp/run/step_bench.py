@@ -14,7 +14,7 @@ from engram_exp.measure.clock import Clock
 from engram_exp.measure.loop import Case, Timing
 from engram_exp.run.bench import OF_THE_RUN
 from engram_exp.run.parts import Parts
-from engram_exp.run.row_cache import hit_rate, require_kept, restore_of
+from engram_exp.run.row_cache import counted_columns, is_warmed, require_kept, restore_of
 from engram_exp.run.rows import exposed_columns
 from engram_exp.run.step_layer import Looks, TableLayer, made_by
 from engram_exp.run.step_plan import StepPlan
@@ -87,7 +87,7 @@ class StepBench:
     ) -> Callable[[partial[Tensors]], None] | None:
         """What is done before each call: the rows of its first step are fetched, if the step before that does it; rows
         that are to be fetched again are forgotten."""
-        forget = restore_of([layer.row_caches[case] for layer in self._caching(case)])
+        forget = restore_of([layer.counting[case] for layer in self._counting(case)])
         ahead = self.built.ahead
         if case != IN_STEP or not ahead:
             return forget
@@ -102,12 +102,12 @@ class StepBench:
 
     def columns(self, case: str, timings: Mapping[str, Timing]) -> dict[str, Any]:
         """What is told of a case beside its times: of the decoder, when layers are reached; of a step, what it takes
-        longer than with rows in place; of what reads caches of rows, how often they had them."""
+        longer than with rows in place; of what fetches rows, those that crossed the link, where they are counted."""
         if case == DECODER and self.windows:
             return {"window_ms": " ".join(map("{}={:.4g}".format, self.plan.layers, self.windows))}
         found = exposed_columns(timings) if case == IN_STEP else {}
-        if case in self._right() and self._caching(case):
-            found["cache_hit_rate"] = hit_rate(glance for _, glance in self.looks[case].glances)
+        if case in self._right():
+            found |= counted_columns(glance for _, glance in self.looks[case].glances)
         return found
 
     def look_again(self) -> None:
@@ -143,21 +143,22 @@ class StepBench:
     def _looks(self, case: str) -> Looks:
         return Looks(case, self.layers, self._inputs(case), None if case == FETCH else self.hidden)
 
-    def _caching(self, case: str) -> list[TableLayer]:
-        """The layers whose rows a case asks a cache for."""
-        return [layer for layer in self.layers if case in layer.row_caches]
+    def _counting(self, case: str) -> list[TableLayer]:
+        """The layers whose rows a case fetches with a lookup that counts."""
+        return [layer for layer in self.layers if case in layer.counting]
 
     def _warm_rows(self, case: str) -> None:
         """Let the caches of a case that are not to be cold see every batch."""
-        if any(not layer.row_caches[case].is_cold for layer in self._caching(case)):
+        if any(is_warmed(layer.counting[case]) for layer in self._counting(case)):
             for batch in self._inputs(case):
                 self.built.runs[case](batch)
                 self.clock.synchronize()
 
     def _verify_kept(self, case: str) -> None:
         """Compare all rows that the caches of a case keep."""
-        for layer in self._caching(case):
-            require_kept(case, layer.row_caches[case], layer.parts.table)
+        for layer in self._counting(case):
+            if layer.counting[case].keeps_rows:
+                require_kept(case, layer.counting[case], layer.parts.table)
 
     def _verify(self, case: str) -> None:
         """Compare what a case makes of the first batch."""

@@ -11,7 +11,7 @@ from engram_exp.errors import ConfigError
 from engram_exp.run.bench import Bench
 from engram_exp.run.plan import Plan
 from engram_exp.run.requirements import check_plan
-from engram_exp.run.row_cache import require_kept, row_cache_of
+from engram_exp.run.row_cache import counting_of, require_kept
 from engram_exp.steps.lookup.cached import CachedLookup
 
 CACHED = ("strategy=cached", "capture=none", "lookup.gb=0.001", "lookup.profile_tokens=100", "cases=[lookup,full]")
@@ -37,7 +37,7 @@ def test_a_row_says_what_hit_and_how_the_cache_was_found(run_inline, overrides, 
 
 def test_what_hits_in_calls_that_are_not_timed_is_not_counted(run_inline, monkeypatch):
     def empty_it_first(self, original=Bench.look_again):
-        row_cache_of(self.stages.values()).reset()
+        counting_of(self.stages.values()).reset()
         original(self)
 
     monkeypatch.setattr(Bench, "look_again", empty_it_first)

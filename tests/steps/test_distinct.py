@@ -1,19 +1,24 @@
 """Distinct rows are read once: the same result, and less to move."""
 
+import math
+
 import pytest
 import torch
 from asked import tasks_of
 from common import demo_geometry
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from places import CPU, KERNEL_DEVICE
+from places import CPU, DEVICES, KERNEL_DEVICE
 
+from engram_exp.errors import ConfigError
 from engram_exp.layer.row_format import RowFormat
 from engram_exp.machine.placement import Placement
 from engram_exp.steps.lookup.distinct import DistinctLookup
+from engram_exp.steps.lookup.distinct_link import DistinctLinkLookup
 from engram_exp.steps.tables.host import HostTable
 
 LAUNCH = {"rows_per_program": 4, "warps": 4, "programs": 3}
+PLACEMENT = CPU if KERNEL_DEVICE.type == "cpu" else Placement(KERNEL_DEVICE)
 PINNABLE = Placement(torch.device("cpu"), pinned=KERNEL_DEVICE.type == "cuda")
 
 
@@ -30,8 +35,7 @@ def table_of(rows, row_format):
 def test_rows_come_back_to_where_they_are_asked_for(rows, tokens, columns, split, seed):
     row_format = RowFormat(24, torch.bfloat16, values_per_scale=16 if split else None, split=split)
     table = table_of(rows, row_format)
-    placement = CPU if KERNEL_DEVICE.type == "cpu" else Placement(KERNEL_DEVICE)
-    lookup = DistinctLookup(table, 40, columns, placement, **LAUNCH)
+    lookup = DistinctLookup(table, 40, columns, PLACEMENT, **LAUNCH)
     generator = torch.Generator().manual_seed(seed)
     for _ in range(2):
         row_ids = torch.randint(rows, (1, tokens, columns), generator=generator, dtype=torch.int32)
@@ -46,6 +50,52 @@ def test_each_row_is_read_once(monkeypatch):
     monkeypatch.setattr(lookup, "read", lambda row_ids: (read.append(row_ids.clone()), once(row_ids))[1])
     lookup(torch.tensor([7, 3, 7, 7, 3, 49, 0, 7], dtype=torch.int32).view(1, 4, 2))
     assert read[0].flatten().tolist() == [0, 3, 7, 49]
+
+
+@pytest.mark.slow
+@settings(max_examples=30, deadline=None)
+@given(
+    rows=st.integers(1, 60), tokens=st.integers(1, 40), columns=st.integers(1, 5), split=st.booleans(),
+    bound=st.sampled_from([0.01, 0.3, 1.0]), seed=st.integers(0, 99),
+)  # fmt: skip
+def test_rows_cross_the_link_once_as_far_as_there_is_room(rows, tokens, columns, split, bound, seed):
+    row_format = RowFormat(24, torch.bfloat16, values_per_scale=16 if split else None, split=split)
+    table = table_of(rows, row_format)
+    lookup = DistinctLinkLookup(table, 40, columns, PLACEMENT, bound, **LAUNCH)
+    generator, crossed, asked = torch.Generator().manual_seed(seed), 0, 0
+    for _ in range(2):
+        row_ids = torch.randint(rows, (1, tokens, columns), generator=generator, dtype=torch.int32)
+        got = lookup(row_ids.to(KERNEL_DEVICE)).cpu()
+        assert torch.equal(got, table.contents(row_ids).reshape(tokens, -1))
+        distinct, uses = torch.unique(row_ids, return_counts=True)  # ascending
+        room = math.ceil(bound * row_ids.numel())
+        crossed += min(len(distinct), room) + int(uses[room:].sum())
+        asked += row_ids.numel()
+        assert lookup.counts.tolist() == [asked - crossed, asked]
+
+
+def test_a_bound_that_is_no_share_is_refused():
+    for bound in (0, 1.5):
+        with pytest.raises(ConfigError, match=rf"^lookup.bound={bound}: must be above 0 and at most 1"):
+            DistinctLinkLookup(table_of(9, RowFormat(8, torch.float32)), 4, 2, PLACEMENT, bound, **LAUNCH)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("bound", [1.0, pytest.param(0.1, marks=pytest.mark.slow)])
+def test_a_run_says_what_crossed_the_link(run_inline, device, bound):
+    capture = "none" if device == "cpu" else "graph"
+    rows = run_inline(
+        "strategy=uva", f"hardware={device}", f"capture={capture}", "lookup=distinct_link", f"lookup.bound={bound}",
+        "tokens.share=0.01", "batches=1", "cases=[lookup,full]", "dtype=fp8",
+    )  # fmt: skip
+    assert {row["status"] for row in rows} == {"ok"}, rows
+    for row in rows:
+        asked = row["batch_size"] * row["seq_len"] * 4 * 9  # 2 orders of 2 heads, rows of 9 bytes
+        once = row["unique_row_fraction"] * asked
+        assert row["link_bytes"] == pytest.approx(once) if bound == 1 else once < row["link_bytes"] < asked
+        shares = [float(text.partition("=")[2]) for text in row["distinct_by_order"].split()]
+        assert sum(shares) / 2 == pytest.approx(row["unique_row_fraction"], rel=1e-3)
+        assert row.get("cache_hit_rate") is None
 
 
 def test_its_rows_know_what_they_cost(configure):
@@ -67,7 +117,10 @@ def test_a_run_takes_it_like_any_other(run_inline, strategy, schedule):
 
 
 @pytest.mark.accelerator
-@pytest.mark.parametrize("strategy", ["uva", "device", "kv_on_gpu"])
-def test_a_gpu_takes_it_like_any_other(run_inline, strategy):
-    rows = run_inline(f"strategy={strategy}", "lookup=distinct", "hardware=cuda", "batch_size=64")
+@pytest.mark.parametrize(
+    ("strategy", "lookup"),
+    [("uva", "distinct"), ("device", "distinct"), ("kv_on_gpu", "distinct"), ("uva", "distinct_link")],
+)
+def test_a_gpu_takes_it_like_any_other(run_inline, strategy, lookup):
+    rows = run_inline(f"strategy={strategy}", f"lookup={lookup}", "hardware=cuda", "batch_size=64")
     assert {row["status"] for row in rows} == {"ok"}, rows

@@ -11,12 +11,12 @@ import numpy as np
 import torch
 import triton
 
-from engram_exp.errors import ConfigError, SkippedError
+from engram_exp.errors import ConfigError
 from engram_exp.machine.placement import Placement
 from engram_exp.stage import Load
 from engram_exp.steps.lookup.order import check_launch
-from engram_exp.steps.lookup.row_cache_triton import EMPTY, NEXT_BYTES, Part, RowCache
-from engram_exp.steps.lookup.step import Lookup
+from engram_exp.steps.lookup.row_cache_triton import EMPTY, NEXT_BYTES, RowCache
+from engram_exp.steps.lookup.step import Lookup, require_readable
 from engram_exp.steps.lookup.words import Words
 from engram_exp.steps.tables.host import HostTable
 from engram_exp.vocabulary import COLD, DEVICE, LRU, STATIC
@@ -48,6 +48,7 @@ class CachedLookup(Lookup):
         SkippedError: the table lies in memory that the GPU cannot read.
     """
 
+    counts_rows: ClassVar[bool] = True
     keeps_rows: ClassVar[bool] = True
 
     def __init__(
@@ -68,12 +69,9 @@ class CachedLookup(Lookup):
     ) -> None:
         placement.require_triton("lookup")
         check_launch(rows_per_program, warps, programs)
-        if not all(part.device.type == placement.device.type or part.is_pinned() for part in table.parts):
-            raise SkippedError("a kernel reads host memory only where it is pinned: table=pinned or table=huge")
+        require_readable(table, placement)
         row_format, self.words = table.row_format, Words(table.row_format)
-        self.parts = [
-            Part(part.view(self.words.dtype), first) for part, first in zip(table.parts, self.words.first, strict=True)
-        ]
+        self.parts = self.words.parts_of(table)
         self.rows = placement.empty(max_tokens * columns, row_format.width, dtype=row_format.storage_dtype)
         row_id_dtype = torch.int32 if len(table.parts[0]) <= 2**31 else torch.int64
         row_bytes = row_format.width * row_format.storage_dtype.itemsize
