@@ -60,6 +60,7 @@ MULTIPROCESSORS = "multiprocessors"  # as many programs as the device has ...
 HALF_BESIDE = "half_beside"  # ... or, beside a decoder, half as many
 
 LRU, STATIC = "lru", "static"  # what a cache of rows keeps
+HEADS, COLUMNS = "heads", "columns"  # which rows of a table lie in device memory
 COLD, WARM = "cold", "warm"
 ALL_ORDERS = "all"
 

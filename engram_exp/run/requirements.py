@@ -114,7 +114,7 @@ def check_row_cache(plan: Plan) -> None:
     if not kind.keeps_rows:
         return
     kind.refuse(load, free_device_bytes(plan.device))
-    if plan.step and load.options["state"] == COLD and plan.config.steps_per_sample > 1:
+    if plan.step and load.options.get("state") == COLD and plan.config.steps_per_sample > 1:
         remedy = "the steps of a sample follow each other, and find what the first left: use steps_per_sample=1"
         raise ConfigError("lookup.state", COLD, remedy)
 

@@ -43,6 +43,8 @@ def test_every_option_composes_and_builds(configure, tmp_path, group, option):
         overrides.append("strategy=both")
     if option == "distinct_link":
         overrides.append("strategy=uva")
+    if option == "split":
+        overrides += ["strategy=split", "lookup.gb=0.00001"]
     if option == "cached":
         overrides += ["strategy=cached", "lookup.gb=0.001"]
     if group == "decoder" and option != "none":

@@ -19,6 +19,8 @@ from engram_exp.steps.lookup.words import Words
 from engram_exp.steps.tables.host import HostTable
 from engram_exp.vocabulary import AS_ASKED, SORTED
 
+ROWS, WARPS = 32, 4  # of a program that puts rows in place
+
 
 class DistinctLinkLookup(Lookup):
     """Sorts the row ids on the GPU, reads each distinct row once, in order, and copies from there.
@@ -100,7 +102,8 @@ class DistinctLinkLookup(Lookup):
         out, word = self.rows[: len(flat)], self.words.dtype
         distinct, ranks = self.ranks(flat)
         read = self.read(distinct[: self._room(len(flat))].view(1, -1, 1))
-        gather_near_or_far(self.parts, read.view(word), ranks, flat, out.view(word), self.counts, last=self.ranks.last)
+        near = self.parts, read.view(word), ranks
+        gather_near_or_far(*near, flat, out.view(word), self.counts, ROWS, WARPS, last=self.ranks.last)
         return out.view(row_ids.shape[0] * row_ids.shape[1], -1)
 
     def _room(self, row_ids: int) -> int:
