@@ -96,7 +96,8 @@ def check_components(plan: Plan) -> None:
     if lookup.on_both != (plan.config.strategy.lookup == LINK):
         if lookup.on_both:
             remedy = (
-                f"takes rows by the CPU and the GPU, and not on the {plan.config.strategy.lookup} alone: strategy=both"
+                f"takes rows by the CPU and the GPU, and not on the {plan.config.strategy.lookup} alone: strategy=both "
+                "or strategy=distinct"
             )
         else:
             remedy = "takes rows in one place, and strategy.lookup=link in two: lookup=both, or another strategy"
