@@ -60,8 +60,8 @@ MULTIPROCESSORS = "multiprocessors"  # as many programs as the device has ...
 HALF_BESIDE = "half_beside"  # ... or, beside a decoder, half as many
 
 LRU, STATIC = "lru", "static"  # what a cache of rows keeps
-HEADS, COLUMNS = "heads", "columns"  # which rows of a table lie in device memory
-COLD, WARM = "cold", "warm"
+HEADS = "heads"  # of all hash columns: which rows of a table lie in device memory
+COLD, WARM, STEADY = "cold", "warm", "steady"
 ALL_ORDERS = "all"
 
 OK, SUSPECT, SKIPPED, REFUSED = "ok", "suspect", "skipped", "refused"

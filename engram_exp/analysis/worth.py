@@ -9,7 +9,7 @@ import pandas as pd
 
 from engram_exp.analysis.curves import Time, times_of
 from engram_exp.analysis.subjects import STEP, with_tokens
-from engram_exp.vocabulary import COLD
+from engram_exp.vocabulary import COLD, STEADY
 
 WITHOUT = "uva"  # the strategy that reads all rows through the link
 
@@ -95,7 +95,8 @@ def _of_size(rows: pd.DataFrame, layers: int, token_bytes: int | None) -> Iterat
     without = _time(plain)
     kept = rows[rows["cache_gb"] > 0]
     for (strategy, policy), some in kept.groupby(["strategy", "cache_policy"], sort=False):
-        sizes = []
+        sizes, steady = [], some["cache_state"] == STEADY
+        some = some[steady] if steady.any() else some  # batches that come again are found in a cache that is large
         for gb, of_gb in some.groupby("cache_gb"):
             rate = pd.to_numeric(of_gb["cache_hit_rate"], errors="coerce").median()
             sizes.append(RowMemory(float(gb) * layers, None if pd.isna(rate) else float(rate), _time(of_gb)))

@@ -200,7 +200,7 @@ TABLE = (
            "`static`, those that a profile asks for most often; `heads`, the first of every hash column; `columns`, "
            "whole columns", "lookup.policy"),
     Column("cache_state", TEXT, WAY, 6, "", "how timed calls find it: `warm`, every batch has been called before; "
-           "`cold`, empty", "lookup.state"),
+           "`steady`, those in front of it have; `cold`, empty", "lookup.state"),
     Column("cache_hit_rate", NUMBER, MEASURED, 6, "", "share of the row ids of the samples that were looked at whose "
            "rows lay there when their call began"),
     Column("link_bytes", NUMBER, MEASURED, 6, "bytes", "of rows that crossed the link in a call, in the mean of these "

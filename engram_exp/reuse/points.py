@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 
 from engram_exp.results.load import load_results
-from engram_exp.vocabulary import COLD, LRU, STATIC
+from engram_exp.vocabulary import STATIC, STEADY
 
 
 def measured_points(folder: str | Path, tokens: str, rows: int, *, has_path: bool) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -22,8 +22,8 @@ def measured_points(folder: str | Path, tokens: str, rows: int, *, has_path: boo
     Returns:
         steps: a row for each shape and share: `sequences`, `seq_len`, `step_tokens` and `distinct_share`, of the first
             batch.
-        hits: a row for each hit rate of warm caches: `sequences`, `seq_len`, `cache_gb`, `policy` and `hit_rate`; none
-            where there were no caches.
+        hits: a row for each hit rate of caches that were timed on batches which they had not seen: `sequences`,
+            `seq_len`, `cache_gb`, `policy` and `hit_rate`; none where there were no such.
 
     Raises:
         FileNotFoundError: the folder does not exist.
@@ -41,8 +41,8 @@ def measured_points(folder: str | Path, tokens: str, rows: int, *, has_path: boo
     steps = found.assign(
         step_tokens=found["sequences"] * found["seq_len"], distinct_share=found["unique_row_fraction"]
     )[["sequences", "seq_len", "step_tokens", "distinct_share"]]
-    is_cache = found["cache_policy"].isin([LRU, STATIC]) & (found["cache_state"] != COLD)
-    hits = found[is_cache & found["cache_hit_rate"].notna()]
+    on_curve = (found["cache_policy"] == STATIC) | (found["cache_state"] == STEADY)
+    hits = found[on_curve & found["cache_hit_rate"].notna()]
     hits = hits.rename(columns={"cache_policy": "policy", "cache_hit_rate": "hit_rate"})
     hits = hits[["sequences", "seq_len", "cache_gb", "policy", "hit_rate"]]
     return (

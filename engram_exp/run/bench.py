@@ -19,7 +19,15 @@ from engram_exp.run.glance import Glance
 from engram_exp.run.made_up import MadeUp
 from engram_exp.run.parts import Parts
 from engram_exp.run.plan import KINDS
-from engram_exp.run.row_cache import CountingGlance, counted_columns, counting_of, is_warmed, require_kept, restore_of
+from engram_exp.run.row_cache import (
+    CountingGlance,
+    counted_columns,
+    counting_of,
+    require_kept,
+    restore_of,
+    timed_calls,
+    warm,
+)
 from engram_exp.run.verify import Verifier, judge_of
 from engram_exp.run.whole import ChunkStages, WholeRun, build_whole_run
 from engram_exp.stage import BuiltStage, PlannedStage, Tensors
@@ -86,8 +94,7 @@ class Bench:
     def calls(self, case: str) -> list[partial[Tensors]]:
         """What the iterations of a case call in turn. Inputs rotate where they decide which table rows are touched; the
         time of other stages does not depend on the values that they read."""
-        run: Any = self.whole_runs[case] if case in WHOLES else self.stages[case].run
-        return [partial(run, tensors) for tensors in self.inputs[case]]
+        return timed_calls(self._counting(case), self._all_calls(case))
 
     def leaves_device_work(self, case: str) -> bool:
         """Whether a case uses the device."""
@@ -110,7 +117,7 @@ class Bench:
         lookup = self._counting(case)
         look = self.glances[case] = CountingGlance(lookup, *looked_at) if lookup else Glance(*looked_at)
         calls, uses_device = self.calls(case), self.leaves_device_work(case)
-        restore = restore_of([lookup] if lookup else [])
+        restore = restore_of([lookup], self._warm_rows)
         return Case(case, calls, uses_device, look.before, look.behind, restore=restore)
 
     def look_again(self) -> None:
@@ -185,13 +192,16 @@ class Bench:
         require_kept(case, lookup, self.parts.table)
 
     def _warm_rows(self) -> None:
-        """Let a cache of rows that is not to be cold see every batch."""
+        """Let a cache of rows see the batches that it is to have seen."""
         right = (case for case in self.cases if case not in self.errors)
-        case = next((case for case in right if is_warmed(self._counting(case))), None)
+        case = next((case for case in right if self._counting(case)), None)
         if case is not None:
             with self._failing(case):
-                for call in self.calls(case):
-                    self._run(call)
+                warm(self._counting(case), self._all_calls(case), self._run)
+
+    def _all_calls(self, case: str) -> list[partial[Tensors]]:
+        run: Any = self.whole_runs[case] if case in WHOLES else self.stages[case].run
+        return [partial(run, tensors) for tensors in self.inputs[case]]
 
     def _still_to_build(self) -> list[PlannedStage]:
         return [stage for stage in self.plan.built if stage.name not in self.stages and stage.name not in self.errors]

@@ -14,6 +14,9 @@ from engram_exp.run.glance import Glance
 from engram_exp.stage import BuiltStage, Tensors
 from engram_exp.steps.lookup.step import Lookup
 from engram_exp.steps.tables import Table
+from engram_exp.vocabulary import COLD, HOST, STEADY
+
+Call = partial[Tensors]
 
 
 def counting_of(stages: Iterable[BuiltStage]) -> Any:
@@ -22,20 +25,70 @@ def counting_of(stages: Iterable[BuiltStage]) -> Any:
     return next(counting, None)
 
 
-def is_warmed(lookup: Any) -> bool:
-    """Whether a lookup keeps rows, and is to have seen all batches before any is timed."""
-    return lookup is not None and lookup.keeps_rows and not lookup.is_cold
+def is_in(lookup: Any, state: str) -> bool:
+    """Whether a lookup keeps rows, and calls that are timed are to find it so."""
+    return lookup is not None and lookup.keeps_rows and lookup.state == state
 
 
-def restore_of(lookups: Sequence[Any]) -> Callable[[object], None] | None:
-    """What makes those of these lookups cold that are to be so before each call that is timed; None: none is."""
-    cold = [lookup for lookup in lookups if lookup.keeps_rows and lookup.is_cold]
+def warm(lookup: Any, calls: Sequence[Call], run: Callable[[Call], object]) -> None:
+    """Show a cache of rows the batches that it is to have seen: all; none, if it is to be cold; before it is timed in
+    its steady state, the first half of them.
 
-    def restore(_call: object) -> None:
+    Args:
+        lookup: that may keep rows.
+        calls: one for each batch.
+        run: makes a call, and waits for it.
+    """
+    if not lookup.keeps_rows or is_in(lookup, COLD):
+        return
+    if is_in(lookup, STEADY):
+        lookup.reset()
+        calls = calls[: len(calls) // 2]
+    for call in calls:
+        run(call)
+
+
+def timed_calls(lookup: Any, calls: list[Call]) -> list[Call]:
+    """Those of the calls for all batches that are timed."""
+    return calls[len(calls) // 2 :] if is_in(lookup, STEADY) else calls
+
+
+def restore_of(lookups: Sequence[Any], rewarm: Callable[[], None] | None = None) -> Callable[[object], None] | None:
+    """What puts caches of rows back to what calls that are timed are to find; None: nothing has to be.
+
+    Args:
+        lookups: that may keep rows.
+        rewarm: shows a cache in its steady state what it is to have seen.
+    """
+    cold = [lookup for lookup in lookups if is_in(lookup, COLD)]
+
+    def restore(call: object) -> None:
         for lookup in cold:
             lookup.reset()
 
+    if rewarm and any(is_in(lookup, STEADY) for lookup in lookups):
+        return SteadyAgain(rewarm)
     return restore if cold else None
+
+
+class SteadyAgain:
+    """Puts a cache of rows back to what it was before any batch was timed, once one would come again: its rows would
+    all be there.
+
+    Args:
+        rewarm: empties it, and shows it the batches before those that are timed.
+    """
+
+    def __init__(self, rewarm: Callable[[], None]) -> None:
+        self.rewarm = rewarm
+        self.made: set[int] = set()
+
+    def __call__(self, call: object) -> None:
+        """Before this call."""
+        if id(call) in self.made:
+            self.rewarm()
+            self.made.clear()
+        self.made.add(id(call))
 
 
 class CountingGlance(Glance):
@@ -72,8 +125,9 @@ class CountingGlance(Glance):
 
     @property
     def asked_bytes(self) -> int:
-        """Bytes of all rows that a call asks for."""
-        return next(load.geometry.stored_bytes(load.tokens) for kind, load in self.tasks if kind.reads_table)
+        """Bytes of all rows that a call asks for across the link."""
+        load = next(load for kind, load in self.tasks if kind.reads_table)
+        return load.geometry.stored_bytes(load.tokens) if load.table == HOST else 0
 
     def burst(self, calls: Sequence[partial[Tensors]], synchronize: Callable[[], None]) -> None:
         """As a `Glance`; none of these calls is timed, and none counts."""

@@ -14,7 +14,7 @@ from engram_exp.measure.clock import Clock
 from engram_exp.measure.loop import Case, Timing
 from engram_exp.run.bench import OF_THE_RUN
 from engram_exp.run.parts import Parts
-from engram_exp.run.row_cache import counted_columns, is_warmed, require_kept, restore_of
+from engram_exp.run.row_cache import counted_columns, is_in, require_kept, restore_of
 from engram_exp.run.rows import exposed_columns
 from engram_exp.run.step_layer import Looks, TableLayer, made_by
 from engram_exp.run.step_plan import StepPlan
@@ -22,7 +22,7 @@ from engram_exp.run.step_runs import StepRuns, steps_before
 from engram_exp.run.verify import require_close
 from engram_exp.stage import Tensors
 from engram_exp.strategy.step import Series
-from engram_exp.vocabulary import DECODER, FETCH, IN_STEP
+from engram_exp.vocabulary import DECODER, FETCH, IN_STEP, WARM
 
 WINDOWS = 5  # steps whose windows are looked at
 
@@ -149,7 +149,7 @@ class StepBench:
 
     def _warm_rows(self, case: str) -> None:
         """Let the caches of a case that are not to be cold see every batch."""
-        if any(is_warmed(layer.counting[case]) for layer in self._counting(case)):
+        if any(is_in(layer.counting[case], WARM) for layer in self._counting(case)):
             for batch in self._inputs(case):
                 self.built.runs[case](batch)
                 self.clock.synchronize()

@@ -34,7 +34,7 @@ def test_a_text_has_its_curves(tmp_path, cache_dir):
     measured = {**told, "batch_size": 4, "seq_len": 2, "unique_row_fraction": 0.75}
     (tmp_path / "campaign").mkdir()
     kept = {"cache_gb": 0.001, "cache_policy": "lru", "cache_hit_rate": 0.6}
-    found = [{}, {**kept, "cache_state": "warm"}, {**kept, "cache_state": "cold"}, {**kept, "cache_policy": "heads"}]
+    found = [{}, {**kept, "cache_state": "steady"}, {**kept, "cache_state": "warm"}, {**kept, "cache_policy": "heads"}]
     write_run(
         tmp_path / "campaign", {},
         [{"run_id": str(n), "status": "ok", "case": "lookup", **measured, **more} for n, more in enumerate(found)],

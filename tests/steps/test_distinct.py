@@ -78,6 +78,12 @@ def test_rows_cross_the_link_once_as_far_as_there_is_room(rows, tokens, columns,
         assert lookup.counts.tolist() == [asked - crossed, asked]
 
 
+@pytest.mark.slow
+def test_nothing_crosses_the_link_where_the_table_is_on_the_device(run_inline):
+    (row,) = run_inline("strategy=device", "lookup=distinct_link", "capture=none", "cases=[lookup]")
+    assert (row["status"], row["link_bytes"]) == ("ok", 0)
+
+
 def test_a_bound_that_is_no_share_is_refused():
     for bound in (0, 1.5):
         with pytest.raises(ConfigError, match=rf"^lookup.bound={bound}: must be above 0 and at most 1"):

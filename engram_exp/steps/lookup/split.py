@@ -18,7 +18,7 @@ from engram_exp.steps.lookup.step import crossing_rows
 from engram_exp.steps.lookup.triton import TritonLookup
 from engram_exp.steps.lookup.words import Words
 from engram_exp.steps.tables.host import HostTable
-from engram_exp.vocabulary import AS_ASKED, HEADS
+from engram_exp.vocabulary import AS_ASKED, HEADS, WARM
 
 ROWS_AT_A_TIME = 2**20  # that are copied
 
@@ -41,7 +41,7 @@ class SplitLookup(TritonLookup):
 
     counts_rows: ClassVar[bool] = True
     keeps_rows: ClassVar[bool] = True
-    is_cold: ClassVar[bool] = False
+    state: ClassVar[str] = WARM
 
     def __init__(
         self,

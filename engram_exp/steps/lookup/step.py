@@ -27,7 +27,7 @@ class Lookup(Stage):
     on_both: ClassVar[bool] = False  # it takes row ids on the host and leaves rows on the device
     # It has `counts`, int64 [2]: for how many row ids no row crossed the link so far, and how many there were in all.
     counts_rows: ClassVar[bool] = False
-    # Calls leave rows behind that later ones find: it counts, and has `is_cold`, `reset()` and `kept()`, too.
+    # Calls leave rows behind that later ones find: it counts, and has `state`, `reset()` and `kept()`, too.
     keeps_rows: ClassVar[bool] = False
     built_from = ("table", "max_tokens", "columns", "placement")
     reads_table = True
