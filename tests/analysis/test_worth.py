@@ -42,6 +42,15 @@ def test_it_pays_from_the_least_that_is_clearly_faster_and_is_enough_where_more_
     )
 
 
+def test_what_had_been_seen_is_told_apart_from_what_is_new():
+    new = pd.concat([campaign(cache_state="steady"), *(cached(gb, 0.01, 1.0) for gb in CACHED)])
+    (worth,) = ask(new).worth
+    assert [size.hit_rate for size in worth.sizes] == [0.6, 0.7, 0.71], "not those that had been seen"
+    note = "warm caches had seen the very batches that were timed; lookup.state=steady times others"
+    assert note in ask(new, device_memory_gb=9).notes
+    assert note not in ask(campaign(cache_state="steady"), device_memory_gb=9).notes
+
+
 def test_what_is_not_clearly_faster_does_not_pay():
     (worth,) = ask(campaign({1.0: (0.199, 0.0)})).worth
     assert (worth.pays_from_gb, worth.enough_gb, worth.saved_ms_per_gb) == (None, None, None)
