@@ -61,7 +61,8 @@ MULTIPROCESSORS = "multiprocessors"  # as many programs as the device has ...
 HALF_BESIDE = "half_beside"  # ... or, beside a decoder, half as many
 
 LRU, STATIC = "lru", "static"  # what a cache of rows keeps
-COLD, WARM = "cold", "warm"
+HEADS = "heads"  # of all hash columns: which rows of a table lie in device memory
+COLD, WARM, STEADY = "cold", "warm", "steady"
 AS_IS = "as_is"
 ALL_ORDERS = "all"
 

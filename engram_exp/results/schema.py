@@ -194,21 +194,24 @@ TABLE = (
            "first"),
     Column("reuse_distance_rows", NUMBER, MEASURED, 6, "rows", "median, over those among the same 2^19 that were asked "
            "for before, of how many other rows were in between; empty: none was"),
-    Column("cache_gb", NUMBER, WAY, 6, "10^9 bytes", "asked for of device memory for a cache of rows; empty: no cache",
-           "lookup.gb"),
+    Column("cache_gb", NUMBER, WAY, 6, "10^9 bytes", "asked for of device memory for a cache of rows, or for a "
+           "part of the table; empty: neither", "lookup.gb"),
     Column("cache_ways", NUMBER, WAY, 6, "rows", "of a set of that cache", "lookup.ways"),
-    Column("cache_policy", TEXT, WAY, 6, "", "which rows it keeps: `lru`, those of each set that were asked for last; "
-           "`static`, those that a profile asks for most often", "lookup.policy"),
+    Column("cache_policy", TEXT, WAY, 6, "", "which rows lie there: `lru`, those of each set that were asked for last; "
+           "`static`, those that a profile asks for most often; `heads`, the first of every hash column; `columns`, "
+           "whole columns", "lookup.policy"),
     Column("cache_state", TEXT, WAY, 6, "", "how timed calls find it: `warm`, every batch has been called before; "
-           "`cold`, empty", "lookup.state"),
-    Column("cache_hit_rate", NUMBER, MEASURED, 6, "", "share of the row ids of the samples that were looked at that "
-           "were in the cache when their call began"),
+           "`steady`, those in front of it have; `cold`, empty", "lookup.state"),
+    Column("cache_hit_rate", NUMBER, MEASURED, 6, "", "share of the row ids of the samples that were looked at whose "
+           "rows lay there when their call began"),
+    Column("link_bytes", NUMBER, MEASURED, 6, "bytes", "of rows that crossed the link in a call, in the mean of these "
+           "samples, where the lookup counts them: one that was read twice counts twice"),
+    Column("distinct_by_order", TEXT, MEASURED, 6, "", "`unique_row_fraction` of each n-gram order, as `2=0.31`"),
     Column("page_cache", TEXT, LABEL, 6, "", "what of the file of a table on a disk is in the host's memory when a "
            "timed call begins: `cold`, nothing; `warm`, all of it; `as_is`, what the calls before it left; empty: no "
            "case reads a file", "cache_state"),
     Column("queue_depth", NUMBER, WAY, 6, "reads", "of a file, under way at a time", "lookup.queue_depth"),
-    Column("block_bytes", NUMBER, WAY, 6, "bytes", "of a file's blocks that are read past the page cache",
-           "lookup.block_bytes"),
+    Column("block_bytes", NUMBER, WAY, 6, "bytes", "of blocks read past the page cache", "lookup.block_bytes"),
     Column("disk", TEXT, LABEL, 6, "", "file system, device and model that the file of a table lies on"),
     Column("asked_bytes", NUMBER, MEASURED, 6, "bytes", "of the rows that a call asks for, as often as it does, "
            "without scales that the table keeps in memory"),
@@ -216,8 +219,7 @@ TABLE = (
            "sample; 0 also where it does not count those of this file system"),
     Column("reads", NUMBER, MEASURED, 6, "reads", "requests in such a call; of a mapped file, pages waited for"),
     Column("read_amplification", NUMBER, MEASURED, 6, "", "`read_bytes` over `asked_bytes`"),
-    Column("hot_gb", NUMBER, WAY, 6, "10^9 bytes", "asked for of host memory for rows in front of a file; 0: none",
-           "lookup.hot_gb"),
+    Column("hot_gb", NUMBER, WAY, 6, "10^9 bytes", "of host memory, for rows in front of a file", "lookup.hot_gb"),
     Column("hot_hit_rate", NUMBER, MEASURED, 6, "", "share of the row ids of such a call whose rows were there"),
     Column("resident_share", NUMBER, MEASURED, 6, "", "of the pages of the files of all tables of the case's run, in "
            "memory when such a call begins"),

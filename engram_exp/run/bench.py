@@ -17,10 +17,18 @@ from engram_exp.measure.clock import Clock
 from engram_exp.measure.loop import Case
 from engram_exp.run.glance import Glance
 from engram_exp.run.made_up import MadeUp
-from engram_exp.run.on_disk import Files, reads_disk
+from engram_exp.run.on_disk import Files
 from engram_exp.run.parts import Parts
 from engram_exp.run.plan import KINDS
-from engram_exp.run.row_cache import CountingGlance, hit_rate, require_kept, restore_of, row_cache_of
+from engram_exp.run.row_cache import (
+    CountingGlance,
+    counted_columns,
+    counting_of,
+    require_kept,
+    restore_of,
+    timed_calls,
+    warm,
+)
 from engram_exp.run.verify import Verifier, judge_of
 from engram_exp.run.whole import ChunkStages, WholeRun, build_whole_run
 from engram_exp.stage import BuiltStage, PlannedStage, Tensors
@@ -56,8 +64,6 @@ class Bench:
         self.whole_peaks: dict[str, dict[str, int]] = {}  # memory of a whole, before more was built
         self.errors: dict[str, Exception] = {}
         self.files = Files(parts.on_disk, self.plan.config.cache_state)
-        self.reading: dict[str, Case] = {}  # cases that read a table on a disk
-        self.from_disk: dict[str, dict[str, Any]] = {}  # what they read, by column
 
     def build(self) -> None:
         """Build every stage, run it on the first batch and compare it with the reference; then each whole on another
@@ -90,8 +96,7 @@ class Bench:
     def calls(self, case: str) -> list[partial[Tensors]]:
         """What the iterations of a case call in turn. Inputs rotate where they decide which table rows are touched; the
         time of other stages does not depend on the values that they read."""
-        run: Any = self.whole_runs[case] if case in WHOLES else self.stages[case].run
-        return [partial(run, tensors) for tensors in self.inputs[case]]
+        return timed_calls(self._counting(case), self._all_calls(case))
 
     def leaves_device_work(self, case: str) -> bool:
         """Whether a case uses the device."""
@@ -104,21 +109,19 @@ class Bench:
 
     def columns(self, case: str, timings: object) -> dict[str, Any]:
         """What is told of a case beside its times."""
-        glances = [glance for name, glance in self.glances.items() if name == case]
-        return {**self.whole_peaks.get(case, {}), "cache_hit_rate": hit_rate(glances)}
+        looked_at = [self.glances[case]] if case in self.glances else []
+        return {**self.whole_peaks.get(case, {}), **counted_columns(looked_at)}
 
     def timed(self, case: str) -> Case:
         """A case as it is timed, with a look behind every sample."""
         self.last.pop(case, None)  # what is kept beside what the strategy keeps would count as its memory
         looked_at = self.verifier, case, self.plan.tasks_of(case), self.inputs[case]
-        cache = self._row_cache(case)
-        look = self.glances[case] = CountingGlance(cache, *looked_at) if cache else Glance(*looked_at)
+        lookup = self._counting(case)
+        look = self.glances[case] = CountingGlance(lookup, *looked_at) if lookup else Glance(*looked_at)
         calls, uses_device = self.calls(case), self.leaves_device_work(case)
-        restore = restore_of([cache] if cache else [])
+        restore = restore_of([lookup], self._warm_rows)
         timed = Case(case, calls, uses_device, look.before, look.behind, restore=restore)
-        if reads_disk(self.plan.tasks_of(case)):
-            timed.restore, self.reading[case] = self.files.restore(), timed
-        return timed
+        return self.files.timed(timed, self.plan.tasks_of(case))
 
     def look_again(self) -> None:
         """Behind the last sample: look at many calls of each case."""
@@ -127,9 +130,7 @@ class Bench:
                 continue
             with self._failing(case):
                 glance.burst(self.calls(case), self.clock.synchronize)
-                if case in self.reading:
-                    tasks = self.plan.tasks_of(case)
-                    self.from_disk[case] = self.files.look(self.reading[case], tasks, self.clock)
+                self.files.look(case, self.clock)
 
     def verify_again(self) -> None:
         """When all cases have been looked at: write what was never shown before to where the first call of each reads,
@@ -150,8 +151,8 @@ class Bench:
                     self.made_up.renew_brought(task)
                 result = self._run(call)
                 self.verifier.require(case, tasks, call.args[0], result, self.verifier.positions())
-                if cache := self._row_cache(case):
-                    self._verify_kept(case, cache, call, result)
+                if (lookup := self._counting(case)) and lookup.keeps_rows:
+                    self._verify_kept(case, lookup, call, result)
 
     def named_tensors(self) -> dict[str, torch.Tensor]:
         """What the built stages make of the first batch: token_ids, history, row_ids, stored_rows, or stored_values and
@@ -181,26 +182,30 @@ class Bench:
             tensors.update(self.parts.layer_tensors())
         return {name: tensor.cpu().clone().contiguous() for name, tensor in tensors.items()}
 
-    def _row_cache(self, case: str) -> Any:
-        """The lookup that keeps rows and that a case calls; all that do share it. None: it calls none."""
+    def _counting(self, case: str) -> Any:
+        """The lookup that a case calls, if it counts; all cases share it. None: it calls none."""
         names = [stage.name for stage in self.plan.whole(case)] if case in WHOLES else [case]
-        return row_cache_of(self.stages[name] for name in names if name in self.stages)
+        return counting_of(self.stages[name] for name in names if name in self.stages)
 
-    def _verify_kept(self, case: str, cache: Any, call: partial[Tensors], result: object) -> None:
+    def _verify_kept(self, case: str, lookup: Any, call: partial[Tensors], result: object) -> None:
         """Compare the same call again, whose rows are in the cache by now, and all rows that are."""
         tasks = self.plan.tasks_of(case)
         for tensor in self.verifier.tensors_of(case, tasks, result):
             poison(tensor)
         self.verifier.require(case, tasks, call.args[0], self._run(call), self.verifier.positions())
-        require_kept(case, cache, self.parts.table)
+        require_kept(case, lookup, self.parts.table)
 
     def _warm_rows(self) -> None:
-        """Let a cache of rows that is not to be cold see every batch."""
-        case = next((case for case in self.cases if case not in self.errors and self._row_cache(case)), None)
-        if case is not None and not self._row_cache(case).is_cold:
+        """Let a cache of rows see the batches that it is to have seen."""
+        right = (case for case in self.cases if case not in self.errors)
+        case = next((case for case in right if self._counting(case)), None)
+        if case is not None:
             with self._failing(case):
-                for call in self.calls(case):
-                    self._run(call)
+                warm(self._counting(case), self._all_calls(case), self._run)
+
+    def _all_calls(self, case: str) -> list[partial[Tensors]]:
+        run: Any = self.whole_runs[case] if case in WHOLES else self.stages[case].run
+        return [partial(run, tensors) for tensors in self.inputs[case]]
 
     def _still_to_build(self) -> list[PlannedStage]:
         return [stage for stage in self.plan.built if stage.name not in self.stages and stage.name not in self.errors]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import resource
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -35,10 +36,21 @@ class Files:
     Args:
         tables: in them.
         state: that calls are to find them in: cold, warm, as_is.
+
+    found: what cases that read them were seen to read, by case and column.
     """
 
     def __init__(self, tables: Sequence[DiskTable], state: str) -> None:
         self.tables, self.state, self.is_warm = tables, state, False
+        self.reading: dict[str, tuple[Case, Sequence[Task]]] = {}
+        self.found: dict[str, dict[str, Any]] = {}
+
+    def timed(self, case: Case, tasks: Sequence[Task]) -> Case:
+        """A case; if it reads the files, they are brought into their state before each of its calls."""
+        if not reads_disk(tasks):
+            return case
+        self.reading[case.name] = timed = replace(case, restore=self.restore(behind=case.restore)), tasks
+        return timed[0]
 
     def restore(self, behind: Restore | None = None) -> Restore | None:
         """What brings the files into their state before a call, behind what else is put back; None where nothing is."""
@@ -70,9 +82,12 @@ class Files:
             return None
         return sum((share or 0) * size for share, size in shares) / sum(size for _, size in shares)
 
-    def look(self, case: Case, tasks: Sequence[Task], clock: Clock) -> dict[str, Any]:
-        """What calls of a case read, by column. Where the page cache is made cold and may be used, each call follows
-        once more, with its rows in memory by now."""
+    def look(self, name: str, clock: Clock) -> None:
+        """See what calls of a case read, if it reads the files. Where the page cache is made cold and may be used, each
+        call follows once more, with its rows in memory by now."""
+        if name not in self.reading:
+            return
+        case, tasks = self.reading[name]
         of_disk = [task for task in tasks if reads_disk([task])]
         through_cache = not all(getattr(task.kind, "past_cache", False) for task in of_disk)
         asked = sum(task.load.row_ids for task in of_disk) * self.tables[0].disk_row_bytes
@@ -95,7 +110,7 @@ class Files:
         hits, hits_of = HotRows.found - hits, HotRows.asked - hits_of
         known = [size for size in from_disk if size is not None]
         read = sum(known) / len(known) if known else None
-        return {
+        self.found[name] = {
             "page_cache": self.state,
             "disk": in_words(Path(self.tables[0].files[0].path)),
             "asked_bytes": asked,
@@ -124,7 +139,7 @@ def proven(own: dict[str, Any], found: dict[str, Any], distinct_share: float | N
 
     Args:
         own: columns of the case, with its status.
-        found: as `Files.look` returns them.
+        found: as `Files.look` has them.
         distinct_share: of the rows that calls ask for.
     """
     if own["status"] != OK or found.get("page_cache") != COLD:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from functools import cached_property
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -69,11 +70,13 @@ class Distinct(NamedTuple):
     in_first: share of the first batch's.
     in_all: share of those of all batches, among all of them.
     batches: that rotate.
+    by_order: share of the first batch's, by n-gram order.
     """
 
     in_first: float
     in_all: float
     batches: int
+    by_order: Mapping[int, float] = MappingProxyType({})
 
 
 class Plan:

@@ -9,7 +9,7 @@ import torch
 from hydra.utils import get_class
 
 from engram_exp.config.checks import check_cpus, check_teams, chunks_refused
-from engram_exp.config.derived import GRAPH, capture_of, components_of
+from engram_exp.config.derived import GRAPH, batches_of, capture_of, components_of
 from engram_exp.config.options import GIVEN, check_hash, check_options
 from engram_exp.errors import ConfigError, SkippedError
 from engram_exp.machine.data_sheets import DataSheet, data_sheet_of, is_of
@@ -23,7 +23,24 @@ from engram_exp.steps.projection.step import Projection
 from engram_exp.steps.upload.step import Upload
 from engram_exp.steps.widening import build_widening
 from engram_exp.strategy.plan import works_alone
-from engram_exp.vocabulary import COLD, DECODER, DEVICE, EMBEDDINGS, FUSION, HOST, LINK, LOOKUP, PARTS, ROWS, WIDENING
+from engram_exp.vocabulary import (
+    COLD,
+    DECODER,
+    DEVICE,
+    EMBEDDINGS,
+    FULL,
+    FUSION,
+    HOST,
+    LAYER,
+    LINK,
+    LOOKUP,
+    OF_A_STEP,
+    PARTS,
+    ROWS,
+    STEADY,
+    WHOLES,
+    WIDENING,
+)  # fmt: skip
 
 
 def check_plan(plan: Plan) -> None:
@@ -96,7 +113,8 @@ def check_components(plan: Plan) -> None:
     if lookup.on_both != (plan.config.strategy.lookup == LINK):
         if lookup.on_both:
             remedy = (
-                f"takes rows by the CPU and the GPU, and not on the {plan.config.strategy.lookup} alone: strategy=both"
+                f"takes rows by the CPU and the GPU, and not on the {plan.config.strategy.lookup} alone: strategy=both "
+                "or strategy=distinct"
             )
         else:
             remedy = "takes rows in one place, and strategy.lookup=link in two: lookup=both, or another strategy"
@@ -114,9 +132,16 @@ def check_row_cache(plan: Plan) -> None:
     if not kind.keeps_rows:
         return
     kind.refuse(load, free_device_bytes(plan.device))
-    if plan.step and load.options["state"] == COLD and plan.config.steps_per_sample > 1:
+    state = load.options.get("state")
+    if plan.step and state == COLD and plan.config.steps_per_sample > 1:
         remedy = "the steps of a sample follow each other, and find what the first left: use steps_per_sample=1"
         raise ConfigError("lookup.state", COLD, remedy)
+    reading = [case for case in plan.cases if case in (LOOKUP.name, *WHOLES, *OF_A_STEP)]
+    if state == STEADY and reading not in [[LOOKUP.name], [FULL], [LAYER]]:
+        remedy = "one case would find what another has read, and so would a model's step: use cases=[lookup]"
+        raise ConfigError("lookup.state", STEADY, remedy)
+    if state == STEADY and batches_of(plan.config) < 2:
+        raise ConfigError("batches", plan.config.batches, "must be at least 2 for lookup.state=steady: half are timed")
 
 
 def check_dtype(plan: Plan) -> None:

@@ -13,9 +13,9 @@ from engram_exp.layer.tokens import Batch
 from engram_exp.measure.clock import Clock
 from engram_exp.measure.loop import Case, Timing
 from engram_exp.run.bench import OF_THE_RUN
-from engram_exp.run.on_disk import Files, reads_disk
+from engram_exp.run.on_disk import Files
 from engram_exp.run.parts import Parts
-from engram_exp.run.row_cache import hit_rate, require_kept, restore_of
+from engram_exp.run.row_cache import counted_columns, is_in, require_kept, restore_of
 from engram_exp.run.rows import exposed_columns
 from engram_exp.run.step_layer import Looks, TableLayer, made_by
 from engram_exp.run.step_plan import StepPlan
@@ -23,7 +23,7 @@ from engram_exp.run.step_runs import StepRuns, steps_before
 from engram_exp.run.verify import require_close
 from engram_exp.stage import Tensors
 from engram_exp.strategy.step import Series
-from engram_exp.vocabulary import DECODER, FETCH, IN_STEP
+from engram_exp.vocabulary import DECODER, FETCH, IN_STEP, WARM
 
 WINDOWS = 5  # steps whose windows are looked at
 
@@ -51,8 +51,6 @@ class StepBench:
         self.windows: list[float] = []
         tables = [table for layer in self.layers for table in layer.parts.on_disk]
         self.files = Files(tables, parts.plan.config.cache_state)
-        self.reading: dict[str, Case] = {}  # cases that read a table on a disk
-        self.from_disk: dict[str, dict[str, Any]] = {}  # what they read, by column
 
     def build(self) -> None:
         """Build the decoder and the layers, run each case, and compare it with the references.
@@ -86,16 +84,14 @@ class StepBench:
         calls = [partial(Series(run, before), batch) for batch in last]
         restore = self._restore(case, before)
         timed = Case(case, calls, True, look.before, look.behind, steps, may_be_quick=False, restore=restore)
-        if reads_disk(self.plan.costs_of(case)):
-            timed.restore, self.reading[case] = self.files.restore(behind=restore), timed
-        return timed
+        return self.files.timed(timed, self.plan.costs_of(case))
 
     def _restore(
         self, case: str, before: Callable[[Batch], Sequence[Batch]]
     ) -> Callable[[partial[Tensors]], None] | None:
         """What is done before each call: the rows of its first step are fetched, if the step before that does it; rows
         that are to be fetched again are forgotten."""
-        forget = restore_of([layer.row_caches[case] for layer in self._caching(case)])
+        forget = restore_of([layer.counting[case] for layer in self._counting(case)])
         ahead = self.built.ahead
         if case != IN_STEP or not ahead:
             return forget
@@ -110,20 +106,20 @@ class StepBench:
 
     def columns(self, case: str, timings: Mapping[str, Timing]) -> dict[str, Any]:
         """What is told of a case beside its times: of the decoder, when layers are reached; of a step, what it takes
-        longer than with rows in place; of what reads caches of rows, how often they had them."""
+        longer than with rows in place; of what fetches rows, those that crossed the link, where they are counted."""
         if case == DECODER and self.windows:
             return {"window_ms": " ".join(map("{}={:.4g}".format, self.plan.layers, self.windows))}
         found = exposed_columns(timings) if case == IN_STEP else {}
-        if case in self._right() and self._caching(case):
-            found["cache_hit_rate"] = hit_rate(glance for _, glance in self.looks[case].glances)
+        if case in self._right():
+            found |= counted_columns(glance for _, glance in self.looks[case].glances)
         return found
 
     def look_again(self) -> None:
         """Behind the last sample: look at many calls of each case, and when the decoder alone reaches the layers."""
         for case in self._right():
             self._try(case, lambda case: self.looks[case].burst(self.built.runs[case], self.clock.synchronize))
-        for case in (case for case in self._right() if case in self.reading):
-            self.from_disk[case] = self.files.look(self.reading[case], self.plan.costs_of(case), self.clock)
+        for case in self._right():
+            self._try(case, lambda case: self.files.look(case, self.clock))
         if DECODER in self._right():
             times = [self.built.alone.reached_ms(self.built.batches[0]) for _ in range(WINDOWS)]
             self.windows = [median(of_layer) for of_layer in zip(*times, strict=True)]
@@ -153,21 +149,22 @@ class StepBench:
     def _looks(self, case: str) -> Looks:
         return Looks(case, self.layers, self._inputs(case), None if case == FETCH else self.hidden)
 
-    def _caching(self, case: str) -> list[TableLayer]:
-        """The layers whose rows a case asks a cache for."""
-        return [layer for layer in self.layers if case in layer.row_caches]
+    def _counting(self, case: str) -> list[TableLayer]:
+        """The layers whose rows a case fetches with a lookup that counts."""
+        return [layer for layer in self.layers if case in layer.counting]
 
     def _warm_rows(self, case: str) -> None:
         """Let the caches of a case that are not to be cold see every batch."""
-        if any(not layer.row_caches[case].is_cold for layer in self._caching(case)):
+        if any(is_in(layer.counting[case], WARM) for layer in self._counting(case)):
             for batch in self._inputs(case):
                 self.built.runs[case](batch)
                 self.clock.synchronize()
 
     def _verify_kept(self, case: str) -> None:
         """Compare all rows that the caches of a case keep."""
-        for layer in self._caching(case):
-            require_kept(case, layer.row_caches[case], layer.parts.table)
+        for layer in self._counting(case):
+            if layer.counting[case].keeps_rows:
+                require_kept(case, layer.counting[case], layer.parts.table)
 
     def _verify(self, case: str) -> None:
         """Compare what a case makes of the first batch."""

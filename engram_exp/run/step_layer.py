@@ -12,7 +12,7 @@ from engram_exp.layer.tokens import Batch
 from engram_exp.run.glance import MOST_LOOKS, Glance
 from engram_exp.run.made_up import MadeUp
 from engram_exp.run.parts import Parts
-from engram_exp.run.row_cache import CountingGlance, row_cache_of
+from engram_exp.run.row_cache import CountingGlance, counting_of
 from engram_exp.run.step_plan import StepPlan
 from engram_exp.run.verify import Tasks, Verifier, require_close
 from engram_exp.stage import BuiltStage, PlannedStage, Strategy, Task, Tensors
@@ -42,7 +42,7 @@ class TableLayer:
         seed: of the tokens that are compared.
 
     places: where `ready` reads rows.
-    row_caches: by case, the lookup that keeps the rows which the case fetches; none where no lookup does.
+    counting: by case, the lookup that fetches its rows and counts those that cross the link; none where none counts.
     """
 
     def __init__(self, parts: Parts, plan: StepPlan, seed: int) -> None:
@@ -51,7 +51,7 @@ class TableLayer:
         self.places: Tensors = ()
         self.rows: Tensors = ()  # that belong there
         self.tasks_of, self.made = cache(self._tasks_of), cache(self._made)  # asked for behind each sample
-        self.row_caches: dict[str, Any] = {}
+        self.counting: dict[str, Any] = {}
         self.built: dict[PlannedStage, BuiltStage] = {}  # that cases share, since none runs beside another
 
     def fetch(self, case: str, ids: StepIds, how: How, *, ahead: bool = False) -> Fetch:
@@ -65,8 +65,8 @@ class TableLayer:
         """
         fetching, _ = self.plan.parted(self.parts.plan, case)
         built = [self._build(task) if ahead else self._shared(task) for task in fetching]
-        if kept := row_cache_of(built):
-            self.row_caches |= {IN_STEP: kept} if ahead else {FETCH: kept, IN_STEP: kept}
+        if lookup := counting_of(built):
+            self.counting |= {IN_STEP: lookup} if ahead else {FETCH: lookup, IN_STEP: lookup}
         host, across = host_and_across(built)
         if host.stages:
             return HostFetch(ids, host, across, how.stream)
@@ -106,7 +106,7 @@ class TableLayer:
     def glance(self, case: str, inputs: Sequence[Batch]) -> Glance:
         """A look at what a case makes of it, behind samples."""
         looked_at = self.verifier, case, self.tasks_of(case), inputs
-        return CountingGlance(self.row_caches[case], *looked_at) if case in self.row_caches else Glance(*looked_at)
+        return CountingGlance(self.counting[case], *looked_at) if case in self.counting else Glance(*looked_at)
 
     def _tasks_of(self, case: str) -> Tasks:
         """The stages that what a case returns of it follows from, from token ids on; none if it returns nothing."""

@@ -1,5 +1,7 @@
 """A run whose lookup keeps rows: warm or cold on purpose, counted, verified behind the last sample, or refused."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -11,7 +13,7 @@ from engram_exp.errors import ConfigError
 from engram_exp.run.bench import Bench
 from engram_exp.run.plan import Plan
 from engram_exp.run.requirements import check_plan
-from engram_exp.run.row_cache import require_kept, row_cache_of
+from engram_exp.run.row_cache import SteadyAgain, counting_of, require_kept
 from engram_exp.steps.lookup.cached import CachedLookup
 
 CACHED = ("strategy=cached", "capture=none", "lookup.gb=0.001", "lookup.profile_tokens=100", "cases=[lookup,full]")
@@ -35,9 +37,39 @@ def test_a_row_says_what_hit_and_how_the_cache_was_found(run_inline, overrides, 
         assert row["cache_policy"] == ("static" if "lookup.policy=static" in overrides else "lru")
 
 
+@pytest.mark.slow
+def test_in_its_steady_state_a_cache_is_asked_for_batches_that_it_has_not_seen(run_inline, configure, tmp_path):
+    """A trace of 16 steps, of which the last 8 are timed, again and again; 4,096 rows a column, so that few are met by
+    chance."""
+    random = np.random.default_rng(0)
+    again, new = random.integers(0, 50, (2, 8, 2, 12))
+    large = "model.vocab_per_order=[4096,4096]", "batches=16", "cases=[lookup]", "lookup.state=steady", "budget_s=20"
+    rates = {}
+    for name, timed in (("again", again[:, ::-1]), ("new", new + 50)):
+        np.save(tmp_path / f"{name}.npy", np.concatenate([again, timed]))
+        trace = "tokens=trace", f"tokens.path={tmp_path / f'{name}.npy'}", "tokens.history=false"
+        (row,) = run_inline(*CACHED, *large, *trace, "iterations=10")
+        assert (row["status"], row["cache_state"]) == ("ok", "steady"), row
+        rates[name] = row["cache_hit_rate"]
+    assert rates["again"] == 1.0
+    assert rates["new"] < 0.5
+    (row,) = run_inline(*CACHED, *large, *trace, "lookup.state=warm")
+    assert row["cache_hit_rate"] == 1.0
+
+
+def test_before_a_batch_comes_again_a_steady_cache_is_put_back():
+    done = []
+    again = SteadyAgain(lambda: done.append("put back"))
+    calls = {name: partial(tuple, ()) for name in "abc"}
+    for name in "cbaabcab":
+        again(calls[name])
+        done.append(name)
+    assert done == ["c", "b", "a", "put back", "a", "b", "c", "put back", "a", "b"]
+
+
 def test_what_hits_in_calls_that_are_not_timed_is_not_counted(run_inline, monkeypatch):
     def empty_it_first(self, original=Bench.look_again):
-        row_cache_of(self.stages.values()).reset()
+        counting_of(self.stages.values()).reset()
         original(self)
 
     monkeypatch.setattr(Bench, "look_again", empty_it_first)
@@ -83,6 +115,16 @@ def test_what_is_wrong_only_where_all_rows_hit_is_a_mismatch(run_inline, monkeyp
         (["lookup.gb=1e9"], "lookup.gb=1000000000.0: must be below "),
         (["lookup.ways=3"], "lookup.ways=3: must be a power of two"),
         (["lookup.policy=lfu"], "lookup.policy=lfu: must be one of lru, static, not of type str"),
+        (["lookup.state=steady"], "lookup.state=steady: one case would find what another has read"),
+        (
+            ["lookup.state=steady", "cases=[lookup]", "batches=1"],
+            "batches=1: must be at least 2 for lookup.state=steady",
+        ),
+        (["lookup.state=steady", "decoder=tiny", "cases=[step]"], "lookup.state=steady: one case would find what"),
+        (
+            ["lookup.state=steady", "lookup.policy=static", "cases=[lookup]"],
+            "lookup.state=steady: pinned rows are there",
+        ),
         (["schedule=pipelined"], "schedule=pipelined: each chunk of the ring would have a cache of its own"),
         (["decoder=dense_8b", "lookup.state=cold"], "lookup.state=cold: the steps of a sample follow each other"),
     ],

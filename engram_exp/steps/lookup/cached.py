@@ -11,15 +11,15 @@ import numpy as np
 import torch
 import triton
 
-from engram_exp.errors import ConfigError, SkippedError
+from engram_exp.errors import ConfigError
 from engram_exp.machine.placement import Placement
 from engram_exp.stage import Load
 from engram_exp.steps.lookup.order import check_launch
-from engram_exp.steps.lookup.row_cache_triton import EMPTY, NEXT_BYTES, Part, RowCache
-from engram_exp.steps.lookup.step import Lookup
+from engram_exp.steps.lookup.row_cache_triton import EMPTY, NEXT_BYTES, RowCache
+from engram_exp.steps.lookup.step import Lookup, require_readable
 from engram_exp.steps.lookup.words import Words
 from engram_exp.steps.tables.host import HostTable
-from engram_exp.vocabulary import COLD, DEVICE, LRU, STATIC
+from engram_exp.vocabulary import COLD, DEVICE, LRU, STATIC, WARM
 
 MOST_WAYS = 64  # that a program holds in registers
 ROWS_AT_A_TIME = 2**18  # that are pinned, or read back
@@ -38,8 +38,8 @@ class CachedLookup(Lookup):
         ways: rows of a set: each row has its place in one set, as `RowCache` says.
         policy: lru: what misses takes the place of the row of its set that was asked for longest ago; static: the rows
             of each set that a profile asks for most often are pinned.
-        state: warm: all batches have been called once before any is timed; cold: each call that is timed finds the
-            cache empty. Nothing here acts on it: a run that finds it `is_cold` resets the cache before each.
+        state: warm: all batches have been called once before any is timed; steady: the first half of them have, and the
+            others are timed; cold: each call that is timed finds the cache empty. Nothing here acts on it.
         profile_tokens: of the profile, at least.
         rows_per_program, warps, programs: of the kernel that reads, as `TritonLookup` has them.
 
@@ -48,6 +48,7 @@ class CachedLookup(Lookup):
         SkippedError: the table lies in memory that the GPU cannot read.
     """
 
+    counts_rows: ClassVar[bool] = True
     keeps_rows: ClassVar[bool] = True
 
     def __init__(
@@ -60,7 +61,7 @@ class CachedLookup(Lookup):
         gb: float,
         ways: int,
         policy: Literal["lru", "static"],
-        state: Literal["warm", "cold"],
+        state: Literal["warm", "steady", "cold"],
         profile_tokens: int,
         rows_per_program: int,
         warps: int,
@@ -68,17 +69,14 @@ class CachedLookup(Lookup):
     ) -> None:
         placement.require_triton("lookup")
         check_launch(rows_per_program, warps, programs)
-        if not all(part.device.type == placement.device.type or part.is_pinned() for part in table.parts):
-            raise SkippedError("a kernel reads host memory only where it is pinned: table=pinned or table=huge")
+        require_readable(table, placement)
         row_format, self.words = table.row_format, Words(table.row_format)
-        self.parts = [
-            Part(part.view(self.words.dtype), first) for part, first in zip(table.parts, self.words.first, strict=True)
-        ]
+        self.parts = self.words.parts_of(table)
         self.rows = placement.empty(max_tokens * columns, row_format.width, dtype=row_format.storage_dtype)
         row_id_dtype = torch.int32 if len(table.parts[0]) <= 2**31 else torch.int64
         row_bytes = row_format.width * row_format.storage_dtype.itemsize
         sets, _ = size_of({"gb": gb, "ways": ways, "policy": policy}, row_bytes, row_id_dtype.itemsize)
-        self.launch, self.is_cold = (rows_per_program, warps, programs), state == COLD
+        self.launch, self.state = (rows_per_program, warps, programs), state
         self.cache = RowCache(
             sets, ways, self.words.per_row, self.words.dtype, row_id_dtype, len(self.rows), placement.device,
             fills=policy == LRU,
@@ -101,8 +99,9 @@ class CachedLookup(Lookup):
         options = load.options
         if options["profile_tokens"] < 1:
             raise ConfigError("lookup.profile_tokens", options["profile_tokens"], "must be at least 1")
-        if options["policy"] == STATIC and options["state"] == COLD:
-            raise ConfigError("lookup.state", COLD, "pinned rows are there from the start; use lookup.policy=lru")
+        if options["policy"] == STATIC and options["state"] != WARM:
+            remedy = "pinned rows are there from the start, and stay; use lookup.policy=lru"
+            raise ConfigError("lookup.state", options["state"], remedy)
         if _cache_bytes(load) > free_bytes:
             remedy = f"must be below {free_bytes / 1e9:.3g}: no more device memory is free"
             raise ConfigError("lookup.gb", options["gb"], remedy)

@@ -84,7 +84,8 @@ UNORDERED = (
 )
 ON_THE_DEVICE = Rule(math.inf, math.inf, 32, None)
 # A program holds a multiprocessor, and the decoder's products wait for it. 64 sequences beside dense_8b on an H100, two
-# layers of 32 GB: the step takes 110 us longer; with 1 row in a program for each, which alone reads faster, 160.
+# layers of 32 GB: the step takes 110 us longer; with 1 row in a program for each, which alone reads faster, 160
+# (samples not kept).
 BESIDE_A_DECODER = Rule(math.inf, math.inf, 32, 16)
 
 

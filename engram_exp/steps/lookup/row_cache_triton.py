@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 
+from engram_exp.steps.lookup.words import Part
+
 STAMP_BYTES, HEAD_BYTES, NEXT_BYTES = 8, 4, 4
 ROWS_OF_INSERT = 8  # row ids of a program of one warp
 EMPTY, HIT = -1, -2
-
-
-class Part(NamedTuple):
-    """An array of the table, [rows, words], and the first of its words within a whole row."""
-
-    array: torch.Tensor
-    first_word: int
 
 
 class RowCache:

@@ -6,7 +6,10 @@ from typing import ClassVar
 
 import torch
 
+from engram_exp.errors import SkippedError
+from engram_exp.machine.placement import Placement
 from engram_exp.stage import Load, Reference, Stage, Tensors
+from engram_exp.steps.tables import Table
 from engram_exp.vocabulary import COLD, DEVICE, DISK, EMBEDDINGS, HOST, PARTS, ROWS
 
 
@@ -23,7 +26,9 @@ class Lookup(Stage):
     fresh: ClassVar[bool] = False  # it hands out other pinned memory on each call
     on_both: ClassVar[bool] = False  # it takes row ids on the host and leaves rows on the device
     past_cache: ClassVar[bool] = False  # it reads a file, and makes no use of its pages in memory
-    # Calls leave rows behind that later ones find: as `CachedLookup`, it has `counts`, `is_cold`, `reset()`, `kept()`.
+    # It has `counts`, int64 [2]: for how many row ids no row crossed the link so far, and how many there were in all.
+    counts_rows: ClassVar[bool] = False
+    # Calls leave rows behind that later ones find: it counts, and has `state`, `reset()` and `kept()`, too.
     keeps_rows: ClassVar[bool] = False
     built_from = ("table", "max_tokens", "columns", "placement")
     reads_table = True
@@ -95,6 +100,16 @@ def crossing_rows(load: Load) -> float:
     of_batch = load.distinct_rows * load.row_ids - kept
     of_round = min(load.distinct_rows, load.distinct_in_all) * load.row_ids - kept / load.batches
     return max(0.0, of_batch, of_round)
+
+
+def require_readable(table: Table, placement: Placement) -> None:
+    """Skip a kernel on a device that cannot read the table.
+
+    Raises:
+        SkippedError: it is host memory that is not pinned.
+    """
+    if not all(part.device.type == placement.device.type or part.is_pinned() for part in table.parts):
+        raise SkippedError("a kernel reads host memory only where it is pinned: table=pinned or table=huge")
 
 
 class WideningLookup(Lookup):
