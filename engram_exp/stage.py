@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, Union
 
 from engram_exp.errors import MismatchError
+from engram_exp.layer.shards import Among
 from engram_exp.vocabulary import BY_SEQUENCE, DEVICE, HOST, LINK
 
 if TYPE_CHECKING:
@@ -63,16 +64,15 @@ class Load:
     """What a run asks of one of its stages.
 
     Args:
-        stage: which one it is.
-        geometry: of the layer.
+        stage, geometry: which one it is, of which layer.
         sequences, tokens: B and T, of a batch or of a chunk.
         dtype: the compute dtype's name.
         table: host or device.
         batches: that rotate, each with rows of its own.
-        distinct_rows: share of the rows asked for that are distinct: the others may come from a cache.
-        distinct_in_all: likewise, of those that all batches ask for.
+        distinct_rows, distinct_in_all: share of the rows that a batch, or all, ask for that are distinct.
         cache_bytes: of the device, that may keep rows from batch to batch.
         staged: in chunks: what one stage makes of a chunk, a cache may hold until the next, or the link, has read it.
+        among: which other ranks there are.
     """
 
     stage: PlannedStage
@@ -86,6 +86,7 @@ class Load:
     distinct_in_all: float = 1.0
     cache_bytes: int = 0
     staged: bool = False
+    among: Among = Among()  # noqa: RUF009 - it cannot be changed
 
     def bytes_of(self, value: str) -> int:
         """Bytes of a value of these tokens."""

@@ -22,7 +22,7 @@ class Lookup(Stage):
     makes: ClassVar[str] = ROWS
     fresh: ClassVar[bool] = False  # it hands out other pinned memory on each call
     on_both: ClassVar[bool] = False  # it takes row ids on the host and leaves rows on the device
-    built_from = ("table", "max_tokens", "columns", "placement")
+    built_from: ClassVar[tuple[str, ...]] = ("table", "max_tokens", "columns", "placement")
     reads_table = True
     rotates = True
 
@@ -47,8 +47,8 @@ class Lookup(Stage):
 
     @classmethod
     def shares(cls, load: Load) -> dict[str, int]:
-        """The table."""
-        return {load.table: load.geometry.table_bytes}
+        """The table, or this rank's share of it."""
+        return {load.table: round(load.among.table_share * load.geometry.table_bytes)}
 
     @classmethod
     def example(cls, reference: Reference, tokens: int) -> torch.Tensor:
