@@ -62,6 +62,8 @@ def stages_of(config: DictConfig) -> tuple[PlannedStage, ...]:
 
 def _looked_up(config: DictConfig, place: str) -> str:
     """What a lookup makes of fp8 rows: its options say so. On the host it does not widen them: fp8 bytes cross."""
+    if exchanges(config):  # which takes rows as they are stored
+        return ROWS
     if config.lookup.get("widen") and place == DEVICE:
         return EMBEDDINGS
     if not config.lookup.get("apart"):
@@ -124,6 +126,17 @@ def order_of(config: DictConfig) -> str:
         return ""
     found = reading_of(config, config.batch_size * config.seq_len, table_bytes=0, multiprocessors=1, times=None)
     return found.order if found else ""
+
+
+def shares_out(config: DictConfig) -> bool:
+    """Whether each rank of a run keeps a share of the table."""
+    kind: Any = get_class(config.table._target_)
+    return config.ranks > 1 and getattr(kind, "is_shared_out", False)
+
+
+def exchanges(config: DictConfig) -> bool:
+    """Whether rows come from several ranks, by the exchange that is chosen."""
+    return shares_out(config) and "exchange" in components_of(config)
 
 
 def fuses(config: DictConfig) -> bool:
@@ -199,10 +212,11 @@ def chunk_tokens_of(config: DictConfig) -> int | None:
 
 
 def capture_of(config: DictConfig) -> str:
-    """`graph` or `none`; unless one is configured, a pipeline is one graph if no step of it runs on the host."""
+    """`graph` or `none`; unless one is configured, a batch or a pipeline is one graph if no step runs on the host, and
+    the CPU does not stand in for the device."""
     if config.capture != AUTO:
         return str(config.capture)
-    return NONE if host_steps_of(config) else GRAPH
+    return NONE if host_steps_of(config) or config.hardware.device == "cpu" else GRAPH
 
 
 def host_steps_of(config: DictConfig) -> list[str]:
@@ -216,8 +230,8 @@ def cases_of(config: DictConfig) -> tuple[str, ...]:
 
 
 def threads_of(config: DictConfig) -> int:
-    """CPU threads of a run: as configured, else one for each CPU that it may use."""
-    return config.hardware.threads or usable_cpus(config.hardware.affinity)
+    """CPU threads of a run, or of each of its ranks: as configured, else one for each CPU that it may use."""
+    return config.hardware.threads or max(1, usable_cpus(config.hardware.affinity) // config.ranks)
 
 
 def usable_cpus(affinity: Collection[int] | None) -> int:

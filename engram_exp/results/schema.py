@@ -193,6 +193,14 @@ TABLE = (
            "first"),
     Column("reuse_distance_rows", NUMBER, MEASURED, 6, "rows", "median, over those among the same 2^19 that were asked "
            "for before, of how many other rows were in between; empty: none was"),
+    Column("ranks", NUMBER, SUBJECT, 6, "ranks", "processes, each with a GPU of its own, that ran it together; 1 (as "
+           "before schema 6): one alone. Of several, a time is the slowest rank's; bytes, FLOP and limits are of one "
+           "rank, memory of the first, `tokens_per_s` and `rows_per_s` of all"),
+    Column("rank_batches", TEXT, SUBJECT, 6, "", "of several ranks: all ask for the `same` tokens, or each for its "
+           "`own`"),
+    Column("exchange", CHOICE, WAY, 6, "", "component: rows between ranks that share a table out; empty: they do not"),
+    Column("split", TEXT, WAY, 6, "", "how they share it out: `contiguous` or `strided` hash columns, or `rows`",
+           "table.split"),
 )  # fmt: skip
 SAMPLE_TABLE = (
     Column("run_id", TEXT, RECORD, 1, "", "as in `results.csv`"),

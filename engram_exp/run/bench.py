@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from engram_exp.errors import ConfigError, RegistrationError, SkippedError
+from engram_exp.errors import ConfigError, OtherRankError, RegistrationError, SkippedError
 from engram_exp.layer.tokens import Batch
 from engram_exp.machine.memory import peak_bytes
 from engram_exp.machine.placement import poison
@@ -42,7 +42,7 @@ class Bench:
     """
 
     def __init__(self, parts: Parts, clock: Clock, verifier: Verifier) -> None:
-        self.parts, self.plan = parts, parts.plan
+        self.parts, self.plan, self.ranks = parts, parts.plan, parts.plan.ranks
         self.clock, self.verifier, self.made_up = clock, verifier, MadeUp(parts)
         self.stages: dict[str, BuiltStage] = {}
         self.inputs: dict[str, list[Tensors]] = {}  # of a case: one for each call that rotates
@@ -104,7 +104,8 @@ class Bench:
         """A case as it is timed, with a look behind every sample."""
         self.last.pop(case, None)  # what is kept beside what the strategy keeps would count as its memory
         look = self.glances[case] = Glance(self.verifier, case, self.plan.tasks_of(case), self.inputs[case])
-        return Case(case, self.calls(case), self.leaves_device_work(case), look.before, look.behind)
+        looks = self.ranks.agreed(look.before), self.ranks.agreed(look.behind)
+        return Case(case, self.calls(case), self.leaves_device_work(case), *looks)
 
     def look_again(self) -> None:
         """Behind the last sample: look at many calls of each case."""
@@ -112,7 +113,7 @@ class Bench:
             if case in self.errors:
                 continue
             with self._failing(case):
-                glance.burst(self.calls(case), self.clock.synchronize)
+                glance.burst(self.calls(case), self.clock)
 
     def verify_again(self) -> None:
         """When all cases have been looked at: write what was never shown before to where the first call of each reads,
@@ -128,6 +129,7 @@ class Bench:
                 call, tasks = self.calls(case)[0], self.plan.tasks_of(case)
                 for tensor in self.glances[case].last if case in self.glances else self.last[case]:
                     poison(tensor)
+                self.ranks.draw_alike()  # ranks that ask for the same tokens go on doing so
                 self.made_up.renew(tasks[0].load.stage.needs, call.args[0])
                 for task in tasks:
                     self.made_up.renew_brought(task)
@@ -172,11 +174,19 @@ class Bench:
 
     @contextmanager
     def _failing(self, case: str) -> Iterator[None]:
-        """Whatever is raised here is the end of this case alone, unless nothing could be timed behind it."""
+        """Whatever is raised here, on any rank, ends this case alone, unless nothing could be timed behind it."""
+        failed = None
         try:
             yield
         except OF_THE_RUN:
             raise
+        except OtherRankError as error:  # all ranks know it, and go on
+            self.errors.setdefault(case, error)
+            return
+        except Exception as error:
+            failed = error
+        try:
+            self.ranks.agree(failed)
         except Exception as error:
             self.errors.setdefault(case, error)
 

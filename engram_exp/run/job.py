@@ -22,6 +22,7 @@ from engram_exp.config.derived import (
     chunk_tokens_of,
     decodes,
     engram_layers_of,
+    exchanges,
     geometry_of,
     ids_of,
     order_of,
@@ -40,7 +41,7 @@ from engram_exp.vocabulary import AUTO, HALF_BESIDE, MULTIPROCESSORS, OF_A_STEP
 FILE = "job.yaml"
 SAYS_NOTHING = (  # of what a run measures
     "output_dir", "cache_dir", "limits_dir", "campaign", "repeats", "resume", "retry", "worker", "timeout_s",
-    "report",
+    "report", "rank_timeout_s",
 )  # fmt: skip
 GROUP_COLUMNS = of_kind(CHOICE)
 
@@ -144,6 +145,7 @@ class Job:
             "ring_depth": config.schedule.ring_depth,
             "capture": capture_of(config),
             **self._step(),
+            **self._ranks(),
             **self._reading(),
             "row_bytes": geometry_of(config).row_bytes,
             "layout": config.dtype.layout if config.dtype.values_per_scale else "",
@@ -164,6 +166,14 @@ class Job:
             "prefetch_streams": prefetch.streams,
             "prefetch_priority": prefetch.priority,
         }
+
+    def _ranks(self) -> dict[str, Any]:
+        """Which ranks there are, and how rows that they share out come."""
+        config = self.config
+        if config.ranks == 1:
+            return {"ranks": 1, "exchange": ""}
+        chosen = {"exchange": self.choices["exchange"], "split": config.table.split} if exchanges(config) else {}
+        return {"ranks": config.ranks, "rank_batches": config.rank_batches, "exchange": "", **chosen}
 
     def case_columns(self, case: str) -> dict[str, Any]:
         """Of a step's cases: the strategies of its layers, if they differ."""

@@ -26,9 +26,12 @@ from engram_exp.machine.environment import code_cache
 from engram_exp.machine.placement import Placement
 from engram_exp.run.model_state import ModelState
 from engram_exp.run.plan import Plan
+from engram_exp.run.rank_plan import reads_peers, shards_of
 from engram_exp.stage import BuiltStage, PlannedStage, Task, Tensors, as_stage_function
+from engram_exp.steps.exchange.step import Exchange
+from engram_exp.steps.lookup.step import Lookup
 from engram_exp.steps.widening import build_widening
-from engram_exp.vocabulary import HOST
+from engram_exp.vocabulary import HOST, OWN
 
 FUSION_SEED = 2**32  # added to the seed: no run draws its other weights from these
 TABLE_BUILT_FROM = ("rows", "row_format", "seed", "placement")
@@ -75,11 +78,29 @@ class Parts:
         given = self._given(tokens or self.plan.tokens, placement or self.plan.placement(stage), lead, beside)
         if stage.is_upload:
             return BuiltStage(stage, kind, _make(config.upload, given, kind.built_from))
-        if stage.name in config:
+        component: Any
+        if issubclass(kind, Exchange):
+            component = self._exchange(kind, given, placement or self.plan.placement(stage))
+        elif stage.name in config:
             component = _make(config[stage.name], given, kind.built_from)
         else:
             component = build_widening(**{name: given[name]() for name in kind.built_from})
         return BuiltStage(stage, kind, as_stage_function(component, self.brought(task) if brought is None else brought))
+
+    def _exchange(self, kind: type[Exchange], given: Mapping[str, Callable[[], Any]], placement: Placement) -> Exchange:
+        """The exchange, which reads each rank's rows with the lookup that is chosen; it leaves them as they are stored,
+        in memory of their own."""
+        node = self.plan.config.lookup.copy()
+        node.update({name: False for name in ("widen", "apart") if name in node})
+
+        def own_lookup(table: Any, tokens: int, columns: int) -> Any:
+            own = {"table": table, "max_tokens": tokens, "columns": columns, "placement": Placement(placement.device)}
+            return _make(node, {**given, **{name: partial(own.get, name) for name in own}}, Lookup.built_from)
+
+        exchange: Exchange = _make(
+            self.plan.config.exchange, {**given, "own_lookup": lambda: own_lookup}, kind.built_from
+        )
+        return exchange
 
     def brought(self, task: Task) -> Tensors:
         """What the model brings to a stage, as the stage's kind names it."""
@@ -108,6 +129,11 @@ class Parts:
             "open_tokenizer": lambda: lambda: self.tokenizer,  # of those who may do without
             "cache_dir": lambda: self.cache_dir,
             "read_times": lambda: self.plan.read_times,
+            "ranks": lambda: self.plan.ranks,
+            "shards": lambda: shards_of(self.plan),
+            "reachable": lambda: reads_peers(self.plan),
+            "rank_tokens": lambda: [tokens] * self.plan.ranks.size,
+            "own_batches": lambda: self.plan.config.rank_batches == OWN,
         }
 
     @cached_property
@@ -142,9 +168,11 @@ class Parts:
 
     @cached_property
     def batches(self) -> list[Batch]:
-        """Distinct token batches; a source of few ids may give fewer than configured."""
-        number = batches_of(self.plan.config)
-        batches = self.draw(range(self.seed * number, (self.seed + 1) * number))
+        """Distinct token batches, of this rank or of all; a source of few ids may give fewer than configured."""
+        number, seed = batches_of(self.plan.config), self.seed
+        if self.plan.config.rank_batches == OWN:
+            seed = seed * self.plan.ranks.size + self.plan.ranks.rank
+        batches = self.draw(range(seed * number, (seed + 1) * number))
         return self.pinned(batches) if self.plan.stages[0].is_upload else batches
 
     def draw(self, seeds: Sequence[int]) -> list[Batch]:
@@ -233,7 +261,8 @@ class Parts:
 def wake(device: torch.device) -> None:
     """Let the driver set the device up while the components are imported."""
     if device.type != "cpu":
-        threading.Thread(target=torch.empty, args=(1,), kwargs={"device": device}, daemon=True).start()
+        own = torch.device(device.type, torch.accelerator.current_device_index())  # another thread has another one
+        threading.Thread(target=torch.empty, args=(1,), kwargs={"device": own}, daemon=True).start()
 
 
 def _make(node: DictConfig, given: Mapping[str, Callable[[], Any]], usual: Sequence[str] = ()) -> Any:

@@ -28,8 +28,10 @@ from engram_exp.layer.geometry import EngramGeometry, search_primes
 from engram_exp.layer.row_format import RowFormat
 from engram_exp.machine.environment import code_cache, cpu_name
 from engram_exp.machine.placement import Placement, cache_bytes, multiprocessors
+from engram_exp.machine.ranks import ALONE, Ranks
 from engram_exp.measure.limits import Limits
 from engram_exp.measure.read_times import MeasuredReadTimes
+from engram_exp.run.rank_plan import among, group_of
 from engram_exp.run.step_plan import StepPlan
 from engram_exp.stage import Load, PlannedStage, Stage, Task, kind_of
 from engram_exp.steps.fusion.step import Fusion
@@ -82,14 +84,17 @@ class Plan:
     Args:
         config: checked by `config.checks.check`.
         choices: the option chosen in each group, for those who name one.
+        ranks: of the run, and which of them this is.
 
     limits: of this machine, once they are known.
     """
 
     limits: Limits | None = None
 
-    def __init__(self, config: DictConfig, choices: Mapping[str, str | None] | None = None) -> None:
-        self.config, self.choices = config, choices or {}
+    def __init__(
+        self, config: DictConfig, choices: Mapping[str, str | None] | None = None, ranks: Ranks = ALONE
+    ) -> None:
+        self.config, self.choices, self.ranks = config, choices or {}, ranks
         self.tokens = config.batch_size * config.seq_len
 
     @cached_property
@@ -190,7 +195,7 @@ class Plan:
         """
         distinct = distinct or Distinct(1.0, 1.0, batches_of(self.config))
         config = self.config
-        step, node = step_of(stage), config.get("upload" if stage.is_upload else stage.name)
+        step, node = step_of(stage), config.get(group_of(self, stage))
         load = Load(
             stage=stage,
             geometry=self.geometry,
@@ -203,6 +208,7 @@ class Plan:
             distinct_in_all=distinct.in_all,
             cache_bytes=cache_bytes(self.device),
             staged=staged,
+            among=among(self),
         )
         return Task(step if node is None else kind_of(get_class(node._target_), step), load)
 
