@@ -80,12 +80,10 @@ def _config(job: Job, folder: str) -> LaunchConfig:
 
 
 def _cause(failures: dict[int, ProcessFailure]) -> tuple[int, ProcessFailure]:
-    """Which rank ended the others: one that a signal killed which the launcher does not send, else the first that says
-    why it ended, else the first."""
-    killed = [rank for rank, each in failures.items() if each.exitcode < 0 and -each.exitcode != signal.SIGTERM]
+    """Which rank ended the others: one that says why, else one that the launcher did not ask to end, else the first."""
     told = [rank for rank, each in failures.items() if _told(each)]
-    first = min(failures, key=lambda rank: (failures[rank].timestamp, rank))
-    rank = next(iter([*killed, *told, first]))
+    died = [rank for rank, each in failures.items() if each.exitcode != -signal.SIGTERM]
+    rank = next(iter([*told, *died, *failures]))
     return rank, failures[rank]
 
 

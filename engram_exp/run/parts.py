@@ -26,9 +26,8 @@ from engram_exp.machine.environment import code_cache
 from engram_exp.machine.placement import Placement
 from engram_exp.run.model_state import ModelState
 from engram_exp.run.plan import Plan
-from engram_exp.run.rank_plan import reads_peers, shards_of
+from engram_exp.run.rank_plan import group_of, reads_peers, shards_of
 from engram_exp.stage import BuiltStage, PlannedStage, Task, Tensors, as_stage_function
-from engram_exp.steps.exchange.step import Exchange
 from engram_exp.steps.lookup.step import Lookup
 from engram_exp.steps.widening import build_widening
 from engram_exp.vocabulary import HOST, OWN
@@ -78,29 +77,25 @@ class Parts:
         given = self._given(tokens or self.plan.tokens, placement or self.plan.placement(stage), lead, beside)
         if stage.is_upload:
             return BuiltStage(stage, kind, _make(config.upload, given, kind.built_from))
-        component: Any
-        if issubclass(kind, Exchange):
-            component = self._exchange(kind, given, placement or self.plan.placement(stage))
-        elif stage.name in config:
-            component = _make(config[stage.name], given, kind.built_from)
+        group = group_of(self.plan, stage)
+        if group in config:
+            component = _make(config[group], given, kind.built_from)
         else:
             component = build_widening(**{name: given[name]() for name in kind.built_from})
         return BuiltStage(stage, kind, as_stage_function(component, self.brought(task) if brought is None else brought))
 
-    def _exchange(self, kind: type[Exchange], given: Mapping[str, Callable[[], Any]], placement: Placement) -> Exchange:
-        """The exchange, which reads each rank's rows with the lookup that is chosen; it leaves them as they are stored,
-        in memory of their own."""
+    def _own_lookup(self, placement: Placement, beside: bool) -> Callable[[Any, int, int], Any]:
+        """Builds the lookup that is chosen for a rank's share of the table, so many tokens and columns: it leaves rows
+        as they are stored, in memory of their own."""
         node = self.plan.config.lookup.copy()
         node.update({name: False for name in ("widen", "apart") if name in node})
 
-        def own_lookup(table: Any, tokens: int, columns: int) -> Any:
-            own = {"table": table, "max_tokens": tokens, "columns": columns, "placement": Placement(placement.device)}
-            return _make(node, {**given, **{name: partial(own.get, name) for name in own}}, Lookup.built_from)
+        def build(table: Any, tokens: int, columns: int) -> Any:
+            own: dict[str, Callable[[], Any]] = {"table": lambda: table, "columns": lambda: columns}
+            given = {**self._given(tokens, Placement(placement.device), beside=beside), **own}
+            return _make(node, given, Lookup.built_from)
 
-        exchange: Exchange = _make(
-            self.plan.config.exchange, {**given, "own_lookup": lambda: own_lookup}, kind.built_from
-        )
-        return exchange
+        return build
 
     def brought(self, task: Task) -> Tensors:
         """What the model brings to a stage, as the stage's kind names it."""
@@ -132,6 +127,7 @@ class Parts:
             "ranks": lambda: self.plan.ranks,
             "shards": lambda: shards_of(self.plan),
             "reachable": lambda: reads_peers(self.plan),
+            "own_lookup": lambda: self._own_lookup(placement, beside),
             "rank_tokens": lambda: [tokens] * self.plan.ranks.size,
             "own_batches": lambda: self.plan.config.rank_batches == OWN,
         }
