@@ -27,7 +27,7 @@ from engram_exp.run.terminal import Terminal
 from engram_exp.run.worker import EXIT_UNWRITTEN
 from engram_exp.vocabulary import CRASH
 
-SHUTDOWN_S = 2  # from asking the others to end until they are killed
+SHUTDOWN_S = 2  # from asking ranks to end until they are killed; behind a failure torch takes 30
 ELASTIC_LOG = "torch.distributed.elastic"
 
 
@@ -37,7 +37,7 @@ def launch(job: Job) -> int:
     Where one of them dies, hangs or raises, the others are killed, and the job's rows name it.
     """
     logging.getLogger(ELASTIC_LOG).setLevel(logging.CRITICAL)  # it tells what the rows will
-    os.environ[LAUNCHER] = str(os.getpid())
+    os.environ |= {LAUNCHER: str(os.getpid()), "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(SHUTDOWN_S)}
     try:
         check_device_count(job)
         with TemporaryDirectory(prefix="engram_exp-ranks-") as folder:
@@ -75,7 +75,6 @@ def _config(job: Job, folder: str) -> LaunchConfig:
         rdzv_endpoint="localhost:0",
         max_restarts=0,
         logs_specs=DefaultLogsSpecs(log_dir=folder),
-        shutdown_timeout=SHUTDOWN_S,
     )
 
 
