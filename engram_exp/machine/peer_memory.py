@@ -93,9 +93,17 @@ def require_peer_access(ranks: Ranks) -> None:
     Raises:
         ConfigError: naming the first that this one cannot read.
     """
-    for other in range(ranks.local_size):
-        if other != ranks.local_rank and not torch.cuda.can_device_access_peer(ranks.local_rank, other):
-            remedy = (
-                f"the driver denies GPU {ranks.local_rank} the memory of GPU {other}; exchange=all_gather would work"
-            )
-            raise ConfigError("exchange", None, remedy)
+    for other in _denied(ranks):
+        denied = f"the driver denies GPU {ranks.local_rank} the memory of GPU {other}"
+        raise ConfigError("exchange", None, f"{denied}; exchange=all_gather would work")
+
+
+def has_peer_access(ranks: Ranks) -> bool:
+    """Whether the GPUs of all ranks can read each other's memory; all of them ask together."""
+    return not ranks.agree(numbers=(float(len(_denied(ranks))),))[0]
+
+
+def _denied(ranks: Ranks) -> list[int]:
+    """GPUs of this host whose memory this rank's cannot read."""
+    others = (other for other in range(ranks.local_size) if other != ranks.local_rank)
+    return [other for other in others if not torch.cuda.can_device_access_peer(ranks.local_rank, other)]

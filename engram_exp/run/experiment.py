@@ -29,7 +29,7 @@ from engram_exp.measure.host_load import host_load
 from engram_exp.measure.limits import Limits
 from engram_exp.measure.link_load import LinkLoad, check_link, link_load
 from engram_exp.measure.loop import Timing, measure
-from engram_exp.measure.peaks import machine_limits
+from engram_exp.measure.peaks import machine_limits, rank_limits
 from engram_exp.measure.rates import Limit
 from engram_exp.results.write import SampleFile, write_run
 from engram_exp.run.again import reuse_columns
@@ -132,7 +132,7 @@ class Experiment:
         check_fits(needed, *free, config.model.table_scale)
         self.ranks.agree()  # nobody has taken any of it yet
         log.info("%d batches of tokens", len(self.parts.batches))  # may be refused: before limits, which take time
-        plan.limits = self.ranks.from_first(self._known_limits)
+        plan.limits = self._known_limits()
         if plan.step:
             plan.step.know(plan.limits)
         self.terminal.card(make_card(self.job, plan, needed, free, self.tasks_of, self.limit_of))
@@ -178,7 +178,8 @@ class Experiment:
         return distinct_among(parts.hash_plan, parts.batches, parts.geometry.rows) if self.plan.looks_up else None
 
     def _known_limits(self) -> Limits | None:
-        """What this machine can do, measured now if it has not been before; None if nobody asked."""
+        """What this machine can do, and its ranks between them, measured now if it has not been before; None if nobody
+        asked."""
         config, device = self.job.config, self.plan.device
         if config.limits == "none":
             return None
@@ -190,8 +191,10 @@ class Experiment:
             "pin_threads": hardware.pin_threads,
             "affinity": list(hardware.affinity or []),
         }
-        folder, refresh = Path(config.limits_dir), config.limits == "refresh"
-        return machine_limits(folder, identity, device, refresh=refresh, announce=self.terminal.say)
+        where: Any = Path(config.limits_dir), identity, device
+        how: Any = {"refresh": config.limits == "refresh", "announce": self.terminal.say}
+        limits = self.ranks.from_first(lambda: machine_limits(*where, **how))
+        return limits if self.ranks.size == 1 else rank_limits(limits, *where, ranks=self.ranks, **how)
 
     def _measure(self, benches: Sequence[Bench | StepBench], clock: Clock) -> dict[str, Timing]:
         config = self.job.config

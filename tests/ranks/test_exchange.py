@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,6 +13,8 @@ from pool import pool_of
 from engram_exp.layer.row_format import RowFormat
 from engram_exp.layer.shards import Shards
 from engram_exp.machine.placement import Placement
+from engram_exp.measure.limits import Limits
+from engram_exp.measure.peaks import rank_limits
 from engram_exp.steps.exchange.all_gather import AllGatherExchange
 from engram_exp.steps.exchange.all_reduce import AllReduceExchange
 from engram_exp.steps.exchange.all_to_all import AllToAllExchange
@@ -182,3 +185,20 @@ def draws(ranks):
 @pytest.mark.slow
 def test_ranks_may_draw_alike(pool):
     assert len(set(pool(3, draws))) == 1
+
+
+def peaks_of(ranks, folder):
+    return rank_limits(Limits({}), Path(folder), {}, CPU.device, ranks=ranks, refresh=False, announce=print).peaks
+
+
+@pytest.mark.slow
+def test_what_ranks_can_send_each_other_is_measured_once_and_kept(pool, tmp_path):
+    first, second = pool(2, peaks_of, str(tmp_path))
+    assert first == second
+    assert min(first["peers_ms"].values()) > 0
+    (file,) = tmp_path.iterdir()
+    before = file.stat().st_mtime_ns
+    assert pool(2, peaks_of, str(tmp_path)) == [first, first]
+    assert file.stat().st_mtime_ns == before
+    pool(3, peaks_of, str(tmp_path))
+    assert len(list(tmp_path.iterdir())) == 2
