@@ -27,7 +27,7 @@ class SharedHostMemory:
         huge_pages: ask for 2 MiB pages, which the kernel grants where `shmem_enabled` of its transparent huge pages
             says so.
 
-    memories: of each rank, with its `bytes`; None of one on another host, or of no size.
+    of_ranks: bytes of each, uint8 [size_bytes]; none of a rank on another host.
     """
 
     def __init__(self, size_bytes: int, ranks: Ranks, *, huge_pages: bool) -> None:
@@ -40,10 +40,11 @@ class SharedHostMemory:
                 self._map(*other, huge_pages=huge_pages) if rank in here and other[-1] else None
                 for rank, other in enumerate(told)
             ]
-            self.own = self.memories[ranks.rank]
             ranks.agree()  # nobody closes what another has not mapped yet
         finally:
             os.close(descriptor)
+        nothing = torch.empty(0, dtype=torch.uint8)
+        self.of_ranks = [nothing if memory is None else memory.bytes for memory in self.memories]
 
     @staticmethod
     def _map(process: int, descriptor: int, size_bytes: int, *, huge_pages: bool) -> HostMemory:
@@ -62,6 +63,11 @@ class SharedHostMemory:
         for memory in filter(None, self.memories):
             memory.pin()
 
+    def huge_page_share(self) -> float | None:
+        """Share of the first rank's memory that lies in 2 MiB pages here; None where the kernel does not tell."""
+        first = next(filter(None, self.memories), None)
+        return first.huge_page_share() if first else None
+
 
 class SymmetricMemory:
     """Device memory of each rank, as large as the largest, readable by the kernels of all.
@@ -79,7 +85,8 @@ class SymmetricMemory:
         os.environ.setdefault(NO_MULTICAST, "1")
         import torch.distributed._symmetric_memory as symmetric
 
-        self.own = symmetric.empty(size_bytes, dtype=torch.uint8, device=device)
+        own_device = torch.device(device.type, torch.accelerator.current_device_index())
+        self.own = symmetric.empty(size_bytes, dtype=torch.uint8, device=own_device)
         self.handle: Any = symmetric.rendezvous(self.own, ranks.group)  # must outlive what reads
         self.of_ranks = [
             self.own if rank == ranks.rank else self.handle.get_buffer(rank, (size_bytes,), torch.uint8)

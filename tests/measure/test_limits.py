@@ -147,6 +147,6 @@ def test_a_new_resource_is_one_new_file(tmp_path, monkeypatch):
 def test_the_rates_in_words():
     assert Limits(PEAKS).summary("bfloat16") == (
         "device bfloat16 700 TFLOP/s, device memory 4000 GB/s, host bfloat16 5 TFLOP/s, host memory 100 GB/s, "
-        "link 53.7 GB/s, link rows 50 M/s in 1.1 GB"
+        "link 53.7 GB/s, link rows 50 M/s in 1.1 GB, peers 107.4 GB/s"
     )
     assert Limits(HOST_PEAKS).summary("float32") == "host memory 100 GB/s"

@@ -15,6 +15,7 @@ import pytest
 from common import ROOT, TINY
 
 from engram_exp import load_results
+from engram_exp.machine.environment import gpus
 from engram_exp.run.job import Job
 
 pytestmark = pytest.mark.slow
@@ -146,3 +147,40 @@ def test_what_ends_one_rank_is_told_of_it(start, tmp_path):
     (tmp_path / "wrong.py").write_text(broken)
     rows = rows_of(tmp_path, start("lookup._target_=wrong.WrongLookup"))
     assert (rows["lookup"]["status"], rows["hashing"]["status"]) == ("oom_host", "ok")
+
+
+ON_GPUS = [
+    *(("strategy=sharded", f"exchange={exchange}") for exchange in ("all_gather", "all_reduce", "peer")),
+    ("strategy=sharded", "exchange=all_to_all", "rank_batches=own"),
+    ("strategy=sharded", "exchange=peer", "table.split=rows", "dtype.layout=split"),
+    ("strategy=host_per_rank", "exchange=all_gather"),
+    ("strategy=host_per_rank", "exchange=peer"),
+    ("strategy=host_shared",),
+    ("strategy=replicated",),
+    ("strategy=device",),
+]
+
+
+@pytest.mark.accelerator
+@pytest.mark.skipif(len(gpus()) < 2, reason="needs two CUDA devices")
+@pytest.mark.parametrize("capture", ["graph", "none"])
+@pytest.mark.parametrize("ways", ON_GPUS, ids=" ".join)
+def test_gpus_are_right_with_a_graph_and_without(start, tmp_path, ways, capture):
+    rows = rows_of(tmp_path, start("dtype=fp8", *ways, "hardware=cuda", f"capture={capture}", "rank_timeout_s=60"))
+    assert {row["status"] for row in rows.values()} == {"ok"}
+
+
+@pytest.mark.accelerator
+@pytest.mark.skipif(len(gpus()) < 2, reason="needs two CUDA devices")
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_killed_rank_leaves_its_gpu_free(start, tmp_path, rank):
+    process = start(*ENDLESS, "exchange=peer", "hardware=cuda")
+    ranks = ranks_of(process, tmp_path)
+    ranks[rank].kill()
+    rows = rows_of(tmp_path, process)
+    assert rows["lookup"]["error"] == f"rank {rank} was killed by SIGKILL"
+    pynvml = pytest.importorskip("pynvml")
+    pynvml.nvmlInit()
+    handles = map(pynvml.nvmlDeviceGetHandleByIndex, range(2))
+    holders = {each.pid for gpu in handles for each in pynvml.nvmlDeviceGetComputeRunningProcesses(gpu)}
+    assert holders.isdisjoint(each.pid for each in ranks.values())

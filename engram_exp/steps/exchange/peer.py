@@ -13,7 +13,7 @@ from engram_exp.machine.placement import Placement
 from engram_exp.machine.ranks import Ranks
 from engram_exp.stage import Load
 from engram_exp.steps.exchange.step import Exchange, flat
-from engram_exp.vocabulary import PEER_ROWS, PEERS
+from engram_exp.vocabulary import PEER_ROWS
 
 
 class PeerExchange(Exchange):
@@ -66,9 +66,8 @@ class PeerExchange(Exchange):
     @classmethod
     def work(cls, load: Load) -> dict[str, float]:
         """Rows of others are read in their memory, and all are written here."""
-        away = 1 - 1 / load.among.ranks
-        rows = load.geometry.stored_bytes(load.tokens)
-        return {PEERS: away * rows, PEER_ROWS: away * load.row_ids, load.memory: rows * (2 - away)}
+        away, rows = 1 - 1 / load.among.ranks, load.geometry.stored_bytes(load.tokens)
+        return {PEER_ROWS: away * load.row_ids, load.memory: rows * (2 - away)}
 
     @classmethod
     def keeps(cls, load: Load) -> dict[str, int]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
 
@@ -51,45 +51,49 @@ class Shard:
         split: Split,
         huge_pages: bool = False,
     ) -> None:
-        self.row_format, self.seed, self.huge_page_share = row_format, seed, None
+        self.row_format, self.seed = row_format, seed
         rows = [shards.rows_of(rank) for rank in range(ranks.size)]
         sizes = [count * row_format.width * row_format.storage_dtype.itemsize for count in rows]
-        self.of_ranks: list[Parts] = []
-        memories = self._memories(sizes, placement, ranks, reachable, huge_pages)
-        self.parts = parts_in(memories[ranks.rank], rows[ranks.rank], row_format)
-        fill_spans(self.parts, row_format, seed, shards.spans_of(ranks.rank))
-        if isinstance(self.memory, HostMemory):
-            self.huge_page_share = self.memory.huge_page_share()
-        if placement.pinned and self.memory is not None:
-            self.memory.pin()
+        self.memory: HostMemory | SharedHostMemory | SymmetricMemory | None  # must outlive what reads it
         if reachable:
-            self.of_ranks = [parts_in(memories[rank], count, row_format) for rank, count in enumerate(rows)]
+            self.memory = _shared(sizes, placement.device, ranks, huge_pages)
+            of_ranks = self.memory.of_ranks
+        else:
+            own, self.memory = _alone(sizes[ranks.rank], placement.device, huge_pages)
+            of_ranks = [own] * ranks.size
+        self.parts = parts_in(of_ranks[ranks.rank], rows[ranks.rank], row_format)
+        fill_spans(self.parts, row_format, seed, shards.spans_of(ranks.rank))
+        pages = self.memory if isinstance(self.memory, HostMemory | SharedHostMemory) else None
+        self.huge_page_share = pages.huge_page_share() if pages else None
+        if pages and placement.pinned:
+            pages.pin()
+        self.of_ranks: list[Parts] = []
+        if reachable:
+            self.of_ranks = [parts_in(memory, count, row_format) for memory, count in zip(of_ranks, rows, strict=True)]
+            if pages is None:
+                torch.accelerator.synchronize()
             ranks.agree()  # nobody reads what is not written yet
-
-    def _memories(
-        self, sizes: Sequence[int], placement: Placement, ranks: Ranks, reachable: bool, huge_pages: bool
-    ) -> Sequence[torch.Tensor]:
-        """Bytes of this rank and, where they are reachable, of the others, by rank."""
-        self.memory: Any = None  # what must outlive its bytes, and is pinned
-        size = sizes[ranks.rank]
-        if not reachable:
-            self.memory = HostMemory(size, huge_pages=huge_pages) if placement.device.type == "cpu" else None
-            own = (
-                torch.empty(size, dtype=torch.uint8, device=placement.device)
-                if self.memory is None
-                else self.memory.bytes
-            )
-            return [own] * ranks.size
-        if placement.device.type == "cpu":
-            self.memory = SharedHostMemory(size, ranks, huge_pages=huge_pages)
-            none = torch.empty(0, dtype=torch.uint8)
-            return [none if memory is None else memory.bytes for memory in self.memory.memories]
-        self.symmetric = SymmetricMemory(max(*sizes, 1), ranks, placement.device)
-        return self.symmetric.of_ranks
 
     def contents(self, row_ids: torch.Tensor) -> torch.Tensor:
         """The stored rows [*row_ids.shape, width] of row ids of the whole table, computed anew."""
         return self.row_format.contents(row_ids, self.seed)
+
+
+def _shared(
+    sizes: Sequence[int], device: torch.device, ranks: Ranks, huge_pages: bool
+) -> SharedHostMemory | SymmetricMemory:
+    """Memory of so many bytes of each rank, which all of them can read."""
+    if device.type == "cpu":
+        return SharedHostMemory(sizes[ranks.rank], ranks, huge_pages=huge_pages)
+    return SymmetricMemory(max(*sizes, 1), ranks, device)
+
+
+def _alone(size: int, device: torch.device, huge_pages: bool) -> tuple[torch.Tensor, HostMemory | None]:
+    """Bytes that this rank alone reads, and the host memory that they lie in, if they do."""
+    if device.type == "cpu":
+        memory = HostMemory(size, huge_pages=huge_pages)
+        return memory.bytes, memory
+    return torch.empty(size, dtype=torch.uint8, device=device), None
 
 
 class HostShard(Shard):
@@ -140,17 +144,15 @@ class SharedTable:
         self.row_format, self.seed = row_format, seed
         size = rows * row_format.width * row_format.storage_dtype.itemsize
         shared = SharedHostMemory(size if ranks.local_rank == 0 else 0, ranks, huge_pages=huge_pages)
-        memory = shared.memories[ranks.first_of_host]
-        assert memory is not None
-        self.parts = parts_in(memory.bytes, rows, row_format)
+        self.parts = parts_in(shared.of_ranks[ranks.first_of_host], rows, row_format)
         each = -(-rows // ranks.local_size)
         first = min(rows, each * ranks.local_rank)
         own = tuple(part[first : first + each] for part in self.parts)
         row_format.fill(own, seed, first)
         ranks.agree()  # nobody reads what is not written yet
-        self.huge_page_share = memory.huge_page_share()
+        self.huge_page_share = shared.huge_page_share()
         if pinned and placement.pinned:
-            memory.pin()
+            shared.pin()
 
     def contents(self, row_ids: torch.Tensor) -> torch.Tensor:
         """The stored rows [*row_ids.shape, width] that a lookup must return, computed anew."""
