@@ -101,7 +101,7 @@ def reading_of(
     """
     lookup, geometry = config.lookup, geometry_of(config)
     rows = tokens * geometry.columns
-    if "sort_from_rows" not in lookup:
+    if not reads_in_order(config):
         return None
     return reading(
         lookup.order,
@@ -116,6 +116,15 @@ def reading_of(
         beside=beside,
         times=times,
     )
+
+
+def reads_in_order(config: DictConfig) -> bool:
+    """Whether it is a kernel that reads rows, which knows orders: where the CPU stands in for a GPU, or ranks read each
+    other's memory, it is none."""
+    kind: Any = get_class(config.lookup._target_)
+    of_peers = exchanges(config) and getattr(get_class(config.exchange._target_), "reads_peers", False)
+    on_cpu = config.hardware.device == "cpu" and getattr(kind, "anywhere", False)
+    return "sort_from_rows" in config.lookup and not of_peers and not on_cpu
 
 
 def order_of(config: DictConfig) -> str:

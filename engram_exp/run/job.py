@@ -26,6 +26,7 @@ from engram_exp.config.derived import (
     geometry_of,
     ids_of,
     order_of,
+    reads_in_order,
     threads_of,
 )
 from engram_exp.config.mixed import strategy_in_words
@@ -182,6 +183,8 @@ class Job:
 
     def _reading(self) -> dict[str, Any]:
         """How the lookup reads rows, as far as it is known before there are a table and a device."""
+        if "sort_from_rows" in self.config.lookup and not reads_in_order(self.config):  # its kernel is not used
+            return {}
         keys = {name: key.removeprefix("lookup.") for name, key in KEYS.items() if key.startswith("lookup.")}
         options = {name: self.config.lookup.get(key) for name, key in keys.items()}
         known = {

@@ -31,7 +31,7 @@ from engram_exp.machine.placement import Placement, cache_bytes, multiprocessors
 from engram_exp.machine.ranks import ALONE, Ranks
 from engram_exp.measure.limits import Limits
 from engram_exp.measure.read_times import MeasuredReadTimes
-from engram_exp.run.rank_plan import among, group_of
+from engram_exp.run.rank_plan import among, group_of, read_here
 from engram_exp.run.step_plan import StepPlan
 from engram_exp.stage import Load, PlannedStage, Stage, Task, kind_of
 from engram_exp.steps.fusion.step import Fusion
@@ -224,7 +224,8 @@ class Plan:
         """How a kernel reads the rows of a case, as far as the lookup knows orders; chunk by chunk in a pipeline."""
         tokens = max(piece.tokens for piece in self.cuts) if self.cuts and case in WHOLES else self.tokens
         beside = self.step is not None and self.step.is_beside and case in OF_A_STEP
-        where = self.geometry.table_bytes, multiprocessors(self.device), self.read_times
+        tokens, table_bytes = read_here(self, tokens)
+        where = table_bytes, multiprocessors(self.device), self.read_times
         return reading_of(self.config, tokens, *where, beside=beside)
 
     @property

@@ -34,6 +34,15 @@ def reads_peers(plan: Plan) -> bool:
     return getattr(kind, "reads_peers", False)
 
 
+def read_here(plan: Plan, tokens: int) -> tuple[int, int]:
+    """Tokens of whole rows, and bytes of table, that come to what a rank reads for so many tokens of its batch: of a
+    table that is shared out, its share for all who ask."""
+    if not exchanges(plan.config):
+        return tokens, plan.geometry.table_bytes
+    own = among(plan)
+    return max(1, round(own.asking * own.table_share * tokens)), round(own.table_share * plan.geometry.table_bytes)
+
+
 def among(plan: Plan) -> Among:
     """This rank among the others. Of a table that all ranks of a host read, each counts as keeping as much."""
     table: Any = get_class(plan.config.table._target_)

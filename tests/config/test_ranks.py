@@ -4,7 +4,15 @@ import pytest
 from common import TINY
 
 from engram_exp.config.checks import check
-from engram_exp.config.derived import capture_of, exchanges, stages_of, threads_of, usable_cpus
+from engram_exp.config.derived import (
+    capture_of,
+    exchanges,
+    order_of,
+    reads_in_order,
+    stages_of,
+    threads_of,
+    usable_cpus,
+)
 from engram_exp.errors import ConfigError
 from engram_exp.machine.environment import gpus
 
@@ -59,6 +67,21 @@ def test_one_rank_alone_exchanges_nothing(configure):
 def test_rows_that_are_exchanged_are_widened_behind_it(configure):
     config = configure(*TINY, *SHARDED, "lookup=triton", "dtype=fp8", "lookup.widen=true")
     assert "widening" in [stage.name for stage in stages_of(config)]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "knows"),
+    [
+        (("hardware=cuda",), True),
+        (("hardware=cpu",), False),
+        (("hardware=cuda", "exchange=peer"), False),
+        (("hardware=cpu", "lookup=triton"), True),  # in the interpreter
+    ],
+)
+def test_orders_are_those_of_a_kernel_that_reads(configure, overrides, knows):
+    config = configure(*TINY, *SHARDED, *overrides)
+    assert reads_in_order(config) == knows
+    assert order_of(config) == ("as_asked" if knows else "")
 
 
 def test_ranks_share_the_threads_of_a_host(configure):
