@@ -7,8 +7,8 @@ imports PyTorch.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, Union
 
 from engram_exp.errors import MismatchError
@@ -64,15 +64,13 @@ class Load:
     """What a run asks of one of its stages.
 
     Args:
-        stage, geometry: which one it is, of which layer.
-        sequences, tokens: B and T, of a batch or of a chunk.
-        dtype: the compute dtype's name.
-        table: host or device.
+        stage, geometry, sequences, tokens: which one it is, of which layer, and B and T, of a batch or of a chunk.
+        dtype, table: the compute dtype's name; host or device.
         batches: that rotate, each with rows of its own.
         distinct_rows, distinct_in_all: share of the rows that a batch, or all, ask for that are distinct.
         cache_bytes: of the device, that may keep rows from batch to batch.
         staged: in chunks: what one stage makes of a chunk, a cache may hold until the next, or the link, has read it.
-        among: which other ranks there are.
+        options, among: of the component; which other ranks there are.
     """
 
     stage: PlannedStage
@@ -86,6 +84,7 @@ class Load:
     distinct_in_all: float = 1.0
     cache_bytes: int = 0
     staged: bool = False
+    options: Mapping[str, Any] = field(default_factory=dict)
     among: Among = Among()  # noqa: RUF009 - it cannot be changed
 
     def bytes_of(self, value: str) -> int:
@@ -258,14 +257,15 @@ class BuiltStage:
     """A stage that is ready to run.
 
     Args:
-        planned: what it is.
-        kind: its component's.
+        planned, kind: what it is, and its component's class.
         run: takes the tensors of the value that it needs and returns those that it makes.
+        component: that runs it, for those who ask it for more.
     """
 
     planned: PlannedStage
     kind: type[Stage]
     run: Callable[[Tensors], Tensors]
+    component: Any = None
 
     @property
     def name(self) -> str:
@@ -281,8 +281,8 @@ class Strategy:
     stages: Sequence[BuiltStage]
 
     def __call__(self, tensors: Tensors) -> Tensors:
-        """Run every stage. Work on the device may still be under way when this returns, and reads buffers that the next
-        call writes: the caller waits in between."""
+        """Run every stage. Work on the device may still be under way then, whose buffers the next call writes: the
+        caller waits in between."""
         for stage in self.stages:
             tensors = stage.run(tensors)
         return tensors

@@ -63,7 +63,8 @@ SAME, OWN = "same", "own"  # batches of the ranks of a run
 PEERS, PEER_ROWS = "peers", "peer rows"  # resources: bytes that arrive from other ranks, and rows read in their memory
 
 LRU, STATIC = "lru", "static"  # what a cache of rows keeps
-COLD, WARM = "cold", "warm"
+HEADS = "heads"  # of all hash columns: which rows of a table lie in device memory
+COLD, WARM, STEADY = "cold", "warm", "steady"
 ALL_ORDERS = "all"
 
 OK, SUSPECT, SKIPPED, REFUSED = "ok", "suspect", "skipped", "refused"

@@ -21,11 +21,12 @@ from engram_exp.analysis.curves import (
 )
 from engram_exp.analysis.disturbed import disturbance
 from engram_exp.analysis.engines import DECODE, PREFILL, Setting, settings_for
-from engram_exp.analysis.exposed import YARDSTICK, Step, beside_fast_decoders, steps_of
+from engram_exp.analysis.exposed import YARDSTICK, Step, beside_fast_decoders, exposed_times, steps_of
 from engram_exp.analysis.memory import rounded_up_gb, table_gb
 from engram_exp.analysis.selection import NOTHING, AdviceError, layers_of, lookups_like, one_subject
 from engram_exp.analysis.subjects import about_of, spelled
-from engram_exp.vocabulary import FULL, OF_A_STEP
+from engram_exp.analysis.worth import Worth, within_budget, worth_of
+from engram_exp.vocabulary import FULL, LRU, OF_A_STEP, WARM
 
 ALONE = "alone; beside a decoder the order may turn over"  # what a time of the layer is
 TokenBytes = Callable[[str, str, str], int | None]
@@ -90,12 +91,13 @@ class Advice:
         layers: of the model that have a table.
         table_gb: of all these layers, at full size.
         rounded_up_gb: of host memory for these in an engine whose allocator rounds up to powers of two.
-        freed_gb: of device memory, if no choice keeps a table there; None where a choice is not measured.
+        freed_gb: of device memory, but for what a choice keeps there; None where a choice is not measured.
         steps: of a model, size by size; where there are any, there are no choices and no regimes.
         choices: one for decode, one for prefill, by the layer's time alone.
         regimes: of the strategies that fit the budget, over tokens per step.
         sort_rows: at how many row ids sorting still costs time, and from how many on it saves some, by their
             intervals; None where that was nowhere so.
+        worth: of device memory for rows, size by size; none where none was given any.
         notes: what limits the advice.
     """
 
@@ -111,6 +113,7 @@ class Advice:
     choices: list[Choice]
     regimes: list[Regime]
     sort_rows: tuple[int | None, int | None]
+    worth: list[Worth]
     notes: list[str]
 
 
@@ -158,13 +161,17 @@ def _of_subject(
     if good.empty:
         raise AdviceError("; ".join(of_decoder) or NOTHING)
     layers, of_layers = layers_of(good)
+    whole = good
+    good, stepped = (within_budget(rows, layers, device_memory_gb) for rows in (good, stepped))
     tables_gb, needed_gb = table_gb(good, layers)
     fitting = _fitting(needed_gb, device_memory_gb)
     kept_bytes = token_bytes(*good[["decoder", "options", "dtype"]].iloc[0])
-    steps = steps_of(stepped, fitting, tables_gb, kept_bytes)
+    freed_gb = {name: tables_gb - needed for name, needed in needed_gb.items()}
+    steps = steps_of(stepped, fitting, freed_gb, kept_bytes)
     found = {} if steps else curves(good)
     choices = [] if steps else [_choose(found, fitting, use, tokens, layers) for use, tokens in uses]
     chosen = [choice.strategy for choice in choices] + [step.best for step in steps]
+    longer = exposed_times(whole) if steps else whole
     held_against = of_runs[of_runs["case"].isin(OF_A_STEP)] if steps else good
     return Advice(
         model=good["model"].iloc[0],
@@ -179,6 +186,7 @@ def _of_subject(
         choices=choices,
         regimes=regimes(found, fitting) if found else [],
         sort_rows=sort_thresholds(lookups_like(frame, good)),
+        worth=worth_of(longer, layers if steps else 1, kept_bytes),
         notes=[*of_layers, *of_decoder, *_notes(needed_gb, found, steps, held_against)],
     )
 
@@ -200,7 +208,7 @@ def _freed_gb(choices: Sequence[str | None], needed_gb: Mapping[str, float], tab
     known = [name for name in choices if name is not None]
     if len(known) < len(choices):
         return None
-    return 0.0 if any(needed_gb[name] for name in known) else tables_gb
+    return tables_gb - max((needed_gb[name] for name in known), default=0.0)
 
 
 def _notes(names: Collection[str], found: Mapping[str, Curve], steps: Sequence[Step], rows: pd.DataFrame) -> list[str]:
@@ -214,6 +222,8 @@ def _notes(names: Collection[str], found: Mapping[str, Curve], steps: Sequence[S
         notes.append("strategy=device was not measured: what an offload adds is unknown")
     if (rows["table_scale"] < 1).any():
         notes.append("tables were shrunk (table_scale): rows may have been in caches that a whole table exceeds")
+    if ((rows["cache_policy"] == LRU) & (rows["cache_state"] == WARM)).any():
+        notes.append("warm caches had seen the very batches that were timed; lookup.state=steady times others")
     if disturbed := disturbance(rows):
         notes.append(disturbed)
     if any(time.runs < ENOUGH_RUNS for time in times):

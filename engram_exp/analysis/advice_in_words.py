@@ -14,6 +14,7 @@ from engram_exp.analysis.curves import INTERPOLATED, MEASURED, MOST_APART, Regim
 from engram_exp.analysis.engines import sorting
 from engram_exp.analysis.exposed import YARDSTICK
 from engram_exp.analysis.exposed_in_words import CardInWords, cards_of, differences, lines_of_card
+from engram_exp.analysis.worth_in_words import lines_of_worth
 
 
 class Point(NamedTuple):
@@ -40,6 +41,7 @@ class Words:
         uses: decode and prefill, by the layer's time alone; none where steps were measured.
         regimes: strategies and the tokens per step at which each is best.
         sort_rows: whether sorting row ids pays, and when engines do it.
+        worth: how much device memory for rows pays back; none where none was given any.
         notes: what limits the advice.
         engines: what the releases that are named do otherwise than was measured.
     """
@@ -49,6 +51,7 @@ class Words:
     uses: list[Use]
     regimes: list[tuple[str, str]]
     sort_rows: list[str]
+    worth: list[str]
     notes: list[str]
     engines: list[str]
 
@@ -65,6 +68,7 @@ def in_words(advice: Advice) -> Words:
         uses=[_use(choice, plural) for choice in advice.choices],
         regimes=[(regime.strategy, _range(regime)) for regime in advice.regimes],
         sort_rows=_sorting(*advice.sort_rows),
+        worth=lines_of_worth(advice.worth),
         notes=advice.notes,
         engines=_differences(advice),
     )
@@ -107,7 +111,7 @@ def _own_lines(label: str, words: Words, told_below: Sequence[str]) -> list[str]
     lines += [f"  {strategy:<10} {sizes}" for strategy, sizes in words.regimes]
     first, *more = words.sort_rows
     notes = [f"note: {note}" for note in words.notes if note not in told_below]
-    return [*lines, first, *(f"  {line}" for line in more), *notes]
+    return [*lines, first, *(f"  {line}" for line in more), *words.worth, *notes]
 
 
 def span(time: Time) -> tuple[str, str]:

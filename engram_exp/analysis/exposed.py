@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -111,18 +111,18 @@ def beside_fast_decoders(rows: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
     return steps[~missed], notes
 
 
-def steps_of(steps: pd.DataFrame, fitting: Collection[str], tables_gb: float, token_bytes: int | None) -> list[Step]:
+def steps_of(
+    steps: pd.DataFrame, fitting: Collection[str], freed_gb: Mapping[str, float], token_bytes: int | None
+) -> list[Step]:
     """What is exposed, size by size: decode steps, then prompts.
 
     Args:
         steps: of one subject, as `beside_fast_decoders` returns them.
         fitting: strategies within the budget of device memory.
-        tables_gb: of all layers at full size.
+        freed_gb: of device memory by each strategy, against tables of full size there.
         token_bytes: that the decoder keeps of a token; None where that is unknown.
     """
-    exposed = {name: name.replace("wall", "exposed") for name in ("wall_ms_median", "wall_ms_lo", "wall_ms_hi")}
-    steps = steps.assign(**{name: steps[column].astype(float) for name, column in exposed.items()})
-    found = []
+    steps, found = exposed_times(steps), []
     for use, part in ((DECODE, steps[steps["seq_len"] == 1]), (PREFILL, steps[steps["seq_len"] > 1])):
         sizes: dict[int, list[tuple[dict[str, Any], Time]]] = {}
         for row, time in times_of(
@@ -134,21 +134,27 @@ def steps_of(steps: pd.DataFrame, fitting: Collection[str], tables_gb: float, to
         ):
             sizes.setdefault(row["tokens_per_step"], []).append((row, time))
         for _, strategies in sorted(sizes.items()):
-            found.append(_step(use, strategies, fitting, tables_gb, token_bytes))
+            found.append(_step(use, strategies, fitting, freed_gb, token_bytes))
     return found
+
+
+def exposed_times(steps: pd.DataFrame) -> pd.DataFrame:
+    """Rows of `step` with what is exposed, and its interval, in place of their times."""
+    exposed = {name: name.replace("wall", "exposed") for name in ("wall_ms_median", "wall_ms_lo", "wall_ms_hi")}
+    return steps.assign(**{name: steps[column].astype(float) for name, column in exposed.items()})
 
 
 def _step(
     use: str,
     strategies: list[tuple[dict[str, Any], Time]],
     fitting: Collection[str],
-    tables_gb: float,
+    of_tables_gb: Mapping[str, float],
     token_bytes: int | None,
 ) -> Step:
     yardstick = next((row for row, _ in strategies if row["strategy"] == YARDSTICK), None)
     found = []
     for row, time in strategies:
-        freed_gb = _freed_gb(row, yardstick, tables_gb)
+        freed_gb = _freed_gb(row, yardstick, of_tables_gb[row["strategy"]])
         cached = int(freed_gb * 1e9 // token_bytes) if token_bytes and freed_gb > 0 else None
         ready_ms = row["ready_ms"]
         percent, lo, hi = (_percent(ms, ready_ms) for ms in (time.ms, time.lo, time.hi))
@@ -175,10 +181,10 @@ def _percent(ms: float | None, whole_ms: float) -> float | None:
     return None if ms is None else ms / whole_ms * 100
 
 
-def _freed_gb(row: dict[str, Any], yardstick: dict[str, Any] | None, tables_gb: float) -> float:
+def _freed_gb(row: dict[str, Any], yardstick: dict[str, Any] | None, of_tables_gb: float) -> float:
     """As measured where the whole tables were, on both sides; else the tables."""
     if row["table"] == DEVICE:
         return 0.0
     if yardstick is not None and min(row["table_scale"], yardstick["table_scale"]) == 1 and row["device_bytes"] > 0:
         return float(yardstick["device_bytes"] - row["device_bytes"]) / 1e9
-    return tables_gb
+    return of_tables_gb

@@ -6,6 +6,7 @@ import math
 
 import pandas as pd
 
+from engram_exp.analysis.worth import row_memory_gb
 from engram_exp.vocabulary import DEVICE
 
 VALUES_PER_SCALE = 32  # of one byte each, before the byte of their scale: the rows that `layout` tells of
@@ -14,7 +15,7 @@ VALUES_PER_SCALE = 32  # of one byte each, before the byte of their scale: the r
 def table_gb(rows: pd.DataFrame, layers: int) -> tuple[float, dict[str, float]]:
     """Of all layers at full size: the tables, and what of them each strategy keeps in device memory."""
     full_size = rows["row_bytes"] * rows["true_rows"] * layers / 1e9
-    on_device = full_size.where(rows["table"] == DEVICE, 0.0).groupby(rows["strategy"]).max()
+    on_device = full_size.where(rows["table"] == DEVICE, row_memory_gb(rows) * layers).groupby(rows["strategy"]).max()
     return float(full_size.max()), on_device.to_dict()
 
 

@@ -23,6 +23,7 @@ from engram_exp.vocabulary import ALL_ORDERS, COLD, LRU, STATIC, WARM
 
 CONF = Path(__file__).parents[2] / "conf"
 MOST_TOKENS = 1_000_000
+HITS = ["cache_gb", "policy", "sequences", "seq_len", "hit_rate"]  # of a cache that was measured
 BYTES_OF_TOKEN = 8  # of text, at most in the mean: so many are read
 
 
@@ -62,7 +63,7 @@ def run(arguments: argparse.Namespace) -> None:
 
     config = _config(arguments.tokens, arguments.overrides, arguments.most)
     workload, console = Workload(config), Console()
-    points = _points(arguments.points, config, workload.geometry.rows) if arguments.points else None
+    points = _points(arguments.points, config, workload.geometry.rows) if arguments.points else {}
     caches, steps = [], []
     for streams in arguments.concurrency or [workload.concurrency]:
         row_ids = workload.row_ids(arguments.most, streams)
@@ -78,8 +79,8 @@ def run(arguments: argparse.Namespace) -> None:
         told = {"tokens": arguments.tokens, "overrides": " ".join(arguments.overrides), "concurrency": streams}
         caches.append(cache.assign(**told))
         steps.append(step.assign(**told))
-    if points is not None:
-        console.print(_points_table(points))
+    for table in map(_points_table, points.values()):
+        console.print(table)
     if arguments.output:
         _write(Path(arguments.output), pd.concat(caches), pd.concat(steps), points)
 
@@ -153,25 +154,31 @@ def _step_table(steps: pd.DataFrame) -> Table:
     return table
 
 
-def _points(folder: str, config: DictConfig, rows: int) -> pd.DataFrame:
+def _points(folder: str, config: DictConfig, rows: int) -> dict[str, pd.DataFrame]:
+    """What runs measured: `points` of distinct rows, and `hits` of their caches, if they had any."""
     from engram_exp.reuse.points import measured_points
 
     option = config.tokens._target_.split(".")[-2]
-    return measured_points(folder, option, rows, has_path=config.tokens.get("path") is not None)
+    steps, hits = measured_points(folder, option, rows, has_path=config.tokens.get("path") is not None)
+    return {"points": steps, "hits": hits} if len(hits) else {"points": steps}
 
 
 def _points_table(points: pd.DataFrame) -> Table:
-    """A line for each shape of a step that was measured: the share of distinct rows."""
+    """A line for each shape of a step that was measured: the share of distinct rows, or of those in a cache."""
+    if "hit_rate" in points:
+        table = Table("cache GB", "policy", "tokens of a step", "sequences", "hit rate, measured")
+        for gb, policy, sequences, seq_len, rate in points[HITS].to_numpy():
+            table.add_row(f"{gb:.3g}", policy, f"{sequences * seq_len:,.0f}", f"{sequences:,.0f}", f"{rate:.3f}")
+        return table
     table = Table("tokens of a step", "sequences", "distinct, measured")
     for point in points.itertuples():
         table.add_row(f"{point.step_tokens:,}", f"{point.sequences:,}", f"{point.distinct_share:.3f}")
     return table
 
 
-def _write(folder: Path, cache: pd.DataFrame, steps: pd.DataFrame, points: pd.DataFrame | None) -> None:
+def _write(folder: Path, cache: pd.DataFrame, steps: pd.DataFrame, points: dict[str, pd.DataFrame]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    tables = {"cache": cache, "steps": steps, **({} if points is None else {"points": points})}
-    for name, table in tables.items():
+    for name, table in {"cache": cache, "steps": steps, **points}.items():
         write_text(folder / f"{name}.csv", table.to_csv(index=False, float_format="%.6g"))
     try:
         from engram_exp.pages.reuse import reuse_figure
@@ -179,5 +186,5 @@ def _write(folder: Path, cache: pd.DataFrame, steps: pd.DataFrame, points: pd.Da
         raise ValueError(
             f"{folder} has no figure: {error.name} is not installed (pip install -e '.[report]')"
         ) from error
-    write_text(folder / "reuse.svg", reuse_figure(cache, steps, points))
+    write_text(folder / "reuse.svg", reuse_figure(cache, steps, **points))
     print(folder / "reuse.svg")

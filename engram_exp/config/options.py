@@ -19,6 +19,7 @@ CPU = torch.device("cpu")
 GIVEN = (  # what a run passes to its components
     "plan", "table", "columns", "weights", "fusion_weights", "lead", "max_tokens", "placement", "rows", "row_format",
     "seed", "vocab_size", "history_len", "tokenizer", "open_tokenizer", "cache_dir", "read_times", "beside",
+    "profile",
     "ranks", "shards", "reachable", "own_lookup", "rank_tokens", "own_batches",
 )  # fmt: skip
 OF_HASH = ("hash_seed", "pad_id", "vocab_size", "eos_id")  # keys of a model that its hash may be built from ...

@@ -39,6 +39,12 @@ def check_ranks(config: DictConfig) -> None:
 
 def _check_exchange(config: DictConfig) -> None:
     kind: Any = get_class(config.exchange._target_)
+    lookup: Any = get_class(config.lookup._target_)
+    if getattr(lookup, "keeps_rows", False):
+        remedy = (
+            f"{lookup.__name__} keeps rows of earlier calls, and an exchange reads none; lookup=anywhere would work"
+        )
+        raise ConfigError("lookup", None, remedy)
     split = config.table.get("split")
     if getattr(kind, "needs_own", False) and config.rank_batches != OWN:
         remedy = f"sends row ids that all ranks know; rank_batches={OWN}, or exchange=all_gather, would work"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
 
 from engram_exp.errors import ConfigError
 from engram_exp.vocabulary import EMBEDDINGS, HIDDEN, KV, PARTS, ROW_IDS, ROWS, TOKEN_IDS
@@ -20,7 +20,8 @@ ONE_SCALES = 1e-30, 1e30  # times an e4m3 value, neither leaves the range of bfl
 PrimeSource = Callable[[int, tuple[int, ...], int], Sequence[Sequence[int]]]
 
 
-def search_primes(layers: int, vocab_per_order: tuple[int, ...], heads: int) -> list[list[int]]:
+@cache  # seconds for the largest models
+def search_primes(layers: int, vocab_per_order: tuple[int, ...], heads: int) -> tuple[tuple[int, ...], ...]:
     """Rows of every hash column, [layers][H]: for each layer and order in turn, the next `heads` primes from the
     order's vocab on that no column before has taken."""
     from sympy import nextprime  # slow to import, and seldom needed: `Builder` keeps what it found on disk
@@ -37,8 +38,8 @@ def search_primes(layers: int, vocab_per_order: tuple[int, ...], heads: int) -> 
                     prime = nextprime(prime)
                 taken.add(prime)
                 columns.append(int(prime))
-        primes.append(columns)
-    return primes
+        primes.append(tuple(columns))
+    return tuple(primes)
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Protocol
 
 import numpy as np
@@ -67,6 +68,16 @@ class HashPlan:
     def columns(self) -> int:
         """H, row ids per token."""
         return len(self.moduli)
+
+    @property
+    def orders(self) -> list[tuple[int, int, slice]]:
+        """Of each n-gram order that has columns: itself, how many there are, and their rows."""
+        found = []
+        for order, (first, end) in enumerate(pairwise(self.first_column.tolist()), start=1):
+            if end > first:
+                last_row = int(self.offsets[end - 1] + self.moduli[end - 1])
+                found.append((order, end - first, slice(int(self.offsets[first]), last_row)))
+        return found
 
     def row_ids(self, ids: torch.Tensor, history: torch.Tensor) -> torch.Tensor:
         """Row ids [B, L, H] of ids int64 [B, L] after history int64 [B, N - 1]: the readable reference, on one core."""

@@ -117,6 +117,19 @@ class Ranks:
             raise OtherRankError(causes) from error
         return told[1 : 1 + len(numbers)].tolist()
 
+    def known(self, error: Exception | None) -> Exception | None:
+        """What all ranks know of an error of this one, or of another: one that came from agreeing, they know already.
+
+        Raises:
+            LostRank: as `agree`.
+        """
+        if not isinstance(error, OtherRankError):
+            try:
+                self.agree(error)
+            except Exception as agreed:
+                return agreed
+        return error
+
     def agreed(self, call: Callable[..., None] | None) -> Callable[..., None] | None:
         """The same call, behind which all ranks raise what one of them raised."""
         if call is None or self.size == 1:

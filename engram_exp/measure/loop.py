@@ -42,6 +42,7 @@ class Case:
             quick case without pauses, one sample in eight is treated so.
         times: how often a call does what a sample is of.
         may_be_quick: False where the case is held against others: all of them are treated alike.
+        restore: is given every call before anything else, those of a warm-up, too: puts back what calls change.
     """
 
     name: str
@@ -51,6 +52,7 @@ class Case:
     behind: Callable[[Any, object], None] | None = None
     times: int = 1
     may_be_quick: bool = True
+    restore: Callable[[Any], None] | None = None
 
 
 @dataclass
@@ -169,6 +171,10 @@ class _Running:
         log.info("%s failed", self.case.name, exc_info=error)
         self.timing.error, self.timing.stop_reason = error, "error"
 
+    def _restore(self, call: Call) -> None:
+        if self.case.restore:
+            self.case.restore(call)
+
     def _pause(self) -> None:
         if self.pause_s:
             time.sleep(self.pause_s)
@@ -179,6 +185,7 @@ class _Running:
         times_ms: list[float] = []
         try:
             for call in cycle(reversed(self.calls)):  # inputs that warmed up are those that timing comes to last
+                self._restore(call)
                 self._pause()
                 times_ms.append(self.clock.time(call, uses_device=self.case.uses_device).wall_ms)
                 enough = len(times_ms) >= 2 * WINDOW_CALLS
@@ -196,6 +203,7 @@ class _Running:
         timing, case, call = self.timing, self.case, self.calls[turn % len(self.calls)]
         is_looked_at = not self.is_quick or len(timing.samples) % LOOKED_AT_EVERY == 0
         try:
+            self._restore(call)
             if is_looked_at:
                 self.switches.settle()
                 if case.before:

@@ -193,6 +193,19 @@ TABLE = (
            "first"),
     Column("reuse_distance_rows", NUMBER, MEASURED, 6, "rows", "median, over those among the same 2^19 that were asked "
            "for before, of how many other rows were in between; empty: none was"),
+    Column("cache_gb", NUMBER, WAY, 6, "10^9 bytes", "asked for of device memory for a cache of rows, or for a "
+           "part of the table; empty: neither", "lookup.gb"),
+    Column("cache_ways", NUMBER, WAY, 6, "rows", "of a set of that cache", "lookup.ways"),
+    Column("cache_policy", TEXT, WAY, 6, "", "which rows lie there: `lru`, those of each set that were asked for last; "
+           "`static`, those that a profile asks for most often; `heads`, the first of every hash column; `columns`, "
+           "whole columns", "lookup.policy"),
+    Column("cache_state", TEXT, WAY, 6, "", "how timed calls find it: `warm`, every batch has been called before; "
+           "`steady`, those in front of it have; `cold`, empty", "lookup.state"),
+    Column("cache_hit_rate", NUMBER, MEASURED, 6, "", "share of the row ids of the samples that were looked at whose "
+           "rows lay there when their call began"),
+    Column("link_bytes", NUMBER, MEASURED, 6, "bytes", "of rows that crossed the link in a call, in the mean of these "
+           "samples, where the lookup counts them: one that was read twice counts twice"),
+    Column("distinct_by_order", TEXT, MEASURED, 6, "", "`unique_row_fraction` of each n-gram order, as `2=0.31`"),
     Column("ranks", NUMBER, SUBJECT, 6, "ranks", "processes, each with a GPU of its own, that ran it together; 1 (as "
            "before schema 6): one alone. Of several, a time is the slowest rank's; bytes, FLOP and limits are of one "
            "rank, memory of the first, `tokens_per_s` and `rows_per_s` of all"),

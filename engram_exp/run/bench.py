@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from engram_exp.errors import ConfigError, OtherRankError, RegistrationError, SkippedError
+from engram_exp.errors import ConfigError, RegistrationError, SkippedError
 from engram_exp.layer.tokens import Batch
 from engram_exp.machine.memory import peak_bytes
 from engram_exp.machine.placement import poison
@@ -19,6 +19,15 @@ from engram_exp.run.glance import Glance
 from engram_exp.run.made_up import MadeUp
 from engram_exp.run.parts import Parts
 from engram_exp.run.plan import KINDS
+from engram_exp.run.row_cache import (
+    CountingGlance,
+    counted_columns,
+    counting_of,
+    require_kept,
+    restore_of,
+    timed_calls,
+    warm,
+)
 from engram_exp.run.verify import Verifier, judge_of
 from engram_exp.run.whole import ChunkStages, WholeRun, build_whole_run
 from engram_exp.stage import BuiltStage, PlannedStage, Tensors
@@ -80,12 +89,12 @@ class Bench:
             if case not in self.errors:
                 with self._failing(case):
                     self._prepare(case)
+        self._warm_rows()
 
     def calls(self, case: str) -> list[partial[Tensors]]:
         """What the iterations of a case call in turn. Inputs rotate where they decide which table rows are touched; the
         time of other stages does not depend on the values that they read."""
-        run: Any = self.whole_runs[case] if case in WHOLES else self.stages[case].run
-        return [partial(run, tensors) for tensors in self.inputs[case]]
+        return timed_calls(self._counting(case), self._all_calls(case))
 
     def leaves_device_work(self, case: str) -> bool:
         """Whether a case uses the device."""
@@ -98,14 +107,19 @@ class Bench:
 
     def columns(self, case: str, timings: object) -> dict[str, Any]:
         """What is told of a case beside its times."""
-        return dict(self.whole_peaks.get(case, {}))
+        looked_at = [self.glances[case]] if case in self.glances else []
+        return {**self.whole_peaks.get(case, {}), **counted_columns(looked_at)}
 
     def timed(self, case: str) -> Case:
         """A case as it is timed, with a look behind every sample."""
         self.last.pop(case, None)  # what is kept beside what the strategy keeps would count as its memory
-        look = self.glances[case] = Glance(self.verifier, case, self.plan.tasks_of(case), self.inputs[case])
+        looked_at = self.verifier, case, self.plan.tasks_of(case), self.inputs[case]
+        lookup = self._counting(case)
+        look = self.glances[case] = CountingGlance(lookup, *looked_at) if lookup else Glance(*looked_at)
+        calls, uses_device = self.calls(case), self.leaves_device_work(case)
+        restore = restore_of([lookup], self._warm_rows)
         looks = self.ranks.agreed(look.before), self.ranks.agreed(look.behind)
-        return Case(case, self.calls(case), self.leaves_device_work(case), *looks)
+        return Case(case, calls, uses_device, *looks, restore=restore)
 
     def look_again(self) -> None:
         """Behind the last sample: look at many calls of each case."""
@@ -135,6 +149,8 @@ class Bench:
                     self.made_up.renew_brought(task)
                 result = self._run(call)
                 self.verifier.require(case, tasks, call.args[0], result, self.verifier.positions())
+                if (lookup := self._counting(case)) and lookup.keeps_rows:
+                    self._verify_kept(case, lookup, call, result)
 
     def named_tensors(self) -> dict[str, torch.Tensor]:
         """What the built stages make of the first batch: token_ids, history, row_ids, stored_rows, or stored_values and
@@ -164,6 +180,31 @@ class Bench:
             tensors.update(self.parts.layer_tensors())
         return {name: tensor.cpu().clone().contiguous() for name, tensor in tensors.items()}
 
+    def _counting(self, case: str) -> Any:
+        """The lookup that a case calls, if it counts; all cases share it. None: it calls none."""
+        names = [stage.name for stage in self.plan.whole(case)] if case in WHOLES else [case]
+        return counting_of(self.stages[name] for name in names if name in self.stages)
+
+    def _verify_kept(self, case: str, lookup: Any, call: partial[Tensors], result: object) -> None:
+        """Compare the same call again, whose rows are in the cache by now, and all rows that are."""
+        tasks = self.plan.tasks_of(case)
+        for tensor in self.verifier.tensors_of(case, tasks, result):
+            poison(tensor)
+        self.verifier.require(case, tasks, call.args[0], self._run(call), self.verifier.positions())
+        require_kept(case, lookup, self.parts.table)
+
+    def _warm_rows(self) -> None:
+        """Let a cache of rows see the batches that it is to have seen."""
+        right = (case for case in self.cases if case not in self.errors)
+        case = next((case for case in right if self._counting(case)), None)
+        if case is not None:
+            with self._failing(case):
+                warm(self._counting(case), self._all_calls(case), self._run)
+
+    def _all_calls(self, case: str) -> list[partial[Tensors]]:
+        run: Any = self.whole_runs[case] if case in WHOLES else self.stages[case].run
+        return [partial(run, tensors) for tensors in self.inputs[case]]
+
     def _still_to_build(self) -> list[PlannedStage]:
         return [stage for stage in self.plan.built if stage.name not in self.stages and stage.name not in self.errors]
 
@@ -180,15 +221,10 @@ class Bench:
             yield
         except OF_THE_RUN:
             raise
-        except OtherRankError as error:  # all ranks know it, and go on
-            self.errors.setdefault(case, error)
-            return
         except Exception as error:
             failed = error
-        try:
-            self.ranks.agree(failed)
-        except Exception as error:
-            self.errors.setdefault(case, error)
+        if known := self.ranks.known(failed):
+            self.errors.setdefault(case, known)
 
     def _build(self, stage: PlannedStage, *, is_alone: bool) -> None:
         with self._failing(stage.name):

@@ -234,7 +234,7 @@ class Experiment:
         self, timings: dict[str, Timing], errors: dict[str, Exception], benches: Sequence[Bench | StepBench]
     ) -> list[dict[str, Any]]:
         table_bytes = whole_table_bytes(self.plan)
-        run_wide = run_columns(self.plan, self.parts, table_bytes, self.distinct.in_first if self.distinct else None)
+        run_wide = run_columns(self.plan, self.parts, table_bytes, self.distinct)
         reached = self.link.reached_gb_per_s if self.link else None
         run_wide |= {**self.reuse, "link_load_reached_gb_per_s": reached}
         common = {**stamp(), **self.job.columns(), **run_wide}
@@ -280,8 +280,13 @@ def distinct_among(plan: HashPlan, batches: Sequence[Batch], rows: int) -> Disti
     """
     asked = torch.zeros(rows, dtype=torch.bool)
     of_batch = batches[0].ids.numel() * plan.columns
-    in_first = 0.0
+    in_first, by_order = 0.0, dict[int, float]()
     for batch in batches:
         asked[plan.row_ids(*batch).flatten().long()] = True
         in_first = in_first or int(asked.count_nonzero()) / of_batch
-    return Distinct(in_first, int(asked.count_nonzero()) / (of_batch * len(batches)), len(batches))
+        by_order = by_order or {
+            order: int(asked[rows_of].count_nonzero()) * plan.columns / (of_batch * columns)
+            for order, columns, rows_of in plan.orders
+        }
+    in_all = int(asked.count_nonzero()) / (of_batch * len(batches))
+    return Distinct(in_first, in_all, len(batches), by_order)

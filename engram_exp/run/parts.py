@@ -9,6 +9,7 @@ from dataclasses import replace
 from functools import cached_property, partial
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from hydra.utils import get_class, instantiate
 from omegaconf import DictConfig
@@ -26,7 +27,7 @@ from engram_exp.machine.environment import code_cache
 from engram_exp.machine.placement import Placement
 from engram_exp.run.model_state import ModelState
 from engram_exp.run.plan import Plan
-from engram_exp.run.rank_plan import group_of, reads_peers, shards_of
+from engram_exp.run.rank_plan import group_of, lookup_of_stored, reads_peers, shards_of
 from engram_exp.stage import BuiltStage, PlannedStage, Task, Tensors, as_stage_function
 from engram_exp.steps.lookup.step import Lookup
 from engram_exp.steps.widening import build_widening
@@ -82,18 +83,17 @@ class Parts:
             component = _make(config[group], given, kind.built_from)
         else:
             component = build_widening(**{name: given[name]() for name in kind.built_from})
-        return BuiltStage(stage, kind, as_stage_function(component, self.brought(task) if brought is None else brought))
+        brought = self.brought(task) if brought is None else brought
+        return BuiltStage(stage, kind, as_stage_function(component, brought), component)
 
     def _own_lookup(self, placement: Placement, beside: bool) -> Callable[[Any, int, int], Any]:
         """Builds the lookup that is chosen for a rank's share of the table, so many tokens and columns: it leaves rows
         as they are stored, in memory of their own."""
-        node = self.plan.config.lookup.copy()
-        node.update({name: False for name in ("widen", "apart") if name in node})
+        node = lookup_of_stored(self.plan.config)
 
         def build(table: Any, tokens: int, columns: int) -> Any:
-            own: dict[str, Callable[[], Any]] = {"table": lambda: table, "columns": lambda: columns}
-            given = {**self._given(tokens, Placement(placement.device), beside=beside), **own}
-            return _make(node, given, Lookup.built_from)
+            given = self._given(tokens, Placement(placement.device), beside=beside)
+            return _make(node, {**given, "table": lambda: table, "columns": lambda: columns}, Lookup.built_from)
 
         return build
 
@@ -124,6 +124,7 @@ class Parts:
             "open_tokenizer": lambda: lambda: self.tokenizer,  # of those who may do without
             "cache_dir": lambda: self.cache_dir,
             "read_times": lambda: self.plan.read_times,
+            "profile": lambda: self.profile,
             "ranks": lambda: self.plan.ranks,
             "shards": lambda: shards_of(self.plan),
             "reachable": lambda: reads_peers(self.plan),
@@ -165,16 +166,38 @@ class Parts:
     @cached_property
     def batches(self) -> list[Batch]:
         """Distinct token batches, of this rank or of all; a source of few ids may give fewer than configured."""
-        number, seed = batches_of(self.plan.config), self.seed
+        first, number = self._batch_seeds
+        batches = self.draw(range(first, first + number))
+        return self.pinned(batches) if self.plan.stages[0].is_upload else batches
+
+    @property
+    def _batch_seeds(self) -> tuple[int, int]:
+        """The first seed of the run's batches, and how many there are; of all layers of a step. Ranks that ask for
+        their own have others each."""
+        number, seed = batches_of(self.plan.config), int(self.plan.config.seed)
         if self.plan.config.rank_batches == OWN:
             seed = seed * self.plan.ranks.size + self.plan.ranks.rank
-        batches = self.draw(range(seed * number, (seed + 1) * number))
-        return self.pinned(batches) if self.plan.stages[0].is_upload else batches
+        return seed * number, number
 
     def draw(self, seeds: Sequence[int]) -> list[Batch]:
         """Batches of these seeds, no two the same."""
         config = self.plan.config
         return distinct_batches(self.token_source, seeds, (config.batch_size, config.seq_len))
+
+    def profile(self, tokens: int) -> np.ndarray:
+        """Row ids that batches behind those of the run ask for, none of which the run has: of so many tokens at least,
+        or of all that the source has.
+
+        Raises:
+            ConfigError: it has none.
+        """
+        (first, own), more = self._batch_seeds, -(-tokens // self.plan.tokens)
+        others = self.draw(range(first, first + own + more))[len(self.batches) :]
+        if not others:
+            remedy = "holds no batch but those of the run, of which no profile is made; fewer batches would leave some"
+            raise ConfigError("tokens", None, remedy)
+        ids, history = map(torch.cat, zip(*others, strict=True))
+        return self.hash_plan.row_ids(ids, history).numpy().reshape(-1)
 
     @cached_property
     def token_source(self) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from functools import cached_property
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -58,6 +59,7 @@ from engram_exp.vocabulary import (
     WIDENING,
 )
 
+Choices = Mapping[str, str | None]
 KINDS: Mapping[str, type[Stage]] = {
     HASHING.name: Hashing, LOOKUP.name: Lookup, WIDENING.name: Widening, PROJECTION.name: Projection,
     FUSION.name: Fusion,
@@ -71,11 +73,13 @@ class Distinct(NamedTuple):
     in_first: share of the first batch's.
     in_all: share of those of all batches, among all of them.
     batches: that rotate.
+    by_order: share of the first batch's, by n-gram order.
     """
 
     in_first: float
     in_all: float
     batches: int
+    by_order: Mapping[int, float] = MappingProxyType({})
 
 
 class Plan:
@@ -83,17 +87,14 @@ class Plan:
 
     Args:
         config: checked by `config.checks.check`.
-        choices: the option chosen in each group, for those who name one.
-        ranks: of the run, and which of them this is.
+        choices, ranks: the option chosen in each group, for those who name one; of the run, and which of them it is.
 
     limits: of this machine, once they are known.
     """
 
     limits: Limits | None = None
 
-    def __init__(
-        self, config: DictConfig, choices: Mapping[str, str | None] | None = None, ranks: Ranks = ALONE
-    ) -> None:
+    def __init__(self, config: DictConfig, choices: Choices | None = None, ranks: Ranks = ALONE) -> None:
         self.config, self.choices, self.ranks = config, choices or {}, ranks
         self.tokens = config.batch_size * config.seq_len
 
@@ -208,6 +209,7 @@ class Plan:
             distinct_in_all=distinct.in_all,
             cache_bytes=cache_bytes(self.device),
             staged=staged,
+            options={str(key): value for key, value in (node or {}).items() if key != "_target_"},
             among=among(self),
         )
         return Task(step if node is None else kind_of(get_class(node._target_), step), load)
@@ -224,9 +226,8 @@ class Plan:
         """How a kernel reads the rows of a case, as far as the lookup knows orders; chunk by chunk in a pipeline."""
         tokens = max(piece.tokens for piece in self.cuts) if self.cuts and case in WHOLES else self.tokens
         beside = self.step is not None and self.step.is_beside and case in OF_A_STEP
-        tokens, table_bytes = read_here(self, tokens)
-        where = table_bytes, multiprocessors(self.device), self.read_times
-        return reading_of(self.config, tokens, *where, beside=beside)
+        known = multiprocessors(self.device), self.read_times
+        return reading_of(self.config, *read_here(self, tokens), *known, beside=beside)
 
     @property
     def read_times(self) -> ReadTimes | None:

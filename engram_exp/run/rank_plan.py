@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from hydra.utils import get_class
+from omegaconf import DictConfig
 
 from engram_exp.config.derived import exchanges, shares_out
 from engram_exp.layer.shards import CONTIGUOUS, Among, Shards
@@ -26,6 +27,13 @@ def shards_of(plan: Plan) -> Shards:
     """Who holds which rows; one rank alone all of them."""
     split, size = (plan.config.table.split, plan.ranks.size) if shares_out(plan.config) else (CONTIGUOUS, 1)
     return Shards(plan.geometry.head_rows, plan.geometry.rows, size, split)
+
+
+def lookup_of_stored(config: DictConfig) -> DictConfig:
+    """The lookup that is chosen, leaving rows as they are stored."""
+    node = config.lookup.copy()
+    node.update({name: False for name in ("widen", "apart") if name in node})
+    return node
 
 
 def reads_peers(plan: Plan) -> bool:

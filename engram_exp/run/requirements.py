@@ -9,10 +9,11 @@ import torch
 from hydra.utils import get_class
 
 from engram_exp.config.checks import check_cpus, check_teams, chunks_refused
-from engram_exp.config.derived import GRAPH, capture_of, components_of
+from engram_exp.config.derived import GRAPH, batches_of, capture_of, components_of
 from engram_exp.config.options import GIVEN, check_hash, check_options
 from engram_exp.errors import ConfigError, SkippedError
 from engram_exp.machine.data_sheets import DataSheet, data_sheet_of, is_of
+from engram_exp.machine.memory import free_device_bytes
 from engram_exp.machine.placement import triton_is_interpreted
 from engram_exp.run.plan import KINDS, Plan, device_name
 from engram_exp.stage import kind_of
@@ -22,7 +23,24 @@ from engram_exp.steps.projection.step import Projection
 from engram_exp.steps.upload.step import Upload
 from engram_exp.steps.widening import build_widening
 from engram_exp.strategy.plan import works_alone
-from engram_exp.vocabulary import DECODER, DEVICE, EMBEDDINGS, FUSION, HOST, LINK, PARTS, ROWS, WIDENING
+from engram_exp.vocabulary import (
+    COLD,
+    DECODER,
+    DEVICE,
+    EMBEDDINGS,
+    FULL,
+    FUSION,
+    HOST,
+    LAYER,
+    LINK,
+    LOOKUP,
+    OF_A_STEP,
+    PARTS,
+    ROWS,
+    STEADY,
+    WHOLES,
+    WIDENING,
+)  # fmt: skip
 
 
 def check_plan(plan: Plan) -> None:
@@ -40,6 +58,7 @@ def check_plan(plan: Plan) -> None:
         require_data_sheet(sheet.gpu, sheet.memory_gb, device_name(plan.device), total_device_bytes(plan.device))
     check_components(plan)
     check_teams(plan.config)
+    check_row_cache(plan)
     check_fusion(plan)
     _check_sources(plan)
     if plan.wholes:
@@ -94,11 +113,35 @@ def check_components(plan: Plan) -> None:
     if lookup.on_both != (plan.config.strategy.lookup == LINK):
         if lookup.on_both:
             remedy = (
-                f"takes rows by the CPU and the GPU, and not on the {plan.config.strategy.lookup} alone: strategy=both"
+                f"takes rows by the CPU and the GPU, and not on the {plan.config.strategy.lookup} alone: strategy=both "
+                "or strategy=distinct"
             )
         else:
             remedy = "takes rows in one place, and strategy.lookup=link in two: lookup=both, or another strategy"
         raise ConfigError("lookup", None, remedy)
+
+
+def check_row_cache(plan: Plan) -> None:
+    """Refuse a cache of rows that cannot be, and one whose state nobody would vouch for.
+
+    Raises:
+        ConfigError: naming the key.
+    """
+    kind, load = next(plan.task(stage) for stage in plan.stages if stage.name == LOOKUP.name)
+    assert issubclass(kind, Lookup)
+    if not kind.keeps_rows:
+        return
+    kind.refuse(load, free_device_bytes(plan.device))
+    state = load.options.get("state")
+    if plan.step and state == COLD and plan.config.steps_per_sample > 1:
+        remedy = "the steps of a sample follow each other, and find what the first left: use steps_per_sample=1"
+        raise ConfigError("lookup.state", COLD, remedy)
+    reading = [case for case in plan.cases if case in (LOOKUP.name, *WHOLES, *OF_A_STEP)]
+    if state == STEADY and reading not in [[LOOKUP.name], [FULL], [LAYER]]:
+        remedy = "one case would find what another has read, and so would a model's step: use cases=[lookup]"
+        raise ConfigError("lookup.state", STEADY, remedy)
+    if state == STEADY and batches_of(plan.config) < 2:
+        raise ConfigError("batches", plan.config.batches, "must be at least 2 for lookup.state=steady: half are timed")
 
 
 def check_dtype(plan: Plan) -> None:
@@ -192,9 +235,11 @@ def _check_chunks(plan: Plan) -> None:
     if projection.kv_buffers > 1:
         remedy = "the projection must fill one kept buffer: projection=fused, or schedule=serial"
         raise chunks_refused(chunk_tokens, remedy)
+    lookup, upload = _kinds(plan)
+    if lookup.keeps_rows:
+        raise chunks_refused(chunk_tokens, "each chunk of the ring would have a cache of its own; use schedule=graph")
     if works_alone(plan.stages):  # an upload takes whole batches
         return
-    lookup, upload = _kinds(plan)
     if plan.has_link and (not plan.pins or upload.fresh):
         other = "" if lookup.fresh else "upload=pinned, or "
         remedy = f"a copy must not keep the host waiting, nor end in other memory: {other}schedule=serial"

@@ -19,7 +19,7 @@ from engram_exp.measure.rates import Limit
 from engram_exp.measure.statistics import paired, summarise
 from engram_exp.run.job import Job
 from engram_exp.run.parts import Parts
-from engram_exp.run.plan import Plan, bytes_moved, device_name, flops, work
+from engram_exp.run.plan import Distinct, Plan, bytes_moved, device_name, flops, work
 from engram_exp.stage import Task
 from engram_exp.vocabulary import FETCH, IN_STEP, OK, READY, SKIPPED, SUSPECT
 
@@ -31,13 +31,13 @@ def failed_rows(job: Job, error: BaseException) -> list[dict[str, Any]]:
     return [{**stamp(), **row} for row in job.failed_rows(status_of(error), text_of(error, job.choices))]
 
 
-def run_columns(plan: Plan, parts: Parts, table_bytes: int, distinct_rows: float | None) -> dict[str, Any]:
+def run_columns(plan: Plan, parts: Parts, table_bytes: int, distinct: Distinct | None) -> dict[str, Any]:
     """What is the same in all rows of a run, beside what its job knows.
 
     Args:
         plan, parts: of the run, after measuring.
         table_bytes: of its table, 0 without one.
-        distinct_rows: share of the rows asked for that are distinct; None where none were.
+        distinct: how many of the rows asked for are; None where none were asked for.
     """
     device, geometry = plan.device, plan.geometry
     return {
@@ -50,7 +50,8 @@ def run_columns(plan: Plan, parts: Parts, table_bytes: int, distinct_rows: float
         "table_bytes": table_bytes,
         "threads": torch.get_num_threads(),
         **peak_bytes(device),
-        "unique_row_fraction": distinct_rows,
+        "unique_row_fraction": distinct.in_first if distinct else None,
+        "distinct_by_order": " ".join(map("{0[0]}={0[1]:.4g}".format, distinct.by_order.items())) if distinct else None,
         "huge_page_share": parts.table.huge_page_share if plan.looks_up else None,
     }
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from statistics import median
 from typing import Any
@@ -14,6 +14,7 @@ from engram_exp.measure.clock import Clock
 from engram_exp.measure.loop import Case, Timing
 from engram_exp.run.bench import OF_THE_RUN
 from engram_exp.run.parts import Parts
+from engram_exp.run.row_cache import counted_columns, is_in, require_kept, restore_of
 from engram_exp.run.rows import exposed_columns
 from engram_exp.run.step_layer import Looks, TableLayer, made_by
 from engram_exp.run.step_plan import StepPlan
@@ -21,7 +22,7 @@ from engram_exp.run.step_runs import StepRuns, steps_before
 from engram_exp.run.verify import require_close
 from engram_exp.stage import Tensors
 from engram_exp.strategy.step import Series
-from engram_exp.vocabulary import DECODER, FETCH, IN_STEP
+from engram_exp.vocabulary import DECODER, FETCH, IN_STEP, WARM
 
 WINDOWS = 5  # steps whose windows are looked at
 
@@ -64,28 +65,50 @@ class StepBench:
             self.errors = dict.fromkeys(self.cases, error)
         for case in self._right():
             self._try(case, self._verify)
+        for case in self._right():
+            self._try(case, self._warm_rows)
         if self.plan.plan.device.type == "cuda":
             torch.cuda.empty_cache()  # of what ran without graphs
 
     def timed(self, case: str) -> Case:
         """A case as it is timed: `fetch` by itself, the others one step behind the other, as a server runs them."""
         look, batches = self.looks[case], self.built.batches
-        run, steps, last = self.built.runs[case], 1, self._inputs(case)
-        if case != FETCH:
-            steps = self.plan.plan.config.steps_per_sample
-            others = steps_before(batches, steps) if case == IN_STEP else lambda batch: [batch] * (steps - 1)
-            run = Series(run, others)
-            # Of a sample's steps the last; the next sample goes on with the batch behind it.
-            last = [last[(steps * (number + 1) - 1) % len(last)] for number in range(len(last))]
-        calls = [partial(run, batch) for batch in last]
-        return Case(case, calls, True, look.before, look.behind, times=steps, may_be_quick=False)
+        run, last = self.built.runs[case], self._inputs(case)
+        steps = 1 if case == FETCH else self.plan.plan.config.steps_per_sample
+        before = steps_before(batches, steps) if case == IN_STEP else lambda batch: [batch] * (steps - 1)
+        # Of a sample's steps the last; the next sample goes on with the batch behind it.
+        last = [last[(steps * (number + 1) - 1) % len(last)] for number in range(len(last))]
+        calls = [partial(Series(run, before), batch) for batch in last]
+        restore = self._restore(case, before)
+        return Case(case, calls, True, look.before, look.behind, steps, may_be_quick=False, restore=restore)
+
+    def _restore(
+        self, case: str, before: Callable[[Batch], Sequence[Batch]]
+    ) -> Callable[[partial[Tensors]], None] | None:
+        """What is done before each call: the rows of its first step are fetched, if the step before that does it; rows
+        that are to be fetched again are forgotten."""
+        forget = restore_of([layer.counting[case] for layer in self._counting(case)])
+        ahead = self.built.ahead
+        if case != IN_STEP or not ahead:
+            return forget
+
+        def restore(call: partial[Tensors]) -> None:
+            (batch,) = call.args
+            ahead.expect((*before(batch), batch)[0])
+            if forget:
+                forget(call)
+
+        return restore
 
     def columns(self, case: str, timings: Mapping[str, Timing]) -> dict[str, Any]:
         """What is told of a case beside its times: of the decoder, when layers are reached; of a step, what it takes
-        longer than with rows in place."""
+        longer than with rows in place; of what fetches rows, those that crossed the link, where they are counted."""
         if case == DECODER and self.windows:
             return {"window_ms": " ".join(map("{}={:.4g}".format, self.plan.layers, self.windows))}
-        return exposed_columns(timings) if case == IN_STEP else {}
+        found = exposed_columns(timings) if case == IN_STEP else {}
+        if case in self._right():
+            found |= counted_columns(glance for _, glance in self.looks[case].glances)
+        return found
 
     def look_again(self) -> None:
         """Behind the last sample: look at many calls of each case, and when the decoder alone reaches the layers."""
@@ -101,6 +124,8 @@ class StepBench:
             for layer in self.layers:
                 layer.renew(self.built.batches[0])
             self._try(case, self._verify)
+        for case in self._right():
+            self._try(case, self._verify_kept)
 
     def _right(self) -> list[str]:
         return [case for case in self.cases if case not in self.errors]
@@ -117,6 +142,23 @@ class StepBench:
 
     def _looks(self, case: str) -> Looks:
         return Looks(case, self.layers, self._inputs(case), None if case == FETCH else self.hidden)
+
+    def _counting(self, case: str) -> list[TableLayer]:
+        """The layers whose rows a case fetches with a lookup that counts."""
+        return [layer for layer in self.layers if case in layer.counting]
+
+    def _warm_rows(self, case: str) -> None:
+        """Let the caches of a case that are not to be cold see every batch."""
+        if any(is_in(layer.counting[case], WARM) for layer in self._counting(case)):
+            for batch in self._inputs(case):
+                self.built.runs[case](batch)
+                self.clock.synchronize()
+
+    def _verify_kept(self, case: str) -> None:
+        """Compare all rows that the caches of a case keep."""
+        for layer in self._counting(case):
+            if layer.counting[case].keeps_rows:
+                require_kept(case, layer.counting[case], layer.parts.table)
 
     def _verify(self, case: str) -> None:
         """Compare what a case makes of the first batch."""

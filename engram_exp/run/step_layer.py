@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
-from typing import NamedTuple
+from functools import cache, partial
+from typing import Any, NamedTuple
 
 import torch
 
@@ -13,11 +13,12 @@ from engram_exp.measure.clock import Clock
 from engram_exp.run.glance import MOST_LOOKS, Glance
 from engram_exp.run.made_up import MadeUp
 from engram_exp.run.parts import Parts
+from engram_exp.run.row_cache import CountingGlance, counting_of
 from engram_exp.run.step_plan import StepPlan
 from engram_exp.run.verify import Tasks, Verifier, require_close
 from engram_exp.stage import BuiltStage, PlannedStage, Strategy, Task, Tensors
 from engram_exp.strategy.fetch import Compute, DeviceFetch, Fetch, HostFetch, StepIds, host_and_across
-from engram_exp.vocabulary import DECODER, FETCH, IN_STEP, TENSORS_OF, TOKEN_IDS
+from engram_exp.vocabulary import DECODER, FETCH, IN_STEP, READY, TENSORS_OF, TOKEN_IDS
 
 Run = Callable[[Batch], Tensors]
 
@@ -41,13 +42,17 @@ class TableLayer:
         plan: of the step.
         seed: of the tokens that are compared.
 
-    rows: at the place where `ready` reads them.
+    places: where `ready` reads rows.
+    counting: by case, the lookup that fetches its rows and counts those that cross the link; none where none counts.
     """
 
     def __init__(self, parts: Parts, plan: StepPlan, seed: int) -> None:
         self.parts, self.plan, self.verifier = parts, plan, Verifier(parts, seed)
         self.made_up = MadeUp(parts)
-        self.rows: Tensors = ()
+        self.places: Tensors = ()
+        self.rows: Tensors = ()  # that belong there
+        self.tasks_of, self.made = cache(self._tasks_of), cache(self._made)  # asked for behind each sample
+        self.counting: dict[str, Any] = {}
         self.built: dict[PlannedStage, BuiltStage] = {}  # that cases share, since none runs beside another
 
     def fetch(self, case: str, ids: StepIds, how: How, *, ahead: bool = False) -> Fetch:
@@ -60,7 +65,10 @@ class TableLayer:
             ahead: in buffers of their own, since others are fetched meanwhile.
         """
         fetching, _ = self.plan.parted(self.parts.plan, case)
-        host, across = host_and_across([self._build(task) if ahead else self._shared(task) for task in fetching])
+        built = [self._build(task) if ahead else self._shared(task) for task in fetching]
+        if lookup := counting_of(built):
+            self.counting |= {IN_STEP: lookup} if ahead else {FETCH: lookup, IN_STEP: lookup}
+        host, across = host_and_across(built)
         if host.stages:
             return HostFetch(ids, host, across, how.stream)
         return DeviceFetch(ids, how.captured(across), how.stream)
@@ -80,18 +88,33 @@ class TableLayer:
         return self.parts.stage(task.load.stage, beside=self.plan.is_beside)
 
     def place(self, rows: Tensors) -> None:
-        """Keep a copy of rows, at the place where `ready` reads them."""
-        if not self.rows:
-            self.rows = tuple(tensor.clone() for tensor in rows)
-        for kept, tensor in zip(self.rows, rows, strict=True):
-            kept.copy_(tensor)
+        """Keep a copy of rows, and put it where `ready` reads them."""
+        self.rows = tuple(map(torch.clone, rows))
+        self.places = self.places or tuple(map(torch.clone, rows))
+        self.put_back()
 
-    def tasks_of(self, case: str) -> Tasks:
+    def put_back(self) -> None:
+        """Put the rows of `ready` where it reads them."""
+        for place, tensor in zip(self.places, self.rows, strict=True):
+            place.copy_(tensor)
+
+    def is_alike(self) -> bool:
+        """Whether it makes the same of its rows in a step as when they are in place."""
+        computing = [self.plan.parted(self.parts.plan, case)[1] for case in (READY, IN_STEP)]
+        ready, in_step = ([task.load.stage for task in tasks] for tasks in computing)
+        return ready == in_step
+
+    def glance(self, case: str, inputs: Sequence[Batch]) -> Glance:
+        """A look at what a case makes of it, behind samples."""
+        looked_at = self.verifier, case, self.tasks_of(case), inputs
+        return CountingGlance(self.counting[case], *looked_at) if case in self.counting else Glance(*looked_at)
+
+    def _tasks_of(self, case: str) -> Tasks:
         """The stages that what a case returns of it follows from, from token ids on; none if it returns nothing."""
         fetching, computing = self.plan.parted(self.parts.plan, case)
         return {FETCH: fetching, DECODER: []}.get(case, [*fetching, *computing])
 
-    def made(self, case: str) -> tuple[str, ...]:
+    def _made(self, case: str) -> tuple[str, ...]:
         """The names of the tensors that a case returns of it."""
         tasks = self.tasks_of(case)
         return TENSORS_OF.get(value := tasks[-1].load.stage.makes, (value,)) if tasks else ()
@@ -121,13 +144,12 @@ class Looks:
         if hidden is not None:
             self.positions = layers[0].verifier.few_positions().to(hidden.device)
         self.glances = [
-            (number, Glance(layer.verifier, case, tasks, inputs))
-            for number, layer in enumerate(layers)
-            if (tasks := layer.tasks_of(case))
+            (number, layer.glance(case, inputs)) for number, layer in enumerate(layers) if layer.tasks_of(case)
         ]
 
     def before(self, call: partial[Tensors]) -> None:
         """Prepare all layers for a call."""
+        self._put_back()
         for _, glance in self.glances:
             glance.before(call)
 
@@ -152,6 +174,7 @@ class Looks:
         Raises:
             MismatchError: some of it differs from the reference.
         """
+        self._put_back()
         for number, glance in self.glances:
 
             def made(batch: Batch, number: int = number) -> Tensors:
@@ -159,6 +182,12 @@ class Looks:
 
             glance.burst([partial(made, batch) for batch in self.inputs], clock)
         self._settle()
+
+    def _put_back(self) -> None:
+        """Leave the rows of `ready` where it reads them: the step before it left others there."""
+        if self.case == READY:
+            for layer in self.layers:
+                layer.put_back()
 
     def _settle(self) -> None:
         """Compare what was copied aside of the decoder's hidden states."""

@@ -22,7 +22,6 @@ from engram_exp.vocabulary import (
     IN_STEP,
     OF_A_STEP,
     PREVIOUS_STEP,
-    PROJECTION,
     READY,
     THIS_STEP,
     TOKEN_IDS,
@@ -98,8 +97,6 @@ class StepPlan:
             stage for stage in stages_of(config) if not stage.is_upload or (layer.has_link and stage.needs != TOKEN_IDS)
         ]
         fetched = in_place(stages)
-        if case == READY:
-            fetched = next(number for number, stage in enumerate(stages) if stage.name == PROJECTION.name)
         tasks = [layer.task(stage, distinct) for stage in stages]
         return tasks[:fetched], tasks[fetched:]
 

@@ -13,6 +13,7 @@ from engram_exp.machine.placement import Placement, poison
 from engram_exp.run.parts import Parts
 from engram_exp.run.step_layer import How, Run, TableLayer
 from engram_exp.run.step_plan import StepPlan
+from engram_exp.stage import Tensors
 from engram_exp.strategy.fetch import Compute, Fetch, InPlace, StepIds
 from engram_exp.strategy.schedule import Replay, streams_of
 from engram_exp.strategy.step import Ahead, Fetching, InStep
@@ -61,20 +62,30 @@ class StepRuns:
         computes = [layer.compute(IN_STEP) for layer in layers]
         self.alone = in_step([nothing for _ in layers], [None for _ in layers])
         self.runs[DECODER] = self.alone
-        self.runs[READY] = in_step(
-            [InPlace(layer.rows) for layer in layers], [layer.compute(READY) for layer in layers]
-        )
         self.ahead: Ahead | None = None
         self.rows_of_step = Fetching(self.ids, fetches)
-        if self.plan.plan.config.prefetch.lead == THIS_STEP:
-            self.runs[IN_STEP] = in_step(fetches, computes)
-            return
-        places = [tuple(map(torch.clone, rows)) for rows in self.rows_of_step.rows_of(self.batches[0])]
-        step, coming = in_step([InPlace(rows) for rows in places], computes), self._ids()
+        places = self.rows_of_step.rows_of(self.batches[0])
+        is_ahead = self.plan.plan.config.prefetch.lead != THIS_STEP
+        if is_ahead:
+            places = [tuple(map(torch.clone, rows)) for rows in places]
+        step = in_step([InPlace(rows) for rows in places], computes)
+        self.runs[IN_STEP] = self._ahead(step, places) if is_ahead else step.fed(fetches)
+        if all(layer.is_alike() for layer in layers):
+            self.runs[READY] = step
+            for layer, rows in zip(layers, places, strict=True):
+                layer.places = rows
+        else:
+            in_place = [InPlace(layer.places) for layer in layers]
+            self.runs[READY] = in_step(in_place, [layer.compute(READY) for layer in layers])
+
+    def _ahead(self, step: InStep, places: Sequence[Tensors]) -> Ahead:
+        """A step whose rows are fetched while the one before runs."""
+        coming = self._ids()
         self.rows_of_step = Fetching(coming, self._fetches(coming, ahead=True))
         following = dict(zip(map(id, self.batches), [*self.batches[1:], self.batches[0]], strict=True))
         fetches = self.rows_of_step.fetches
-        self.runs[IN_STEP] = self.ahead = Ahead(step, places, coming, fetches, lambda batch: following[id(batch)])
+        self.ahead = Ahead(step, places, coming, fetches, lambda batch: following[id(batch)])
+        return self.ahead
 
     def place_rows(self, batch: Batch) -> None:
         """Put the rows of a batch where `ready` reads them."""

@@ -152,12 +152,11 @@ class HostFetch:
         if not self.ids.has_streams:
             return self.across(self.host(self.ids.on_host()))
         current = torch.accelerator.current_stream()
-        # What the host made for the step before has crossed: that step's layers waited for it, and this step has begun.
+        # With its ids on the host this step has begun: what the host made for the one before has crossed and been read,
+        # so neither the host nor the stream waits before it is written over.
         made = self.host(self.ids.on_host())
         stream = current if self.stream is None else self.stream
         with stream:
-            if stream is not current:
-                self.ids.stream_waits(stream)
             rows = self._kept(self.across(made))
             self.sent.record(stream)
         self.decoder_waits(current)

@@ -24,6 +24,7 @@ from engram_exp.vocabulary import (
     OF_A_STEP,
     PARTS,
     PLACED_WITH,
+    PROJECTION,
     ROWS,
     STEPS,
     TOKEN_IDS,
@@ -109,9 +110,10 @@ def overlapping(stages: Sequence[PlannedStage]) -> tuple[int, int]:
 
 
 def in_place(stages: Sequence[PlannedStage]) -> int:
-    """How many stages of a strategy bring rows to where a model's layer reads them: the lookup, the last upload, and
-    all before; those behind them are computed where the layer stands."""
-    return max(number for number, stage in enumerate(stages, start=1) if stage.is_upload or stage.name == LOOKUP.name)
+    """How many stages of a strategy bring rows to where a model's layer reads them: all before the projection, or where
+    that is on the host, the last upload and all before; those behind them are computed where the layer stands."""
+    projection = [stage.name for stage in stages].index(PROJECTION.name)
+    return max([projection, *(number for number, stage in enumerate(stages, start=1) if stage.is_upload)])
 
 
 def select_cases(requested: object, stages: Sequence[PlannedStage], *, decodes: bool = False) -> tuple[str, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from copy import copy
 from itertools import islice
 
 import torch
@@ -40,6 +41,13 @@ class InStep:
         self.first = captured(self._first(ends[0]))
         stretches = zip(computes, numbers, ends[1:], strict=True)
         self.others = [captured(self._other(*stretch)) for stretch in stretches]
+
+    def fed(self, fetches: Sequence[Fetch]) -> InStep:
+        """This step, its very graphs, with rows that come otherwise to the same places: whatever the two differ by is
+        their coming. Of two graphs of the same work one may be faster, by more than the samples of a run vary."""
+        other = copy(self)
+        other.fetches = fetches
+        return other
 
     def __call__(self, batch: Batch) -> Tensors:
         """The hidden state [T, C] behind the last layer, and behind it what each layer with a table made. Work on the
@@ -136,9 +144,7 @@ class Ahead:
 
     def __call__(self, batch: Batch) -> Tensors:
         """What the step makes of a batch; the rows of the next one are under way, or there."""
-        if self.fetched is not batch:
-            self._start(batch)
-            self._arrive(batch)
+        self.expect(batch)
         for kept, rows in zip(self.in_place, self.rows, strict=True):
             for target, source in zip(kept, rows, strict=True):
                 target.copy_(source)
@@ -147,6 +153,12 @@ class Ahead:
         result = self.step(batch)
         self._arrive(following)
         return result
+
+    def expect(self, batch: Batch) -> None:
+        """Fetch the rows of the batch that comes next, unless they are under way."""
+        if self.fetched is not batch:
+            self._start(batch)
+            self._arrive(batch)
 
     def forget(self) -> None:
         """Rows that were fetched for ids which have been written over since."""

@@ -33,7 +33,12 @@ def test_a_text_has_its_curves(tmp_path, cache_dir):
     told = {"tokens": "text", "options": f"tokens.path={text}", "used_rows": rows_of(_config(str(text), demo, 1000))}
     measured = {**told, "batch_size": 4, "seq_len": 2, "unique_row_fraction": 0.75}
     (tmp_path / "campaign").mkdir()
-    write_run(tmp_path / "campaign", {}, [{"run_id": "a", "status": "ok", "case": "lookup", **measured}])
+    kept = {"cache_gb": 0.001, "cache_policy": "lru", "cache_hit_rate": 0.6}
+    found = [{}, {**kept, "cache_state": "steady"}, {**kept, "cache_state": "warm"}, {**kept, "cache_policy": "heads"}]
+    write_run(
+        tmp_path / "campaign", {},
+        [{"run_id": str(n), "status": "ok", "case": "lookup", **measured, **more} for n, more in enumerate(found)],
+    )  # fmt: skip
     written = "--points", str(tmp_path / "campaign"), "--output", str(tmp_path / "out")
     done = command(str(text), *demo, "--concurrency", "1", "--concurrency", "4", *written)
     assert done.returncode == 0, done.stderr
@@ -49,6 +54,10 @@ def test_a_text_has_its_curves(tmp_path, cache_dir):
     assert "measured, tokens of a sequence" in svg
     assert pd.read_csv(tmp_path / "out/points.csv").to_dict("list") == {
         "sequences": [4], "seq_len": [2], "step_tokens": [8], "distinct_share": [0.75],
+    }  # fmt: skip
+    assert "hit rate, measured" in done.stdout
+    assert pd.read_csv(tmp_path / "out/hits.csv").to_dict("list") == {
+        "sequences": [4], "seq_len": [2], "cache_gb": [0.001], "policy": ["lru"], "hit_rate": [0.6],
     }  # fmt: skip
 
 
@@ -139,7 +148,7 @@ def test_what_has_no_curve_is_refused(cache_dir, tokens, overrides, says):
 @pytest.mark.parametrize(("tokens", "options"), [("random", ()), ("text", ("model=deepseek_v41_flash", "dtype=fp8"))])
 def test_published_runs_lie_on_the_curves(cache_dir, tokens, options):
     workload = Workload(_config(tokens, [f"cache_dir={cache_dir}", *options], 2**16))
-    points = measured_points(H200, tokens, workload.geometry.rows, has_path=False)
+    points, _ = measured_points(H200, tokens, workload.geometry.rows, has_path=False)
     sequences = points[(points["seq_len"] == 1) & (points["sequences"] <= 2**12)]
     assert len(sequences) == (7 if tokens == "random" else 1)
     for point in sequences.itertuples():

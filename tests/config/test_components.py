@@ -39,8 +39,14 @@ def test_every_option_composes_and_builds(configure, tmp_path, group, option):
         overrides.append("model=deepseek_v41_flash")
     if option in ("triton", "triton_link", "device", "graph") or (group == "lookup" and option in ENGINES):
         overrides.append("strategy=device")  # steps on the device, a table there
-    if (group, option) == ("lookup", "both"):
+    if (group, option) in (("lookup", "both"), ("lookup", "distinct_copy")):
         overrides.append("strategy=both")
+    if option == "distinct_link":
+        overrides.append("strategy=uva")
+    if option == "split":
+        overrides += ["strategy=split", "lookup.gb=0.00001"]
+    if option == "cached":
+        overrides += ["strategy=cached", "lookup.gb=0.001"]
     if group == "decoder" and option != "none":
         overrides += ["decoder.layers=16", "decoder.vocab_size=100"]  # which sizes are the model's, tests/decoder has
     if option in ("ids", "trace"):

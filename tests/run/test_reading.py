@@ -86,4 +86,8 @@ def test_rows_are_distinct_in_a_batch_and_among_all(tiny_plan, configure):
     assert found.in_first == len(torch.unique(row_ids[0])) / row_ids[0].numel()
     assert found.in_all == len(torch.unique(row_ids)) / row_ids.numel()
     assert found.batches == 3
+    first = row_ids[0].flatten(0, 1)
+    in_order = {order: first[:, slice(*tiny_plan.first_column[order - 1 : order + 1])] for order in found.by_order}
+    assert sum(asked.numel() for asked in in_order.values()) == first.numel()
+    assert found.by_order == {order: len(torch.unique(asked)) / asked.numel() for order, asked in in_order.items()}
     assert found.in_first < found.in_all < 1

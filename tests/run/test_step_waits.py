@@ -28,7 +28,7 @@ def slowed(original):
     ("options", "component", "owner", "wait"),
     [
         (("strategy=kv_on_gpu",), PinnedUpload, HostFetch, "decoder_waits"),
-        (("strategy=kv_on_cpu",), PinnedUpload, HostFetch, "decoder_waits"),
+        (("strategy=kv_on_cpu", "fusion=gated_conv"), PinnedUpload, HostFetch, "decoder_waits"),
         (("strategy=uva",), TritonLookup, DeviceFetch, "decoder_waits"),
         (("strategy=device",), TritonLookup, DeviceFetch, "decoder_waits"),
         (("strategy=uva", "seq_len=12", "prefetch.lead=previous_step"), TritonLookup, DeviceFetch, "decoder_waits"),
@@ -47,7 +47,6 @@ def test_delays_change_nothing_as_long_as_a_step_waits(run_inline, monkeypatch, 
     ("strategy", "component", "wait", "without"),
     [
         ("kv_on_gpu", PinnedUpload, "on_host", lambda ids: ids.taken),
-        ("kv_on_gpu", FusedProjection, "stream_waits", lambda *_: None),
         ("uva", FusedProjection, "stream_waits", lambda *_: None),
     ],
 )

@@ -149,7 +149,7 @@ def test_rows_are_overwritten_when_they_have_been_read(monkeypatch, waits):
     rows = lookup(first)
     torch.cuda.synchronize()
     want = rows.clone()
-    torch.cuda._sleep(20_000_000)
+    torch.cuda._sleep(200_000_000)  # some 100 ms, in which the CPU has gathered and copied
     read = rows.clone()
     lookup(second)
     torch.cuda.synchronize()

@@ -154,6 +154,28 @@ def test_a_launch_that_was_not_measured_takes_nothing_from_those_that_were(times
     assert reading(order, *launch, **asked, times=times) == reading(order, *launch, **asked)
 
 
+@pytest.mark.parametrize("rows", [24, 1536, 196_608])
+@pytest.mark.parametrize("order", ["as_asked", "partitioned"])
+def test_beside_a_decoder_few_programs_read(order, rows):
+    assert auto(order, rows=rows, beside=True)[1:] == (32, 16)
+    assert auto(order, rows=rows, beside=True, table="device")[1:] == (32, None)
+
+
+@given(times=TIMES, rows=st.integers(1, 2**20), multiprocessors=st.integers(1, 200))
+def test_beside_a_decoder_a_launch_costs_what_it_holds_of_the_device(times, rows, multiprocessors):
+    def cost(order, launch):
+        blocks = -(-rows // launch.rows_per_program)
+        held = min(launch.programs or blocks, blocks, multiprocessors) / multiprocessors
+        if order == "as_asked":
+            return times.as_asked[launch] * held
+        return times.partition + times.of_sorted[launch] * held
+
+    asked = {"sort_from_rows": "auto", "rows": rows, "multiprocessors": multiprocessors, "beside": True}
+    found = auto(**asked, times=times)
+    best = min(cost(order, launch) for order in ("as_asked", "partitioned") for launch in MEASURED)
+    assert cost(found.order, Launch(*found[1:])) <= CLEARLY_SLOWER * best * (1 + 1e-9)
+
+
 def test_times_say_nothing_of_rows_in_device_memory():
     fast = dict.fromkeys(MEASURED, 1e-9)
     asked = {**LINK, "table": "device", "sort_from_rows": "auto"}

@@ -9,13 +9,12 @@ import torch
 from engram_exp.machine.placement import Placement
 from engram_exp.stage import Load
 from engram_exp.steps.lookup.gather import GatherLookup
+from engram_exp.steps.lookup.ranks import Ranks
 from engram_exp.steps.lookup.step import Lookup
 from engram_exp.steps.lookup.words import Words
 from engram_exp.steps.tables.device import DeviceTable
 from engram_exp.steps.tables.host import HostTable
 from engram_exp.vocabulary import AS_ASKED, DEVICE
-
-INDEX_BYTES = 8
 
 
 class DistinctLookup(Lookup):
@@ -53,9 +52,7 @@ class DistinctLookup(Lookup):
             self.read = TritonLookup(table, max_tokens, columns, apart, AS_ASKED, 0, *launch)
         self.words = Words(table.row_format)
         self.rows = placement.empty(max_tokens * columns, table.row_format.width, dtype=table.row_format.storage_dtype)
-        self.indices = apart.empty(3, len(self.rows), dtype=torch.int64)
-        self.changes = apart.empty(len(self.rows), dtype=torch.bool)
-        self.row_ids: torch.Tensor | None = None  # in order, and the distinct ones
+        self.ranks = Ranks(len(self.rows), placement.device)
 
     @classmethod
     def bytes_moved(cls, load: Load) -> int:
@@ -66,26 +63,15 @@ class DistinctLookup(Lookup):
     @classmethod
     def keeps(cls, load: Load) -> dict[str, int]:
         """Rows, as read and as asked for; row ids twice, places, and on the GPU what a radix sort takes."""
-        row_ids = load.tokens * load.geometry.columns
-        indices = row_ids * (3 * INDEX_BYTES + 1) + 2 * load.geometry.row_ids_bytes(load.tokens)
+        indices = Ranks.bytes(load.row_ids, load.geometry.row_id_bytes)
         sort = load.geometry.sort_bytes(load.tokens) if load.stage.side == DEVICE else 0
         return {load.stage.side: 2 * load.bytes_of(load.stage.makes) + indices + sort}
 
     def __call__(self, row_ids: torch.Tensor) -> torch.Tensor:
         """Stored rows [T, H * width] of row ids [B, L, H] inside of the table; overwritten by the next call."""
         count = row_ids.numel()
-        if self.row_ids is None:
-            self.row_ids = row_ids.new_empty(2, len(self.rows))
-        ordered, distinct = self.row_ids[:, :count]
-        places, ranks, ranks_in_place = self.indices[:, :count]
-        changes = self.changes[:count]
-        torch.sort(row_ids.view(-1), out=(ordered, places))
-        changes[:1] = False
-        torch.ne(ordered[1:], ordered[:-1], out=changes[1:])
-        torch.cumsum(changes, dim=0, out=ranks)
-        distinct.copy_(ordered[:1].expand(count)).scatter_(0, ranks, ordered)
-        ranks_in_place.scatter_(0, places, ranks)
-        to_read = int(ranks[-1]) + 1 if self.on_host else count
+        distinct, ranks = self.ranks(row_ids.view(-1))
+        to_read = int(self.ranks.last) + 1 if self.on_host else count
         read = self.read(distinct[:to_read].view(1, -1, 1)).view(self.words.dtype)
-        torch.index_select(read, 0, ranks_in_place, out=self.rows[:count].view(self.words.dtype))
+        torch.index_select(read, 0, ranks, out=self.rows[:count].view(self.words.dtype))
         return self.rows[:count].view(row_ids.shape[0] * row_ids.shape[1], -1)

@@ -83,6 +83,10 @@ UNORDERED = (
     Rule(math.inf, math.inf, 16, 528),  # 1,536 ids: 43 us packed, 58 split, the best launches 41 and 58
 )
 ON_THE_DEVICE = Rule(math.inf, math.inf, 32, None)
+# A program holds a multiprocessor, and the decoder's products wait for it. 64 sequences beside dense_8b on an H100, two
+# layers of 32 GB: the step takes 110 us longer; with 1 row in a program for each, which alone reads faster, 160
+# (samples not kept).
+BESIDE_A_DECODER = Rule(math.inf, math.inf, 32, 16)
 
 
 def launches(multiprocessors: int) -> tuple[Launch, ...]:
@@ -118,7 +122,8 @@ def reading(
 
     Rows in device memory gain nothing from an order. Those that come through the link are read as rules say that were
     measured on another machine, unless another order or launch is clearly faster on this one, of those that agree with
-    what is typed. Where no such launch was measured here, the rules remain.
+    what is typed. Where no such launch was measured here, the rules remain. Beside a decoder a launch costs what it
+    takes of the device: its time by the share of the multiprocessors that it holds.
 
     Args:
         order, rows_per_program, programs: as configured; `programs` may be `multiprocessors` or `half_beside`.
@@ -136,7 +141,9 @@ def reading(
     usual_order = order
     if order == AUTO:
         usual_order = _usual_order(sort_from_rows, rows) if table == HOST else AS_ASKED
-    rules = (ON_THE_DEVICE,) if table != HOST else UNORDERED if usual_order == AS_ASKED else ORDERED
+    rules: tuple[Rule, ...] = UNORDERED if usual_order == AS_ASKED else ORDERED
+    if table != HOST or beside:
+        rules = (BESIDE_A_DECODER,) if table == HOST else (ON_THE_DEVICE,)
     rule = next(rule for rule in rules if table_bytes <= rule.table_bytes and rows <= rule.rows)
     usual = Reading(
         usual_order,
@@ -146,13 +153,19 @@ def reading(
     if table != HOST or times is None:
         return usual
     orders = (AS_ASKED, PARTITIONED) if order == sort_from_rows == AUTO else (usual_order,)
-    took = {
-        each: time
-        for each, time in _measured(orders, rows, row_bytes, table_bytes, times)
+    costs = {
+        each: ordering + time * (_share_held(each, rows, multiprocessors) if beside else 1)
+        for each, ordering, time in _measured(orders, rows, row_bytes, table_bytes, times)
         if rows_per_program in (AUTO, each.rows_per_program) and programs in (AUTO, each.programs)
     }
-    best = min(took, key=took.__getitem__, default=usual)
-    return best if took and took.get(usual, math.inf) > CLEARLY_SLOWER * took[best] else usual
+    best = min(costs, key=costs.__getitem__, default=usual)
+    return best if costs and costs.get(usual, math.inf) > CLEARLY_SLOWER * costs[best] else usual
+
+
+def _share_held(how: Reading, rows: int, multiprocessors: int) -> float:
+    """The share of the multiprocessors on which a program runs."""
+    blocks = math.ceil(rows / how.rows_per_program)
+    return min(1.0, (how.programs or blocks) / multiprocessors, blocks / multiprocessors)
 
 
 def _usual_order(sort_from_rows: int | str, rows: int) -> str:
@@ -161,13 +174,13 @@ def _usual_order(sort_from_rows: int | str, rows: int) -> str:
 
 def _measured(
     orders: Sequence[str], rows: int, row_bytes: int, table_bytes: int, times: ReadTimes
-) -> Iterator[tuple[Reading, float]]:
-    """What reading takes in each of these orders by each launch, a partition included."""
+) -> Iterator[tuple[Reading, float, float]]:
+    """What it takes to put row ids into each of these orders, and to read so by each launch."""
     for order in orders:
         ordering = times.of_partition(rows, table_bytes) if order == PARTITIONED else 0.0
         reads = times.of_reads(AS_ASKED if order == AS_ASKED else SORTED, rows, row_bytes, table_bytes)
         for launch, time in reads.items():
-            yield Reading(order, *launch), ordering + time
+            yield Reading(order, *launch), ordering, time
 
 
 def check_order(order: str) -> None:

@@ -6,7 +6,10 @@ from typing import ClassVar
 
 import torch
 
+from engram_exp.errors import SkippedError
+from engram_exp.machine.placement import Placement
 from engram_exp.stage import Load, Reference, Stage, Tensors
+from engram_exp.steps.tables import Table
 from engram_exp.vocabulary import DEVICE, EMBEDDINGS, HOST, PARTS, ROWS
 
 
@@ -22,6 +25,10 @@ class Lookup(Stage):
     makes: ClassVar[str] = ROWS
     fresh: ClassVar[bool] = False  # it hands out other pinned memory on each call
     on_both: ClassVar[bool] = False  # it takes row ids on the host and leaves rows on the device
+    # It has `counts`, int64 [2]: for how many row ids no row crossed the link so far, and how many there were in all.
+    counts_rows: ClassVar[bool] = False
+    # Calls leave rows behind that later ones find: it counts, and has `state`, `reset()` and `kept()`, too.
+    keeps_rows: ClassVar[bool] = False
     built_from: ClassVar[tuple[str, ...]] = ("table", "max_tokens", "columns", "placement")
     reads_table = True
     rotates = True
@@ -44,6 +51,14 @@ class Lookup(Stage):
         if load.stage.side == HOST:
             streams["host rows"] = load.distinct_rows * load.tokens * load.geometry.columns
         return streams
+
+    @classmethod
+    def refuse(cls, load: Load, free_bytes: int) -> None:
+        """Refuse options of a lookup that keeps rows, where so many bytes of the device's memory are free.
+
+        Raises:
+            ConfigError: naming the key.
+        """
 
     @classmethod
     def shares(cls, load: Load) -> dict[str, int]:
@@ -82,6 +97,16 @@ def crossing_rows(load: Load) -> float:
     of_batch = load.distinct_rows * load.row_ids - kept
     of_round = min(load.distinct_rows, load.distinct_in_all) * load.row_ids - kept / load.batches
     return max(0.0, of_batch, of_round)
+
+
+def require_readable(table: Table, placement: Placement) -> None:
+    """Skip a kernel on a device that cannot read the table.
+
+    Raises:
+        SkippedError: it is host memory that is not pinned.
+    """
+    if not all(part.device.type == placement.device.type or part.is_pinned() for part in table.parts):
+        raise SkippedError("a kernel reads host memory only where it is pinned: table=pinned or table=huge")
 
 
 class WideningLookup(Lookup):

@@ -10,12 +10,11 @@ import torch
 import triton
 import triton.language as tl
 
-from engram_exp.errors import SkippedError
 from engram_exp.machine.placement import Placement, multiprocessors
 from engram_exp.stage import Load
 from engram_exp.steps.lookup.order import ReadTimes, check_launch, check_order, reading
 from engram_exp.steps.lookup.partition_triton import Partition
-from engram_exp.steps.lookup.step import Lookup
+from engram_exp.steps.lookup.step import Lookup, require_readable
 from engram_exp.steps.lookup.words import Words
 from engram_exp.steps.tables import Table
 from engram_exp.steps.widening.triton import e4m3_as_float, ue8m0_as_float
@@ -72,9 +71,7 @@ class TritonLookup(Lookup):
         placement.require_triton("lookup")
         check_order(order)
         check_launch(rows_per_program, warps, programs)
-        readable = all(part.device.type == placement.device.type or part.is_pinned() for part in table.parts)
-        if not readable:
-            raise SkippedError("a kernel reads host memory only where it is pinned: table=pinned or table=huge")
+        require_readable(table, placement)
         row_format, self.table_rows = table.row_format, len(table.parts[0])
         self.row_bytes = row_format.width * row_format.storage_dtype.itemsize
         widens = widen and row_format.is_fp8

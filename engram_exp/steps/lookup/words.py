@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from itertools import accumulate
+from typing import NamedTuple
 
 import torch
 
 from engram_exp.layer.row_format import RowFormat
+from engram_exp.steps.tables import Table
 
 WORD_DTYPES = (torch.int64, torch.int32, torch.int16, torch.uint8)
 
@@ -26,3 +28,15 @@ class Words:
         self.per_part = [size // self.dtype.itemsize for size in part_bytes]
         self.per_row = sum(self.per_part)
         self.first = [0, *accumulate(self.per_part[:-1])]
+
+    def parts_of(self, table: Table) -> list[Part]:
+        """The arrays of a table, as words."""
+        arrays = (part.view(self.dtype) for part in table.parts)
+        return [Part(array, first) for array, first in zip(arrays, self.first, strict=True)]
+
+
+class Part(NamedTuple):
+    """An array of a table, [rows, words], and the first of its words within a whole row."""
+
+    array: torch.Tensor
+    first_word: int

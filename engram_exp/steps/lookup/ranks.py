@@ -1,0 +1,50 @@
+"""Which of the row ids of a call are distinct, and which of these each of them is."""
+
+from __future__ import annotations
+
+import torch
+
+from engram_exp.machine.placement import Placement
+
+INDEX_BYTES = 8
+
+
+class Ranks:
+    """Sorts row ids and numbers the distinct ones, in shapes that do not depend on how many there are, so that a CUDA
+    graph can replay it.
+
+    Args:
+        max_row_ids: of a call, at most.
+        device: of the row ids.
+
+    last: the number [1] of the last distinct one, int64.
+    """
+
+    def __init__(self, max_row_ids: int, device: torch.device) -> None:
+        placement = Placement(device)
+        self.indices = placement.empty(3, max_row_ids, dtype=torch.int64)
+        self.changes = placement.empty(max_row_ids, dtype=torch.bool)
+        self.row_ids: torch.Tensor | None = None  # in order, and the distinct ones
+
+    @staticmethod
+    def bytes(row_ids: int, row_id_bytes: int) -> int:
+        """Bytes that it keeps, beside what a radix sort takes."""
+        return row_ids * (3 * INDEX_BYTES + 1 + 2 * row_id_bytes)
+
+    def __call__(self, row_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The distinct ones of row ids [N], ascending, and behind them the first again and again, [N]; and which of
+        them each of the row ids is, int64 [N]. Overwritten by the next call."""
+        count = len(row_ids)
+        if self.row_ids is None:
+            self.row_ids = row_ids.new_empty(2, self.indices.shape[1])
+        ordered, distinct = self.row_ids[:, :count]
+        places, ranks, ranks_in_place = self.indices[:, :count]
+        changes = self.changes[:count]
+        torch.sort(row_ids, out=(ordered, places))
+        changes[:1] = False
+        torch.ne(ordered[1:], ordered[:-1], out=changes[1:])
+        torch.cumsum(changes, dim=0, out=ranks)
+        distinct.copy_(ordered[:1].expand(count)).scatter_(0, ranks, ordered)
+        ranks_in_place.scatter_(0, places, ranks)
+        self.last = ranks[-1:]
+        return distinct, ranks_in_place

@@ -1,0 +1,230 @@
+"""A run whose lookup keeps rows: warm or cold on purpose, counted, verified behind the last sample, or refused."""
+
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from common import TINY
+from in_step import DECODE, PROMPT, bench_of, statuses
+from places import DEVICES, parts_of
+
+from engram_exp.errors import ConfigError
+from engram_exp.run.bench import Bench
+from engram_exp.run.plan import Plan
+from engram_exp.run.requirements import check_plan
+from engram_exp.run.row_cache import SteadyAgain, counting_of, require_kept
+from engram_exp.steps.lookup.cached import CachedLookup
+
+CACHED = ("strategy=cached", "capture=none", "lookup.gb=0.001", "lookup.profile_tokens=100", "cases=[lookup,full]")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "least", "most"),
+    [
+        (["batches=2"], 1.0, 1.0),
+        (["batches=2", "lookup.state=cold"], 0.0, 0.0),
+        (["dtype=fp8", "lookup.gb=0.000001", "lookup.ways=1", "lookup.policy=static"], 0.01, 0.99),
+        (["lookup.policy=static", "lookup.profile_tokens=1000000", "tokens.share=0.0001"], 0.5, 1.0),
+    ],
+)
+def test_a_row_says_what_hit_and_how_the_cache_was_found(run_inline, overrides, least, most):
+    rows = run_inline(*CACHED, *overrides)
+    assert {row["status"] for row in rows} == {"ok"}, rows
+    for row in rows:
+        assert least <= row["cache_hit_rate"] <= most
+        assert row["cache_state"] == ("cold" if "lookup.state=cold" in overrides else "warm")
+        assert row["cache_policy"] == ("static" if "lookup.policy=static" in overrides else "lru")
+
+
+@pytest.mark.slow
+def test_in_its_steady_state_a_cache_is_asked_for_batches_that_it_has_not_seen(run_inline, configure, tmp_path):
+    """A trace of 16 steps, of which the last 8 are timed, again and again; 4,096 rows a column, so that few are met by
+    chance."""
+    random = np.random.default_rng(0)
+    again, new = random.integers(0, 50, (2, 8, 2, 12))
+    large = "model.vocab_per_order=[4096,4096]", "batches=16", "cases=[lookup]", "lookup.state=steady", "budget_s=20"
+    rates = {}
+    for name, timed in (("again", again[:, ::-1]), ("new", new + 50)):
+        np.save(tmp_path / f"{name}.npy", np.concatenate([again, timed]))
+        trace = "tokens=trace", f"tokens.path={tmp_path / f'{name}.npy'}", "tokens.history=false"
+        (row,) = run_inline(*CACHED, *large, *trace, "iterations=10")
+        assert (row["status"], row["cache_state"]) == ("ok", "steady"), row
+        rates[name] = row["cache_hit_rate"]
+    assert rates["again"] == 1.0
+    assert rates["new"] < 0.5
+    (row,) = run_inline(*CACHED, *large, *trace, "lookup.state=warm")
+    assert row["cache_hit_rate"] == 1.0
+
+
+def test_before_a_batch_comes_again_a_steady_cache_is_put_back():
+    done = []
+    again = SteadyAgain(lambda: done.append("put back"))
+    calls = {name: partial(tuple, ()) for name in "abc"}
+    for name in "cbaabcab":
+        again(calls[name])
+        done.append(name)
+    assert done == ["c", "b", "a", "put back", "a", "b", "c", "put back", "a", "b"]
+
+
+def test_what_hits_in_calls_that_are_not_timed_is_not_counted(run_inline, monkeypatch):
+    def empty_it_first(self, original=Bench.look_again):
+        counting_of(self.stages.values()).reset()
+        original(self)
+
+    monkeypatch.setattr(Bench, "look_again", empty_it_first)
+    (row,) = run_inline(*CACHED, "cases=[lookup]", "batches=1")
+    assert row["cache_hit_rate"] == 1.0
+
+
+def test_a_damaged_line_that_no_call_reads_again_is_a_mismatch(run_inline, monkeypatch):
+    def flip_a_bit_first(case, lookup, table):
+        kept = int((lookup.cache.tags.flatten() >= 0).nonzero()[0])
+        lookup.cache.lines.view(torch.uint8)[kept, 0] ^= 1
+        require_kept(case, lookup, table)
+
+    monkeypatch.setattr("engram_exp.run.bench.require_kept", flip_a_bit_first)
+    rows = {row["case"]: row for row in run_inline(*CACHED, "cases=[hashing,lookup,full]")}
+    assert {case: row["status"] for case, row in rows.items()} == {
+        "hashing": "ok", "lookup": "mismatch", "full": "mismatch",
+    }  # fmt: skip
+    assert "rows in the cache differ from the table" in rows["full"]["error"]
+
+
+def test_what_is_wrong_only_where_all_rows_hit_is_a_mismatch(run_inline, monkeypatch):
+    timed = []
+
+    def wrong_hits(self, row_ids, original=CachedLookup.__call__):
+        before = int(self.counts[0])
+        rows = original(self, row_ids)
+        if timed and int(self.counts[0]) - before == row_ids.numel():
+            rows[5] += 1
+        return rows
+
+    monkeypatch.setattr(CachedLookup, "__call__", wrong_hits)
+    look_again = Bench.look_again
+    monkeypatch.setattr(Bench, "look_again", lambda self: (look_again(self), timed.append(True)))
+    rows = {row["case"]: row for row in run_inline(*CACHED)}
+    assert {row["status"] for row in rows.values()} == {"mismatch"}
+    assert rows["lookup"]["error"].startswith("lookup: 32 of ")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "says"),
+    [
+        (["lookup.gb=1e9"], "lookup.gb=1000000000.0: must be below "),
+        (["lookup.ways=3"], "lookup.ways=3: must be a power of two"),
+        (["lookup.policy=lfu"], "lookup.policy=lfu: must be one of lru, static, not of type str"),
+        (["lookup.state=steady"], "lookup.state=steady: one case would find what another has read"),
+        (
+            ["lookup.state=steady", "cases=[lookup]", "batches=1"],
+            "batches=1: must be at least 2 for lookup.state=steady",
+        ),
+        (["lookup.state=steady", "decoder=tiny", "cases=[step]"], "lookup.state=steady: one case would find what"),
+        (
+            ["lookup.state=steady", "lookup.policy=static", "cases=[lookup]"],
+            "lookup.state=steady: pinned rows are there",
+        ),
+        (["schedule=pipelined"], "schedule=pipelined: each chunk of the ring would have a cache of its own"),
+        (["decoder=dense_8b", "lookup.state=cold"], "lookup.state=cold: the steps of a sample follow each other"),
+    ],
+)
+def test_what_a_cache_cannot_be_is_refused(configure, overrides, says):
+    with pytest.raises(ConfigError) as refusal:
+        check_plan(Plan(configure(*TINY, *CACHED, "cases=all", *overrides)))
+    assert str(refusal.value).startswith(says)
+
+
+def test_a_profile_is_made_of_batches_that_the_run_has_not(configure):
+    parts = parts_of(configure(*TINY, *CACHED))
+    asked = parts.profile(parts.plan.tokens * 3)
+    others = parts.draw(range(4, 7))
+    assert np.array_equal(asked, np.concatenate([parts.hash_plan.row_ids(*batch).numpy().ravel() for batch in others]))
+
+
+def test_without_other_batches_there_is_no_profile(configure, tmp_path):
+    np.save(tmp_path / "ids.npy", np.arange(24).reshape(2, 12))
+    parts = parts_of(configure(*TINY, *CACHED, "tokens=ids", f"tokens.path={tmp_path / 'ids.npy'}"))
+    with pytest.raises(ConfigError, match=r"^tokens=None: holds no batch but those of the run"):
+        parts.profile(100)
+
+
+IN_A_STEP = ("cases=[fetch,ready,step]", "batches=3", "steps_per_sample=1", "iterations=2")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize(
+    ("overrides", "hit_rate"),
+    [
+        ((*DECODE,), 1.0),
+        ((*DECODE, "lookup.state=cold", "prefetch.where=inline"), 0.0),
+        ((*PROMPT, "prefetch.lead=previous_step", "dtype=fp8"), 1.0),
+        ((*PROMPT, "prefetch.lead=previous_step", "lookup.state=cold"), 0.0),
+        ((*DECODE, "strategies.3=uva", "prefetch.streams=each"), 1.0),
+    ],
+)
+def test_layers_of_a_step_have_caches_of_their_own(run_inline, device, overrides, hit_rate):
+    hardware = f"hardware={device}", f"capture={'none' if device == 'cpu' else 'graph'}"
+    rows = {row["case"]: row for row in run_inline(*CACHED, *hardware, *overrides, *IN_A_STEP)}
+    assert statuses(rows.values()) == dict.fromkeys(["fetch", "ready", "step"], "ok"), rows
+    assert rows["fetch"]["cache_hit_rate"] == rows["step"]["cache_hit_rate"] == hit_rate
+    assert rows["ready"].get("cache_hit_rate") is None, "its rows are in place"
+
+
+def test_what_a_cold_step_fetches_before_its_sample_hits_nothing(configure):
+    overrides = (*PROMPT, "prefetch.lead=previous_step", "lookup.state=cold", "hardware=cpu", "capture=none")
+    bench = bench_of(configure(*TINY, *CACHED, *overrides, *IN_A_STEP))
+    case = bench.timed("step")
+    with torch.inference_mode():
+        for call in (case.calls[2], case.calls[0], case.calls[0], case.calls[1]):
+            case.restore(call)
+            case.before(call)
+            case.behind(call, call())
+    assert bench.columns("step", {})["cache_hit_rate"] == 0
+
+
+def test_a_line_of_any_layer_that_is_damaged_is_a_mismatch_of_the_step(run_inline, monkeypatch):
+    seen = []
+
+    def flip_a_bit_of_the_second_layer(case, lookup, table):
+        seen.append(lookup)
+        if len(seen) == 2:
+            lookup.cache.lines.view(torch.uint8)[int((lookup.cache.tags.flatten() >= 0).nonzero()[0]), 0] ^= 1
+        require_kept(case, lookup, table)
+
+    monkeypatch.setattr("engram_exp.run.step_bench.require_kept", flip_a_bit_of_the_second_layer)
+    rows = run_inline(*CACHED, *DECODE, *IN_A_STEP, "cases=[step]")
+    assert statuses(rows) == {"step": "mismatch"}
+    assert "rows in the cache differ from the table" in rows[0]["error"]
+
+
+def test_a_profile_of_a_trace_is_of_what_the_run_does_not_ask_for(run_inline, configure, tmp_path):
+    np.save(tmp_path / "steps.npy", np.random.default_rng(0).integers(0, 50, (6, 2, 12)))
+    trace = "tokens=trace", f"tokens.path={tmp_path / 'steps.npy'}", "batches=2"
+    parts = parts_of(configure(*TINY, *CACHED, *trace))
+    behind = parts.draw(range(2, 6))
+    asked = np.concatenate([parts.hash_plan.row_ids(*batch).numpy().ravel() for batch in behind])
+    assert np.array_equal(parts.profile(1000), asked)
+    rows = run_inline(*CACHED, *trace, "lookup.policy=static", "cases=[lookup]")
+    assert statuses(rows) == {"lookup": "ok"}
+    assert 0 < rows[0]["cache_hit_rate"] < 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("tokens", [("tokens=zipf", "tokens.exponent=1.5"), ("tokens=text", "tokens.concurrency=2")])
+def test_rows_of_other_tokens_are_kept_likewise(run_inline, tokens):
+    rows = run_inline(*CACHED, *tokens, "batches=3", "cases=[lookup]")
+    assert statuses(rows) == {"lookup": "ok"}
+    assert rows[0]["cache_hit_rate"] == 1.0
+
+
+@pytest.mark.accelerator
+@pytest.mark.parametrize("capture", ["none", "graph"])
+@pytest.mark.parametrize("overrides", [[], ["lookup.state=cold"], ["lookup.policy=static"], ["lookup.gb=0.00001"]])
+def test_a_gpu_replays_it(run_inline, capture, overrides):
+    rows = run_inline(
+        *CACHED, "hardware=cuda", "batch_size=64", "seq_len=512", "dtype=fp8", f"capture={capture}", "cases=all",
+        *overrides,
+    )  # fmt: skip
+    assert {row["status"] for row in rows} == {"ok"}, rows
