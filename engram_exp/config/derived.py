@@ -121,10 +121,11 @@ def reading_of(
 def reads_in_order(config: DictConfig) -> bool:
     """Whether it is a kernel that reads rows, which knows orders: where the CPU stands in for a GPU, or ranks read each
     other's memory, it is none."""
-    kind: Any = get_class(config.lookup._target_)
+    if "sort_from_rows" not in config.lookup:
+        return False
     of_peers = exchanges(config) and getattr(get_class(config.exchange._target_), "reads_peers", False)
-    on_cpu = config.hardware.device == "cpu" and getattr(kind, "anywhere", False)
-    return "sort_from_rows" in config.lookup and not of_peers and not on_cpu
+    on_cpu = config.hardware.device == "cpu" and getattr(get_class(config.lookup._target_), "anywhere", False)
+    return not of_peers and not on_cpu
 
 
 def order_of(config: DictConfig) -> str:
@@ -138,9 +139,8 @@ def order_of(config: DictConfig) -> str:
 
 
 def shares_out(config: DictConfig) -> bool:
-    """Whether each rank of a run keeps a share of the table."""
-    kind: Any = get_class(config.table._target_)
-    return config.ranks > 1 and getattr(kind, "is_shared_out", False)
+    """Whether each rank of a run keeps a share of the table; of one rank, no class is imported for that."""
+    return config.ranks > 1 and getattr(get_class(config.table._target_), "is_shared_out", False)
 
 
 def exchanges(config: DictConfig) -> bool:
