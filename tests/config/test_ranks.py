@@ -31,6 +31,7 @@ SHARDED = "strategy=sharded", "ranks=2", "worker=process"
         (("ranks=2", "link_load_gb_per_s=1"), "link_load_gb_per_s=1.0: loads the link of one GPU; use ranks=1"),
         ((*SHARDED, "exchange=none"), "exchange=none: the table is shared out among 2 ranks"),
         ((*SHARDED, "exchange=all_to_all"), "rank_batches=same: AllToAllExchange sends row ids that all ranks know"),
+        ((*SHARDED, "lookup=cached"), "lookup=None: CachedLookup keeps rows of earlier calls"),
         ((*SHARDED, "table.split=rows"), "table.split=rows: AllGatherExchange takes whole columns"),
     ],
 )  # fmt: skip

@@ -103,6 +103,15 @@ def test_every_rank_is_right_wherever_the_table_is(start, tmp_path, ways):
     assert not left_behind()
 
 
+def test_the_program_runs_ranks_as_it_runs_one(call, tmp_path):
+    done = call("ranks=2", "strategy=sharded", "exchange=peer", "cases=[lookup]")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "ranks   2 on this host" in done.stdout
+    assert done.stdout.count("timed lookup") == 1
+    (row,) = load_results(tmp_path / "out").to_dict("records")
+    assert (row["status"], row["ranks"], row["exchange"], row["split"]) == ("ok", 2, "peer", "strided")
+
+
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_killed_rank_ends_the_run_which_names_it_and_leaves_nothing(start, tmp_path, rank):
     before = left_behind()
