@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from engram_exp.config.derived import GRAPH, batches_of, capture_of, exchanges, ids_of
+from engram_exp.machine import topology
 from engram_exp.machine.data_sheets import DataSheet
 from engram_exp.measure.rates import Limit
 from engram_exp.run.job import Job
@@ -88,6 +89,7 @@ def _lines(job: Job, plan: Plan, needed: Footprint, free: tuple[int, int | None]
         lines.append((str(plan.device), f"{on_device:.2f} GB needed, {free_device / 1e9:.2f} GB free"))
     if config.ranks > 1:
         lines.append(("ranks", _ranks(job, plan)))
+        lines.append(("topology", topology.in_words(topology.cpus_of_nodes(), topology.places_of_gpus())))
     if plan.looks_up and (reading := plan.reading(plan.cases[-1])):
         programs = f"in {reading.programs} programs" if reading.programs else "in a program for each block"
         lines.append(("rows", f"read {reading.order}, {reading.rows_per_program} at a time, {programs}"))
