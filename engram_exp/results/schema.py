@@ -11,7 +11,7 @@ from engram_exp.vocabulary import (
     SKIPPED,
 )
 
-SCHEMA_VERSION = 6
+SCHEMA_VERSION = 7
 RESULTS, SAMPLES, SWEEP, ENVIRONMENT = "results.csv", "samples.csv", "sweep.csv", "environment.json"
 
 PUBLISHED = "reference"
@@ -203,16 +203,16 @@ TABLE = (
            "`steady`, those in front of it have; `cold`, empty", "lookup.state"),
     Column("cache_hit_rate", NUMBER, MEASURED, 6, "", "share of the row ids of the samples that were looked at whose "
            "rows lay there when their call began"),
-    Column("link_bytes", NUMBER, MEASURED, 6, "bytes", "of rows that crossed the link in a call, in the mean of these "
+    Column("link_bytes", NUMBER, MEASURED, 7, "bytes", "of rows that crossed the link in a call, in the mean of these "
            "samples, where the lookup counts them: one that was read twice counts twice"),
-    Column("distinct_by_order", TEXT, MEASURED, 6, "", "`unique_row_fraction` of each n-gram order, as `2=0.31`"),
-    Column("ranks", NUMBER, SUBJECT, 6, "ranks", "processes, each with a GPU of its own, that ran it together; 1 (as "
-           "before schema 6): one alone. Of several, a time is the slowest rank's; bytes, FLOP and limits are of one "
+    Column("distinct_by_order", TEXT, MEASURED, 7, "", "`unique_row_fraction` of each n-gram order, as `2=0.31`"),
+    Column("ranks", NUMBER, SUBJECT, 7, "ranks", "processes, each with a GPU of its own, that ran it together; 1 (as "
+           "before schema 7): one alone. Of several, a time is the slowest rank's; bytes, FLOP and limits are of one "
            "rank, memory of the first, `tokens_per_s` and `rows_per_s` of all"),
-    Column("rank_batches", TEXT, SUBJECT, 6, "", "of several ranks: all ask for the `same` tokens, or each for its "
+    Column("rank_batches", TEXT, SUBJECT, 7, "", "of several ranks: all ask for the `same` tokens, or each for its "
            "`own`"),
-    Column("exchange", CHOICE, WAY, 6, "", "component: rows between ranks that share a table out; empty: they do not"),
-    Column("split", TEXT, WAY, 6, "", "how they share it out: `contiguous` or `strided` hash columns, or `rows`",
+    Column("exchange", CHOICE, WAY, 7, "", "component: rows between ranks that share a table out; empty: they do not"),
+    Column("split", TEXT, WAY, 7, "", "how they share it out: `contiguous` or `strided` hash columns, or `rows`",
            "table.split"),
 )  # fmt: skip
 SAMPLE_TABLE = (
