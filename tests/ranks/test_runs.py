@@ -106,7 +106,7 @@ def test_every_rank_is_right_wherever_the_table_is(start, tmp_path, ways):
 def test_the_program_runs_ranks_as_it_runs_one(call, tmp_path):
     done = call("ranks=2", "strategy=sharded", "exchange=peer", "cases=[lookup]")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "ranks   2 on this host" in done.stdout
+    assert "2 on this host, memory and work below of each" in done.stdout
     assert done.stdout.count("timed lookup") == 1
     (row,) = load_results(tmp_path / "out").to_dict("records")
     assert (row["status"], row["ranks"], row["exchange"], row["split"]) == ("ok", 2, "peer", "strided")
