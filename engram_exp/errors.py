@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
-from engram_exp.vocabulary import CRASH, DEVICE, MISMATCH, OOM_DEVICE, OOM_HOST, REFUSED, SKIPPED
+from engram_exp.vocabulary import CRASH, DEVICE, MISMATCH, OOM_DEVICE, OOM_HOST, REFUSED, SKIPPED, TIMEOUT
 
 ALLOCATION_FAILED = "can't allocate memory"  # what PyTorch's CPU allocator says
 OUT_OF_DEVICE_MEMORY = "OutOfMemoryError"  # PyTorch's, by its name: nothing here imports PyTorch
@@ -60,6 +60,37 @@ class RegistrationError(RuntimeError):
     """The driver refuses to register host memory."""
 
     status = REFUSED
+
+
+class OtherRankError(RuntimeError):
+    """What went wrong on some ranks of a run, raised on all of them.
+
+    Args:
+        told: by rank, the status and the text of its error; None of one that had none.
+    """
+
+    def __init__(self, told: Sequence[tuple[str, str] | None]) -> None:
+        self.status, text = next(error for error in told if error)
+        alike = [rank for rank, error in enumerate(told) if error == (self.status, text)]
+        super().__init__(text if len(alike) == len(told) else f"{ranks_in_words(alike)}: {text}")
+
+
+class LostRank(BaseException):  # no error of a case, which the others could outlive
+    """A rank that the others cannot go on with, and why.
+
+    Args:
+        text: naming it.
+        status: of the run's rows.
+    """
+
+    def __init__(self, text: str, status: str = TIMEOUT) -> None:
+        self.status = status
+        super().__init__(text)
+
+
+def ranks_in_words(ranks: Sequence[int]) -> str:
+    """Ranks as a message names them."""
+    return f"rank{'s' if len(ranks) > 1 else ''} {', '.join(map(str, ranks))}"
 
 
 def status_of(error: BaseException) -> str:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, Union
 
 from engram_exp.errors import MismatchError
+from engram_exp.layer.shards import Among
 from engram_exp.vocabulary import AS_IS, BY_SEQUENCE, DEVICE, HOST, LINK
 
 if TYPE_CHECKING:
@@ -69,6 +70,7 @@ class Load:
         distinct_rows, distinct_in_all: share of the rows that a batch, or all, ask for that are distinct.
         cache_bytes, page_cache: of the device, that may keep rows; what of a file is in memory when a call begins.
         staged: in chunks: what one stage makes of a chunk, a cache may hold until the next, or the link, has read it.
+        among: which other ranks there are.
     """
 
     stage: PlannedStage
@@ -84,6 +86,7 @@ class Load:
     staged: bool = False
     page_cache: str = AS_IS
     options: Mapping[str, Any] = field(default_factory=dict)
+    among: Among = Among()  # noqa: RUF009 - it cannot be changed
 
     def bytes_of(self, value: str) -> int:
         """Bytes of a value of these tokens."""

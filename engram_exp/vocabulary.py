@@ -60,6 +60,9 @@ AS_ASKED, SORTED, PARTITIONED, _ = ROW_ORDERS = ("as_asked", "sorted", "partitio
 MULTIPROCESSORS = "multiprocessors"  # as many programs as the device has ...
 HALF_BESIDE = "half_beside"  # ... or, beside a decoder, half as many
 
+SAME, OWN = "same", "own"  # batches of the ranks of a run
+PEERS, PEER_ROWS = "peers", "peer rows"  # resources: bytes that arrive from other ranks, and rows read in their memory
+
 LRU, STATIC = "lru", "static"  # what a cache of rows keeps
 HEADS = "heads"  # of all hash columns: which rows of a table lie in device memory
 COLD, WARM, STEADY = "cold", "warm", "steady"

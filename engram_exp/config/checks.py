@@ -22,6 +22,7 @@ from engram_exp.config.derived import (
     threads_of,
     usable_cpus,
 )
+from engram_exp.config.rank_checks import check_gpus, check_ranks
 from engram_exp.config.schema import ModelConfig
 from engram_exp.config.step_checks import check_step
 from engram_exp.errors import ConfigError
@@ -40,8 +41,10 @@ from engram_exp.vocabulary import (
     LOOKUP,
     LOW,
     ONE,
+    OWN,
     PLACED,
     PREVIOUS_STEP,
+    SAME,
     THIS_STEP,
     WARM,
 )
@@ -58,6 +61,7 @@ CHOICES = {
     "prefetch.streams": (ONE, EACH),
     "prefetch.priority": (LOW, HIGH),
     "prefetch.lead": (THIS_STEP, PREVIOUS_STEP),
+    "rank_batches": (SAME, OWN),
 }
 AT_LEAST_1 = (
     "steps_per_sample",
@@ -67,12 +71,13 @@ AT_LEAST_1 = (
     "repeats",
     "schedule.ring_depth",
     "link_load_block_kib",
+    "ranks",
 )
 AT_LEAST_0 = (  # or null
     "pause_ms", "host_load", "link_load_gb_per_s",
     "model.hash_seed", "model.pad_id", "model.vocab_size", "model.eos_id",
 )  # fmt: skip
-ABOVE_0 = ("budget_s", "timeout_s")
+ABOVE_0 = ("budget_s", "timeout_s", "rank_timeout_s")
 TEAMS = ("hashing", "lookup")  # groups with an option `threads`
 SEEDS = 2**32
 MOST_THREADS = 4096
@@ -97,6 +102,7 @@ def check(config: DictConfig, *, here: bool = True) -> None:
         check_cpus(config.hardware)
         check_teams(config)
         check_host_load(config.host_load, config.hardware.affinity)
+        check_gpus(config)
 
 
 def check_cpus(hardware: Mapping[str, Any]) -> None:
@@ -157,6 +163,7 @@ def _check(config: DictConfig) -> None:
     _check_schedule(config)
     _check_disk(config)
     check_step(config)
+    check_ranks(config)
     if "sort_from_rows" in config.lookup:
         lookup = config.lookup
         check_order(lookup.order)

@@ -62,6 +62,8 @@ def stages_of(config: DictConfig) -> tuple[PlannedStage, ...]:
 
 def _looked_up(config: DictConfig, place: str) -> str:
     """What a lookup makes of fp8 rows: its options say so. On the host it does not widen them: fp8 bytes cross."""
+    if exchanges(config):  # which takes rows as they are stored
+        return ROWS
     if config.lookup.get("widen") and place == DEVICE:
         return EMBEDDINGS
     if not config.lookup.get("apart"):
@@ -99,7 +101,7 @@ def reading_of(
     """
     lookup, geometry = config.lookup, geometry_of(config)
     rows = tokens * geometry.columns
-    if "sort_from_rows" not in lookup:
+    if not reads_in_order(config):
         return None
     return reading(
         lookup.order,
@@ -116,6 +118,16 @@ def reading_of(
     )
 
 
+def reads_in_order(config: DictConfig) -> bool:
+    """Whether it is a kernel that reads rows, which knows orders: where the CPU stands in for a GPU, or ranks read each
+    other's memory, it is none."""
+    if "sort_from_rows" not in config.lookup:
+        return False
+    of_peers = exchanges(config) and getattr(get_class(config.exchange._target_), "reads_peers", False)
+    on_cpu = config.hardware.device == "cpu" and getattr(get_class(config.lookup._target_), "anywhere", False)
+    return not of_peers and not on_cpu
+
+
 def order_of(config: DictConfig) -> str:
     """The order in which a kernel reads rows, as far as it is known before there is a machine; empty if it is not, or
     the lookup knows no orders."""
@@ -124,6 +136,16 @@ def order_of(config: DictConfig) -> str:
         return ""
     found = reading_of(config, config.batch_size * config.seq_len, table_bytes=0, multiprocessors=1, times=None)
     return found.order if found else ""
+
+
+def shares_out(config: DictConfig) -> bool:
+    """Whether each rank of a run keeps a share of the table; of one rank, no class is imported for that."""
+    return config.ranks > 1 and getattr(get_class(config.table._target_), "is_shared_out", False)
+
+
+def exchanges(config: DictConfig) -> bool:
+    """Whether rows come from several ranks, by the exchange that is chosen."""
+    return shares_out(config) and "exchange" in components_of(config)
 
 
 def fuses(config: DictConfig) -> bool:
@@ -199,10 +221,11 @@ def chunk_tokens_of(config: DictConfig) -> int | None:
 
 
 def capture_of(config: DictConfig) -> str:
-    """`graph` or `none`; unless one is configured, a pipeline is one graph if no step of it runs on the host."""
+    """`graph` or `none`; unless one is configured, a batch or a pipeline is one graph if no step runs on the host, and
+    the CPU does not stand in for the device."""
     if config.capture != AUTO:
         return str(config.capture)
-    return NONE if host_steps_of(config) else GRAPH
+    return NONE if host_steps_of(config) or config.hardware.device == "cpu" else GRAPH
 
 
 def host_steps_of(config: DictConfig) -> list[str]:
@@ -216,8 +239,8 @@ def cases_of(config: DictConfig) -> tuple[str, ...]:
 
 
 def threads_of(config: DictConfig) -> int:
-    """CPU threads of a run: as configured, else one for each CPU that it may use."""
-    return config.hardware.threads or usable_cpus(config.hardware.affinity)
+    """CPU threads of a run, or of each of its ranks: as configured, else one for each CPU that it may use."""
+    return config.hardware.threads or max(1, usable_cpus(config.hardware.affinity) // config.ranks)
 
 
 def usable_cpus(affinity: Collection[int] | None) -> int:

@@ -148,6 +148,10 @@ class RunConfig:
     ids: str = MISSING
     prefetch: PrefetchConfig = MISSING
     steps_per_sample: int = MISSING
+    ranks: int = MISSING
+    rank_batches: str = MISSING
+    rank_timeout_s: float = MISSING
+    mixed_gpus: bool = MISSING
     save_tensors: bool = MISSING
     report: bool = MISSING
     limits: str = MISSING
@@ -174,12 +178,13 @@ class RunConfig:
     projection: Any = MISSING
     fusion: Any = MISSING
     upload: Any = MISSING
+    exchange: Any = MISSING
     decoder: Any = MISSING
 
 
-# Groups whose options name a class; `none` of the last two names none.
-COMPONENTS = ("tokens", "hashing", "table", "lookup", "projection", "upload", "fusion", "decoder")
-MAY_BE_NONE = COMPONENTS[-2:]
+# Groups whose options name a class; `none` of the last three names none.
+COMPONENTS = ("tokens", "hashing", "table", "lookup", "projection", "upload", "exchange", "fusion", "decoder")
+MAY_BE_NONE = COMPONENTS[-3:]
 
 
 def register_schema() -> None:

@@ -19,19 +19,21 @@ PORTABLE_AND_MAPPED = 1 | 2  # cudaHostRegisterPortable, cudaHostRegisterMapped
 
 
 class HostMemory:
-    """Anonymous memory of this process.
+    """Anonymous memory of this process, or a file's in memory that others map, too.
 
     Args:
         size_bytes: of the memory.
         huge_pages: ask the kernel for 2 MiB pages, which spare a random row most of its address translation; it may
             grant none. Otherwise ask it for ordinary ones, whatever its default is.
+        file: descriptor of that file, which may be closed behind this; None: the memory is this process's alone.
     """
 
     pinned_bytes = 0  # of all instances now ...
     peak_pinned_bytes = 0  # ... and at most
 
-    def __init__(self, size_bytes: int, *, huge_pages: bool) -> None:
-        self.pages = _Pages(-1, max(1, size_bytes), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    def __init__(self, size_bytes: int, *, huge_pages: bool, file: int | None = None) -> None:
+        flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS if file is None else mmap.MAP_SHARED
+        self.pages = _Pages(-1 if file is None else file, max(1, size_bytes), flags=flags)
         with suppress(OSError):  # a kernel without huge pages
             self.pages.madvise(mmap.MADV_HUGEPAGE if huge_pages else mmap.MADV_NOHUGEPAGE)
         self.bytes = torch.frombuffer(self.pages, dtype=torch.uint8)
@@ -78,7 +80,7 @@ class _Pages(mmap.mmap):
 
 def _huge_page_share(smaps: list[str], address: int) -> float | None:
     """Of the mapping that holds an address (proc_pid_smaps(5))."""
-    inside, sizes = False, {"Size": 0, "AnonHugePages": 0}
+    inside, sizes = False, {"Size": 0, "AnonHugePages": 0, "ShmemPmdMapped": 0}
     for line in smaps:
         name, _, value = line.partition(":")
         if inside and name in sizes:
@@ -88,4 +90,5 @@ def _huge_page_share(smaps: list[str], address: int) -> float | None:
             if inside:
                 break
             inside = int(first, 16) <= address < int(last, 16)
-    return sizes["AnonHugePages"] / sizes["Size"] if sizes["Size"] else None
+    huge = sizes["AnonHugePages"] + sizes["ShmemPmdMapped"]
+    return huge / sizes["Size"] if sizes["Size"] else None

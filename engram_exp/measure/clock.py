@@ -60,6 +60,10 @@ class Clock:
             else:
                 torch.accelerator.synchronize()
 
+    def slowest(self, seconds: float) -> float:
+        """A time that decides what is done next: of several ranks, all must take the same decision."""
+        return seconds
+
     def sm_clock_mhz(self) -> int | None:
         """The clock of the device's multiprocessors now; None where there is none to ask."""
         return self.sm_clock.mhz() if self.sm_clock else None

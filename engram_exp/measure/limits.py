@@ -25,6 +25,8 @@ POSSIBLE_PER_S = {
     "host rows": 1e13,  # two loads a cycle of 384 cores: 0.3e13
     "host GEMM": 1e16,  # AMX on two 128-core processors, bfloat16: 0.13e16
     "device memory": 1e14,  # the second-level cache of a B200: about 0.2e14
+    "peers": 5e13,  # NVLink of a GB300: 0.9e12 each way
+    "peer rows": 1e13,  # its 32-byte words: 0.03e13
     "device GEMM": 1e17,  # fp4 of a B300, dense: 0.15e17
 }
 

@@ -16,8 +16,9 @@ from engram_exp.machine.disturbance import LoadMeter
 from engram_exp.machine.environment import transparent_huge_pages
 from engram_exp.machine.files import write_text
 from engram_exp.machine.memory import forget_peaks
+from engram_exp.machine.ranks import FIRST, Ranks
 from engram_exp.measure.limits import Limits
-from engram_exp.measure.rates import resources
+from engram_exp.measure.rates import peers, resources
 from engram_exp.measure.rig import Rig, host_bytes
 
 log = logging.getLogger(__name__)
@@ -42,23 +43,63 @@ def machine_limits(
         refresh: measure even if there is a file.
         announce: called with a line before measuring.
     """
-    identity = {"version": VERSION, "transparent_huge_pages": transparent_huge_pages(), **identity}
-    digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:12]
-    path = folder / f"{device.type}-{digest}.json"
+    path, identity = _file(folder, identity, device)
     found = None if refresh else _kept(path, device, announce)
     if found is None:
         announce(f"measuring what this machine can do, once; it is kept in {path}")
         found = _measured(device)
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            write_text(path, json.dumps({"machine": identity, **found}, indent=1))
-        except OSError as error:
-            log.warning(
-                "what this machine can do is not kept for the next run, which measures it again: %s (limits_dir=%s)",
-                error,
-                folder,
-            )
+        _keep(path, identity, found)
     return Limits(found["peaks"], _in_words(found["memory"]))
+
+
+def rank_limits(
+    limits: Limits,
+    folder: Path,
+    identity: dict[str, Any],
+    device: torch.device,
+    *,
+    ranks: Ranks,
+    refresh: bool,
+    announce: Callable[[str], None],
+) -> Limits:
+    """These limits, and what several ranks can send each other: read from a file of so many ranks, or measured by all
+    of them together and written there by the first.
+
+    Args:
+        limits: of the machine.
+        folder, identity, device, refresh, announce: as `machine_limits` has them.
+        ranks: of the run.
+    """
+    hosts = ranks.hosts()
+    path, identity = _file(folder, {**identity, "ranks": [hosts.count(host) for host in dict.fromkeys(hosts)]}, device)
+    found = ranks.from_first(lambda: None if refresh else _kept(path, device, announce))
+    if found is None:
+        if ranks.rank == FIRST:
+            announce(f"measuring what {ranks.size} ranks can send each other, once; it is kept in {path}")
+        rig = Rig(device, ranks)
+        found = {"memory": {"host_bytes": rig.host_bytes, "huge_page_share": None}, "peaks": peers.measure(rig)}
+        if ranks.rank == FIRST:
+            _keep(path, identity, found)
+    return Limits({**limits.peaks, **found["peaks"]}, limits.measured_on)
+
+
+def _file(folder: Path, identity: dict[str, Any], device: torch.device) -> tuple[Path, dict[str, Any]]:
+    """Where limits are kept, and all that they depend on."""
+    identity = {"version": VERSION, "transparent_huge_pages": transparent_huge_pages(), **identity}
+    digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:12]
+    return folder / f"{device.type}-{digest}.json", identity
+
+
+def _keep(path: Path, identity: dict[str, Any], found: dict[str, Any]) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_text(path, json.dumps({"machine": identity, **found}, indent=1))
+    except OSError as error:
+        log.warning(
+            "what this machine can do is not kept for the next run, which measures it again: %s (limits_dir=%s)",
+            error,
+            path.parent,
+        )
 
 
 def _kept(path: Path, device: torch.device, announce: Callable[[str], None]) -> dict[str, Any] | None:

@@ -10,6 +10,7 @@ import torch
 
 from engram_exp.machine.host_memory import HostMemory
 from engram_exp.machine.memory import free_device_bytes, free_host_bytes
+from engram_exp.machine.ranks import ALONE, Ranks
 from engram_exp.measure.clock import Clock
 from engram_exp.vocabulary import DEVICE, HOST
 
@@ -38,10 +39,11 @@ class Rig:
 
     Args:
         device: the accelerator, or the CPU that stands in for it.
+        ranks: that measure together.
     """
 
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
+    def __init__(self, device: torch.device, ranks: Ranks = ALONE) -> None:
+        self.device, self.ranks = device, ranks
         self.devices = {HOST: CPU} if device.type == "cpu" else {HOST: CPU, DEVICE: device}
         self.clocks = {place: Clock(device) for place, device in self.devices.items()}
         self.host_bytes = host_bytes(device)

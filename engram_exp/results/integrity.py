@@ -9,6 +9,8 @@ from collections.abc import Collection, Mapping
 from itertools import pairwise
 from pathlib import Path
 
+from engram_exp.vocabulary import OWN
+
 DIGESTS = "sha256"  # of the files of a run, in its record
 ROUNDING = 1e-6  # numbers are written with nine digits
 ASCENDING = (
@@ -91,7 +93,8 @@ def _check_rates(row: Mapping[str, str], known: Mapping[str, float]) -> None:
     if "limit_ms" in known:
         expected["efficiency"] = known["limit_ms"] / known["wall_ms_median"]
     if {"batch_size", "seq_len"} <= known.keys():
-        expected["tokens_per_s"] = known["batch_size"] * known["seq_len"] / seconds
+        asking = known["ranks"] if row.get("rank_batches") == OWN and "ranks" in known else 1
+        expected["tokens_per_s"] = asking * known["batch_size"] * known["seq_len"] / seconds
     for name, value in expected.items():
         if name in known and not math.isclose(known[name], value, rel_tol=ROUNDING):
             reason = f"does not follow from wall_ms_median={row['wall_ms_median']} and its row, which give {value:.9g}"

@@ -11,7 +11,7 @@ from engram_exp.vocabulary import (
     SKIPPED,
 )
 
-SCHEMA_VERSION = 6
+SCHEMA_VERSION = 7
 RESULTS, SAMPLES, SWEEP, ENVIRONMENT = "results.csv", "samples.csv", "sweep.csv", "environment.json"
 
 PUBLISHED = "reference"
@@ -204,27 +204,35 @@ TABLE = (
            "`steady`, those in front of it have; `cold`, empty", "lookup.state"),
     Column("cache_hit_rate", NUMBER, MEASURED, 6, "", "share of the row ids of the samples that were looked at whose "
            "rows lay there when their call began"),
-    Column("link_bytes", NUMBER, MEASURED, 6, "bytes", "of rows that crossed the link in a call, in the mean of these "
+    Column("link_bytes", NUMBER, MEASURED, 7, "bytes", "of rows that crossed the link in a call, in the mean of these "
            "samples, where the lookup counts them: one that was read twice counts twice"),
-    Column("distinct_by_order", TEXT, MEASURED, 6, "", "`unique_row_fraction` of each n-gram order, as `2=0.31`"),
-    Column("page_cache", TEXT, LABEL, 6, "", "what of the file of a table on a disk is in the host's memory when a "
+    Column("distinct_by_order", TEXT, MEASURED, 7, "", "`unique_row_fraction` of each n-gram order, as `2=0.31`"),
+    Column("page_cache", TEXT, LABEL, 7, "", "what of the file of a table on a disk is in the host's memory when a "
            "timed call begins: `cold`, nothing; `warm`, all of it; `as_is`, what the calls before it left; empty: no "
            "case reads a file", "cache_state"),
-    Column("queue_depth", NUMBER, WAY, 6, "reads", "of a file, under way at a time", "lookup.queue_depth"),
-    Column("block_bytes", NUMBER, WAY, 6, "bytes", "of blocks read past the page cache", "lookup.block_bytes"),
-    Column("disk", TEXT, LABEL, 6, "", "file system, device and model that the file of a table lies on"),
-    Column("asked_bytes", NUMBER, MEASURED, 6, "bytes", "of the rows that a call asks for, as often as it does, "
+    Column("queue_depth", NUMBER, WAY, 7, "reads", "of a file, under way at a time", "lookup.queue_depth"),
+    Column("block_bytes", NUMBER, WAY, 7, "bytes", "of blocks read past the page cache", "lookup.block_bytes"),
+    Column("disk", TEXT, LABEL, 7, "", "file system, device and model that the file of a table lies on"),
+    Column("asked_bytes", NUMBER, MEASURED, 7, "bytes", "of the rows that a call asks for, as often as it does, "
            "without scales that the table keeps in memory"),
-    Column("read_bytes", NUMBER, MEASURED, 6, "bytes", "that the kernel had read from disks in a call, behind the last "
+    Column("read_bytes", NUMBER, MEASURED, 7, "bytes", "that the kernel had read from disks in a call, behind the last "
            "sample; 0 also where it does not count those of this file system"),
-    Column("reads", NUMBER, MEASURED, 6, "reads", "requests in such a call; of a mapped file, pages waited for"),
-    Column("read_amplification", NUMBER, MEASURED, 6, "", "`read_bytes` over `asked_bytes`"),
-    Column("hot_gb", NUMBER, WAY, 6, "10^9 bytes", "of host memory, for rows in front of a file", "lookup.hot_gb"),
-    Column("hot_hit_rate", NUMBER, MEASURED, 6, "", "share of the row ids of such a call whose rows were there"),
-    Column("resident_share", NUMBER, MEASURED, 6, "", "of the pages of the files of all tables of the case's run, in "
+    Column("reads", NUMBER, MEASURED, 7, "reads", "requests in such a call; of a mapped file, pages waited for"),
+    Column("read_amplification", NUMBER, MEASURED, 7, "", "`read_bytes` over `asked_bytes`"),
+    Column("hot_gb", NUMBER, WAY, 7, "10^9 bytes", "of host memory, for rows in front of a file", "lookup.hot_gb"),
+    Column("hot_hit_rate", NUMBER, MEASURED, 7, "", "share of the row ids of such a call whose rows were there"),
+    Column("resident_share", NUMBER, MEASURED, 7, "", "of the pages of the files of all tables of the case's run, in "
            "memory when such a call begins"),
-    Column("warm_ms_median", NUMBER, MEASURED, 6, "ms", "of a cold case, if it reads through the page cache: the same "
+    Column("warm_ms_median", NUMBER, MEASURED, 7, "ms", "of a cold case, if it reads through the page cache: the same "
            "calls once more, with their rows there; `suspect` if that is not less"),
+    Column("ranks", NUMBER, SUBJECT, 7, "ranks", "processes, each with a GPU of its own, that ran it together; 1 (as "
+           "before schema 7): one alone. Of several, a time is the slowest rank's; bytes, FLOP and limits are of one "
+           "rank, memory of the first, `tokens_per_s` and `rows_per_s` of all"),
+    Column("rank_batches", TEXT, SUBJECT, 7, "", "of several ranks: all ask for the `same` tokens, or each for its "
+           "`own`"),
+    Column("exchange", CHOICE, WAY, 7, "", "component: rows between ranks that share a table out; empty: they do not"),
+    Column("split", TEXT, WAY, 7, "", "how they share it out: `contiguous` or `strided` hash columns, or `rows`",
+           "table.split"),
 )  # fmt: skip
 SAMPLE_TABLE = (
     Column("run_id", TEXT, RECORD, 1, "", "as in `results.csv`"),

@@ -52,7 +52,7 @@ class Bench:
     """
 
     def __init__(self, parts: Parts, clock: Clock, verifier: Verifier) -> None:
-        self.parts, self.plan = parts, parts.plan
+        self.parts, self.plan, self.ranks = parts, parts.plan, parts.plan.ranks
         self.clock, self.verifier, self.made_up = clock, verifier, MadeUp(parts)
         self.stages: dict[str, BuiltStage] = {}
         self.inputs: dict[str, list[Tensors]] = {}  # of a case: one for each call that rotates
@@ -120,7 +120,8 @@ class Bench:
         look = self.glances[case] = CountingGlance(lookup, *looked_at) if lookup else Glance(*looked_at)
         calls, uses_device = self.calls(case), self.leaves_device_work(case)
         restore = restore_of([lookup], self._warm_rows)
-        timed = Case(case, calls, uses_device, look.before, look.behind, restore=restore)
+        looks = self.ranks.agreed(look.before), self.ranks.agreed(look.behind)
+        timed = Case(case, calls, uses_device, *looks, restore=restore)
         return self.files.timed(timed, self.plan.tasks_of(case))
 
     def look_again(self) -> None:
@@ -129,7 +130,7 @@ class Bench:
             if case in self.errors:
                 continue
             with self._failing(case):
-                glance.burst(self.calls(case), self.clock.synchronize)
+                glance.burst(self.calls(case), self.clock)
                 self.files.look(case, self.clock)
 
     def verify_again(self) -> None:
@@ -146,6 +147,7 @@ class Bench:
                 call, tasks = self.calls(case)[0], self.plan.tasks_of(case)
                 for tensor in self.glances[case].last if case in self.glances else self.last[case]:
                     poison(tensor)
+                self.ranks.draw_alike()  # ranks that ask for the same tokens go on doing so
                 self.made_up.renew(tasks[0].load.stage.needs, call.args[0])
                 for task in tasks:
                     self.made_up.renew_brought(task)
@@ -217,13 +219,16 @@ class Bench:
 
     @contextmanager
     def _failing(self, case: str) -> Iterator[None]:
-        """Whatever is raised here is the end of this case alone, unless nothing could be timed behind it."""
+        """Whatever is raised here, on any rank, ends this case alone, unless nothing could be timed behind it."""
+        failed = None
         try:
             yield
         except OF_THE_RUN:
             raise
         except Exception as error:
-            self.errors.setdefault(case, error)
+            failed = error
+        if known := self.ranks.known(failed):
+            self.errors.setdefault(case, known)
 
     def _build(self, stage: PlannedStage, *, is_alone: bool) -> None:
         with self._failing(stage.name):

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from engram_exp.config.derived import GRAPH, batches_of, capture_of, ids_of
+from engram_exp.config.derived import GRAPH, batches_of, capture_of, exchanges, ids_of
+from engram_exp.machine import topology
 from engram_exp.machine.data_sheets import DataSheet
 from engram_exp.measure.rates import Limit
 from engram_exp.run.job import Job
@@ -86,6 +87,9 @@ def _lines(job: Job, plan: Plan, needed: Footprint, free: tuple[int, int | None]
         lines.append(("device", f"none: the CPU stands in for it ({on_device:.2f} GB more)"))
     else:
         lines.append((str(plan.device), f"{on_device:.2f} GB needed, {free_device / 1e9:.2f} GB free"))
+    if config.ranks > 1:
+        lines.append(("ranks", _ranks(job, plan)))
+        lines.append(("topology", topology.in_words(topology.cpus_of_nodes(), topology.places_of_gpus())))
     if plan.looks_up and (reading := plan.reading(plan.cases[-1])):
         programs = f"in {reading.programs} programs" if reading.programs else "in a program for each block"
         lines.append(("rows", f"read {reading.order}, {reading.rows_per_program} at a time, {programs}"))
@@ -96,6 +100,13 @@ def _lines(job: Job, plan: Plan, needed: Footprint, free: tuple[int, int | None]
     if sheet := data_sheet(plan):
         lines.append(("data sheet", _data_sheet(sheet, config.dtype.name)))
     return lines
+
+
+def _ranks(job: Job, plan: Plan) -> str:
+    ranks, config, hosts = plan.ranks, job.config, plan.ranks.size // plan.ranks.local_size
+    where = "on this host" if hosts == 1 else f"on {hosts} hosts"
+    text = f"{ranks.size} {where}, memory and work below of each; they ask for {config.rank_batches} tokens"
+    return f"{text}; {config.table.split} shares, exchange={job.choices['exchange']}" if exchanges(config) else text
 
 
 def _step(job: Job, step: StepPlan) -> str:

@@ -23,13 +23,14 @@ from engram_exp.layer.tokens import Batch
 from engram_exp.machine.disturbance import LoadMeter
 from engram_exp.machine.environment import machine, record, stamp
 from engram_exp.machine.memory import forget_peaks, free_device_bytes, free_host_bytes
+from engram_exp.machine.ranks import ALONE, FIRST, Ranks
 from engram_exp.measure.clock import Clock
 from engram_exp.measure.disk_limits import disk_peaks
 from engram_exp.measure.host_load import host_load
 from engram_exp.measure.limits import Limits
 from engram_exp.measure.link_load import LinkLoad, check_link, link_load
 from engram_exp.measure.loop import Timing, measure
-from engram_exp.measure.peaks import machine_limits
+from engram_exp.measure.peaks import machine_limits, rank_limits
 from engram_exp.measure.rates import Limit
 from engram_exp.results.write import SampleFile, write_run
 from engram_exp.run.again import reuse_columns
@@ -39,6 +40,7 @@ from engram_exp.run.job import Job
 from engram_exp.run.on_disk import proven
 from engram_exp.run.parts import Parts, wake
 from engram_exp.run.plan import Distinct, Plan, device_name, work
+from engram_exp.run.ranked import check_rank, clock_of, of_all_ranks, whole_table_bytes
 from engram_exp.run.requirements import check_plan
 from engram_exp.run.rows import (
     case_columns,
@@ -62,23 +64,31 @@ TENSORS = "tensors.safetensors"
 KIB = 1024
 
 
-def run(job: Job, terminal: Terminal, meter: LoadMeter | None = None) -> list[dict[str, Any]]:
-    """Run a job, leave its files in its folder, and return its rows: one per case.
+def run(job: Job, terminal: Terminal, meter: LoadMeter | None = None, ranks: Ranks = ALONE) -> list[dict[str, Any]]:
+    """Run a job, leave its files in its folder, and return its rows: one per case. Of several ranks the first does so.
 
     Args:
         job: what to run.
         terminal: where to show it.
         meter: of the load before the run, if it was started earlier; None: this one waits for what it shows.
+        ranks: of the run.
+
+    Raises:
+        Exception: of one rank among several, whatever ends it: its launcher makes rows.
     """
     meter = meter or LoadMeter()
     load = meter.read()
     samples: list[dict[str, Any]] | None
     try:
-        rows, samples = Experiment(job, terminal, meter.cpus).measured()
+        rows, samples = Experiment(job, terminal, meter.cpus, ranks).measured()
     except Exception as error:
+        if ranks.size > 1:
+            raise
         if status_of(error) == CRASH:
             log.exception("the run crashed")
         rows, samples = failed_rows(job, error), None
+    if ranks.rank != FIRST:
+        return rows
     write_run(Path(job.folder), {"command": job.command, "load_before": load, **record()}, rows, samples)
     terminal.results(rows)
     return rows
@@ -91,17 +101,19 @@ class Experiment:
         job: what to run.
         terminal: where to show it.
         cpus: that it may use, whichever of them a library has tied this thread to.
+        ranks: of the run.
     """
 
     link: LinkLoad | None = None  # what else went through the link while samples were taken
 
-    def __init__(self, job: Job, terminal: Terminal, cpus: Collection[int]) -> None:
-        self.job, self.terminal, self.cpus = job, terminal, cpus
-        self.plan = Plan(job.config, job.choices)
+    def __init__(self, job: Job, terminal: Terminal, cpus: Collection[int], ranks: Ranks = ALONE) -> None:
+        self.job, self.terminal, self.cpus, self.ranks = job, terminal, cpus, ranks
+        self.plan = Plan(job.config, job.choices, ranks)
         wake(self.plan.device)
         if job.config.worker == "inline":
             forget_peaks(self.plan.device)
         check_plan(self.plan)
+        check_rank(self.plan)
         for layer in self.plan.step.layers.values() if self.plan.step else ():
             check_plan(layer)
         check_host_load(job.config.host_load, cpus)
@@ -116,16 +128,17 @@ class Experiment:
         """
         plan, config = self.plan, self.job.config
         needed = plan.footprint()
-        free = free_host_bytes(), free_device_bytes(plan.device) if plan.has_link else None
+        free = free_host_bytes() // self.ranks.local_size, free_device_bytes(plan.device) if plan.has_link else None
         if plan.step:
             plan.step.check_fits(needed, *free)
         check_fits(needed, *free, config.model.table_scale)
+        self.ranks.agree()  # nobody has taken any of it yet
         log.info("%d batches of tokens", len(self.parts.batches))  # may be refused: before limits, which take time
         plan.limits = self._known_limits()
         if plan.step:
             plan.step.know(plan.limits)
         self.terminal.card(make_card(self.job, plan, needed, free, self.tasks_of, self.limit_of))
-        clock = Clock(plan.device, shared=config.link_load_gb_per_s > 0)
+        clock = clock_of(self.ranks, plan.device, shared=config.link_load_gb_per_s > 0)
         seed = zlib.crc32(self.job.run_id.encode())
         with torch.inference_mode():
             bench = Bench(self.parts, clock, Verifier(self.parts, seed))
@@ -137,7 +150,7 @@ class Experiment:
             if config.save_tensors:
                 self._save(bench)
             benches: list[Bench | StepBench] = [bench, step] if step else [bench]
-            timings = self._measure(benches, clock)
+            timings = of_all_ranks(self._measure(benches, clock), self.ranks)
             # Of the first batch, too, before verification writes other ids there.
             _, self.reuse = self.distinct, reuse_columns(plan, self.parts)
             for each in benches:
@@ -167,7 +180,8 @@ class Experiment:
         return distinct_among(parts.hash_plan, parts.batches, parts.geometry.rows) if self.plan.looks_up else None
 
     def _known_limits(self) -> Limits | None:
-        """What this machine can do, measured now if it has not been before; None if nobody asked."""
+        """What this machine can do, and its ranks between them, measured now if it has not been before; None if nobody
+        asked."""
         config, device = self.job.config, self.plan.device
         if config.limits == "none":
             return None
@@ -179,8 +193,11 @@ class Experiment:
             "pin_threads": hardware.pin_threads,
             "affinity": list(hardware.affinity or []),
         }
-        how = {"refresh": config.limits == "refresh", "announce": self.terminal.say}
-        found = machine_limits(Path(config.limits_dir), identity, device, **how)
+        where: Any = Path(config.limits_dir), identity, device
+        how: Any = {"refresh": config.limits == "refresh", "announce": self.terminal.say}
+        found = self.ranks.from_first(lambda: machine_limits(*where, **how))
+        if self.ranks.size > 1:
+            return rank_limits(found, *where, ranks=self.ranks, **how)
         for table in self.parts.on_disk:
             found = found.beside(disk_peaks(Path(config.limits_dir), table.files[0], machine(), **how))
         return found
@@ -192,14 +209,16 @@ class Experiment:
         kept, known = SampleFile(Path(self.job.folder)), Counter[str]()
         block_bytes = config.link_load_block_kib * KIB
         with (
-            host_load(config.host_load, self.cpus),
+            host_load(config.host_load if self.ranks.local_rank == 0 else 0, self.cpus),
             link_load(self.plan.device, config.link_load_gb_per_s, block_bytes, self.cpus) as self.link,
             self.terminal.progress(config.iterations, config.budget_s) as report,
         ):
 
             def progress(case: str, timings: dict[str, Timing]) -> None:
                 report(case, timings)
-                if kept.is_due:  # the next call should follow soon: threads that wait for long go to sleep
+                if (
+                    kept.is_due and self.ranks.rank == FIRST
+                ):  # the next call should follow soon: threads that wait for long go to sleep
                     kept.append(sample_rows(self.job.run_id, timings, known))
 
             timings = measure(
@@ -220,7 +239,7 @@ class Experiment:
     def _rows(
         self, timings: dict[str, Timing], errors: dict[str, Exception], benches: Sequence[Bench | StepBench]
     ) -> list[dict[str, Any]]:
-        table_bytes = self.plan.footprint().table_bytes
+        table_bytes = whole_table_bytes(self.plan)
         run_wide = run_columns(self.plan, self.parts, table_bytes, self.distinct)
         reached = self.link.reached_gb_per_s if self.link else None
         run_wide |= {**self.reuse, "link_load_reached_gb_per_s": reached}
@@ -245,10 +264,13 @@ class Experiment:
         return skipped_columns()
 
     def _save(self, bench: Bench) -> None:
+        tensors = bench.named_tensors()  # which all ranks make together
+        if self.ranks.rank != FIRST:
+            return
         path = Path(self.job.folder) / TENSORS
         temporary = path.with_suffix(".tmp")
         try:
-            save_file(bench.named_tensors(), temporary)
+            save_file(tensors, temporary)
             os.replace(temporary, path)
         except (OSError, SafetensorError) as error:  # a full disk: no reason to measure nothing
             log.warning("%s cannot be written: %s", path, error)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from itertools import cycle
 
 import torch
 
 from engram_exp.machine.placement import poison_of
+from engram_exp.measure.clock import Clock
 from engram_exp.run.verify import Tasks, Verifier, judge_of, require_like
 from engram_exp.stage import Tensors, Tolerance, by_token
 
@@ -68,21 +69,21 @@ class Glance:
         if len(self.looks) == MOST_LOOKS:
             self.settle()
 
-    def burst(self, calls: Sequence[partial[Tensors]], synchronize: Callable[[], None]) -> None:
+    def burst(self, calls: Sequence[partial[Tensors]], clock: Clock) -> None:
         """Call the case again and again, and look at each of what it returns.
 
         Raises:
             MismatchError: some of it differs from the reference.
         """
-        spent_s = self.call_s  # of the last sample: a slow case gets none
+        spent_s = clock.slowest(self.call_s)  # of the last sample: a slow case gets none
         for _, call in zip(range(BURST_CALLS), cycle(calls), strict=False):
             if spent_s > BURST_S:
                 break
             self.before(call)
             result = call()
-            synchronize()
+            clock.synchronize()
             self.behind(call, result)
-            spent_s += self.call_s
+            spent_s += clock.slowest(self.call_s)
         self.settle()
 
     def settle(self) -> None:

@@ -22,9 +22,11 @@ from engram_exp.config.derived import (
     chunk_tokens_of,
     decodes,
     engram_layers_of,
+    exchanges,
     geometry_of,
     ids_of,
     order_of,
+    reads_in_order,
     threads_of,
 )
 from engram_exp.config.mixed import strategy_in_words
@@ -40,7 +42,7 @@ from engram_exp.vocabulary import AUTO, COLD, DISK, HALF_BESIDE, MULTIPROCESSORS
 FILE = "job.yaml"
 SAYS_NOTHING = (  # of what a run measures
     "output_dir", "cache_dir", "limits_dir", "campaign", "repeats", "resume", "retry", "worker", "timeout_s",
-    "report",
+    "report", "rank_timeout_s",
 )  # fmt: skip
 GROUP_COLUMNS = of_kind(CHOICE)
 
@@ -148,6 +150,7 @@ class Job:
             "ring_depth": config.schedule.ring_depth,
             "capture": capture_of(config),
             **self._step(),
+            **self._ranks(),
             **self._reading(),
             "row_bytes": geometry_of(config).row_bytes,
             "layout": config.dtype.layout if config.dtype.values_per_scale else "",
@@ -169,6 +172,14 @@ class Job:
             "prefetch_priority": prefetch.priority,
         }
 
+    def _ranks(self) -> dict[str, Any]:
+        """Which ranks there are, and how rows that they share out come."""
+        config = self.config
+        if config.ranks == 1:
+            return {"ranks": 1, "exchange": ""}
+        chosen = {"exchange": self.choices["exchange"], "split": config.table.split} if exchanges(config) else {}
+        return {"ranks": config.ranks, "rank_batches": config.rank_batches, "exchange": "", **chosen}
+
     def case_columns(self, case: str) -> dict[str, Any]:
         """Of a step's cases: the strategies of its layers, if they differ; and of a file that is not cold, its state:
         rows from memory are no rows from a disk."""
@@ -179,6 +190,8 @@ class Job:
 
     def _reading(self) -> dict[str, Any]:
         """How the lookup reads rows, as far as it is known before there are a table and a device."""
+        if "sort_from_rows" in self.config.lookup and not reads_in_order(self.config):  # its kernel is not used
+            return {}
         keys = {name: key.removeprefix("lookup.") for name, key in KEYS.items() if key.startswith("lookup.")}
         options = {name: self.config.lookup.get(key) for name, key in keys.items()}
         known = {

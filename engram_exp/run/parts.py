@@ -27,10 +27,12 @@ from engram_exp.machine.environment import code_cache
 from engram_exp.machine.placement import Placement
 from engram_exp.run.model_state import ModelState
 from engram_exp.run.plan import Plan
+from engram_exp.run.rank_plan import group_of, lookup_of_stored, reads_peers, shards_of
 from engram_exp.stage import BuiltStage, PlannedStage, Task, Tensors, as_stage_function
+from engram_exp.steps.lookup.step import Lookup
 from engram_exp.steps.tables.on_disk import DiskTable
 from engram_exp.steps.widening import build_widening
-from engram_exp.vocabulary import DEVICE, DISK, HOST
+from engram_exp.vocabulary import DEVICE, DISK, HOST, OWN
 
 FUSION_SEED = 2**32  # added to the seed: no run draws its other weights from these
 TABLE_BUILT_FROM = ("rows", "row_format", "seed", "placement")
@@ -77,12 +79,24 @@ class Parts:
         given = self._given(tokens or self.plan.tokens, placement or self.plan.placement(stage), lead, beside)
         if stage.is_upload:
             return BuiltStage(stage, kind, _make(config.upload, given, kind.built_from))
-        if stage.name in config:
-            component = _make(config[stage.name], given, kind.built_from)
+        group = group_of(self.plan, stage)
+        if group in config:
+            component = _make(config[group], given, kind.built_from)
         else:
             component = build_widening(**{name: given[name]() for name in kind.built_from})
         brought = self.brought(task) if brought is None else brought
         return BuiltStage(stage, kind, as_stage_function(component, brought), component)
+
+    def _own_lookup(self, placement: Placement, beside: bool) -> Callable[[Any, int, int], Any]:
+        """Builds the lookup that is chosen for a rank's share of the table, so many tokens and columns: it leaves rows
+        as they are stored, in memory of their own."""
+        node = lookup_of_stored(self.plan.config)
+
+        def build(table: Any, tokens: int, columns: int) -> Any:
+            given = self._given(tokens, Placement(placement.device), beside=beside)
+            return _make(node, {**given, "table": lambda: table, "columns": lambda: columns}, Lookup.built_from)
+
+        return build
 
     def brought(self, task: Task) -> Tensors:
         """What the model brings to a stage, as the stage's kind names it."""
@@ -113,6 +127,12 @@ class Parts:
             "cache_dir": lambda: self.cache_dir,
             "read_times": lambda: self.plan.read_times,
             "profile": lambda: self.profile,
+            "ranks": lambda: self.plan.ranks,
+            "shards": lambda: shards_of(self.plan),
+            "reachable": lambda: reads_peers(self.plan),
+            "own_lookup": lambda: self._own_lookup(placement, beside),
+            "rank_tokens": lambda: [tokens] * self.plan.ranks.size,
+            "own_batches": lambda: self.plan.config.rank_batches == OWN,
         }
 
     @cached_property
@@ -147,16 +167,19 @@ class Parts:
 
     @cached_property
     def batches(self) -> list[Batch]:
-        """Distinct token batches; a source of few ids may give fewer than configured."""
+        """Distinct token batches, of this rank or of all; a source of few ids may give fewer than configured."""
         first, number = self._batch_seeds
         batches = self.draw(range(first, first + number))
         return self.pinned(batches) if self.plan.stages[0].is_upload else batches
 
     @property
     def _batch_seeds(self) -> tuple[int, int]:
-        """The first seed of the run's batches, and how many there are; of all layers of a step."""
-        number = batches_of(self.plan.config)
-        return int(self.plan.config.seed) * number, number
+        """The first seed of the run's batches, and how many there are; of all layers of a step. Ranks that ask for
+        their own have others each."""
+        number, seed = batches_of(self.plan.config), int(self.plan.config.seed)
+        if self.plan.config.rank_batches == OWN:
+            seed = seed * self.plan.ranks.size + self.plan.ranks.rank
+        return seed * number, number
 
     def draw(self, seeds: Sequence[int]) -> list[Batch]:
         """Batches of these seeds, no two the same."""
@@ -273,7 +296,8 @@ class Parts:
 def wake(device: torch.device) -> None:
     """Let the driver set the device up while the components are imported."""
     if device.type != "cpu":
-        threading.Thread(target=torch.empty, args=(1,), kwargs={"device": device}, daemon=True).start()
+        own = torch.device(device.type, torch.accelerator.current_device_index())  # another thread has another one
+        threading.Thread(target=torch.empty, args=(1,), kwargs={"device": own}, daemon=True).start()
 
 
 def _make(node: DictConfig, given: Mapping[str, Callable[[], Any]], usual: Sequence[str] = ()) -> Any:

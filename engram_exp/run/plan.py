@@ -29,8 +29,10 @@ from engram_exp.layer.geometry import EngramGeometry, search_primes
 from engram_exp.layer.row_format import RowFormat
 from engram_exp.machine.environment import code_cache, cpu_name
 from engram_exp.machine.placement import Placement, cache_bytes, multiprocessors
+from engram_exp.machine.ranks import ALONE, Ranks
 from engram_exp.measure.limits import Limits
 from engram_exp.measure.read_times import MeasuredReadTimes
+from engram_exp.run.rank_plan import among, group_of, read_here
 from engram_exp.run.step_plan import StepPlan
 from engram_exp.stage import Load, PlannedStage, Stage, Task, kind_of
 from engram_exp.steps.fusion.step import Fusion
@@ -57,6 +59,7 @@ from engram_exp.vocabulary import (
     WIDENING,
 )
 
+Choices = Mapping[str, str | None]
 KINDS: Mapping[str, type[Stage]] = {
     HASHING.name: Hashing, LOOKUP.name: Lookup, WIDENING.name: Widening, PROJECTION.name: Projection,
     FUSION.name: Fusion,
@@ -84,15 +87,15 @@ class Plan:
 
     Args:
         config: checked by `config.checks.check`.
-        choices: the option chosen in each group, for those who name one.
+        choices, ranks: the option chosen in each group, for those who name one; of the run, and which of them it is.
 
     limits: of this machine, once they are known.
     """
 
     limits: Limits | None = None
 
-    def __init__(self, config: DictConfig, choices: Mapping[str, str | None] | None = None) -> None:
-        self.config, self.choices = config, choices or {}
+    def __init__(self, config: DictConfig, choices: Choices | None = None, ranks: Ranks = ALONE) -> None:
+        self.config, self.choices, self.ranks = config, choices or {}, ranks
         self.tokens = config.batch_size * config.seq_len
 
     @cached_property
@@ -193,7 +196,7 @@ class Plan:
         """
         distinct = distinct or Distinct(1.0, 1.0, batches_of(self.config))
         config = self.config
-        step, node = step_of(stage), config.get("upload" if stage.is_upload else stage.name)
+        step, node = step_of(stage), config.get(group_of(self, stage))
         load = Load(
             stage=stage,
             geometry=self.geometry,
@@ -208,6 +211,7 @@ class Plan:
             staged=staged,
             page_cache=config.cache_state,
             options={str(key): value for key, value in (node or {}).items() if key != "_target_"},
+            among=among(self),
         )
         return Task(step if node is None else kind_of(get_class(node._target_), step), load)
 
@@ -223,8 +227,8 @@ class Plan:
         """How a kernel reads the rows of a case, as far as the lookup knows orders; chunk by chunk in a pipeline."""
         tokens = max(piece.tokens for piece in self.cuts) if self.cuts and case in WHOLES else self.tokens
         beside = self.step is not None and self.step.is_beside and case in OF_A_STEP
-        where = self.geometry.table_bytes, multiprocessors(self.device), self.read_times
-        return reading_of(self.config, tokens, *where, beside=beside)
+        known = multiprocessors(self.device), self.read_times
+        return reading_of(self.config, *read_here(self, tokens), *known, beside=beside)
 
     @property
     def read_times(self) -> ReadTimes | None:

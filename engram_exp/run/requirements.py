@@ -169,7 +169,10 @@ def _require_accelerator(plan: Plan) -> None:
     if plan.has_link or triton_is_interpreted():
         return
     for stage in plan.stages:
-        if stage.side == DEVICE and not stage.is_upload and KINDS[stage.name].rotates:  # there, kernels do that
+        if stage.side != DEVICE or stage.is_upload or not KINDS[stage.name].rotates:
+            continue
+        component: Any = get_class(plan.config[stage.name]._target_)
+        if not getattr(component, "anywhere", False):  # there, kernels do that
             raise SkippedError(f"no accelerator: this strategy runs {stage.name} on one")
 
 

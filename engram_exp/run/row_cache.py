@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from engram_exp.errors import MismatchError
+from engram_exp.measure.clock import Clock
 from engram_exp.run.glance import Glance
 from engram_exp.stage import BuiltStage, Tensors
 from engram_exp.steps.lookup.step import Lookup
@@ -129,10 +130,10 @@ class CountingGlance(Glance):
         load = next(load for kind, load in self.tasks if kind.reads_table)
         return load.geometry.stored_bytes(load.tokens) if load.table == HOST else 0
 
-    def burst(self, calls: Sequence[partial[Tensors]], synchronize: Callable[[], None]) -> None:
+    def burst(self, calls: Sequence[partial[Tensors]], clock: Clock) -> None:
         """As a `Glance`; none of these calls is timed, and none counts."""
         self.counts = False
-        super().burst(calls, synchronize)
+        super().burst(calls, clock)
 
 
 def counted_columns(glances: Iterable[Glance]) -> dict[str, Any]:

@@ -80,6 +80,7 @@ def case_columns(plan: Plan, tasks: Sequence[Task], timing: Timing, limit: Limit
     moved, operations = bytes_moved(tasks), flops(tasks)
     # Of all layers of a step; a hash makes as many as a lookup reads.
     row_ids = [task.load.row_ids for task in tasks if task.kind.reads_table]
+    asking = tasks[0].load.among.asking
     row_ids = row_ids or [task.load.row_ids for task in tasks if task.kind.rotates]
     return {
         **_verdict(plan, tasks, median_ms, limit),
@@ -95,8 +96,8 @@ def case_columns(plan: Plan, tasks: Sequence[Task], timing: Timing, limit: Limit
         "gb_per_s": moved * per_second / 1e9,
         "flops": operations,
         "tflop_per_s": operations * per_second / 1e12,
-        "rows_per_s": sum(row_ids) * per_second if row_ids else None,
-        "tokens_per_s": plan.tokens * per_second,
+        "rows_per_s": asking * sum(row_ids) * per_second if row_ids else None,
+        "tokens_per_s": asking * plan.tokens * per_second,
         "limit_ms": limit.ms if limit else None,
         "limit_by": limit.by if limit else None,
         "efficiency": limit.ms / median_ms if limit else None,

@@ -117,7 +117,7 @@ class StepBench:
     def look_again(self) -> None:
         """Behind the last sample: look at many calls of each case, and when the decoder alone reaches the layers."""
         for case in self._right():
-            self._try(case, lambda case: self.looks[case].burst(self.built.runs[case], self.clock.synchronize))
+            self._try(case, lambda case: self.looks[case].burst(self.built.runs[case], self.clock))
         for case in self._right():
             self._try(case, lambda case: self.files.look(case, self.clock))
         if DECODER in self._right():

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 
 from engram_exp.layer.tokens import Batch
+from engram_exp.measure.clock import Clock
 from engram_exp.run.glance import MOST_LOOKS, Glance
 from engram_exp.run.made_up import MadeUp
 from engram_exp.run.parts import Parts
@@ -167,7 +168,7 @@ class Looks:
             if len(self.aside) == MOST_LOOKS:
                 self._settle()
 
-    def burst(self, run: Run, synchronize: Callable[[], None]) -> None:
+    def burst(self, run: Run, clock: Clock) -> None:
         """Call the case again and again for one layer after the other, and look at each of what it made.
 
         Raises:
@@ -179,7 +180,7 @@ class Looks:
             def made(batch: Batch, number: int = number) -> Tensors:
                 return made_by(self.layers, self.case, run(batch))[number]
 
-            glance.burst([partial(made, batch) for batch in self.inputs], synchronize)
+            glance.burst([partial(made, batch) for batch in self.inputs], clock)
         self._settle()
 
     def _put_back(self) -> None:

@@ -50,12 +50,16 @@ REMARKS: Mapping[str, Callable[[Mapping[str, Any]], bool]] = {  # on measured ro
 
 
 class Terminal:
-    """Writes to standard output."""
+    """Writes to standard output.
 
-    def __init__(self) -> None:
-        console = Console(highlight=False)
-        self.is_terminal = console.is_terminal
-        self.console = console if self.is_terminal else Console(highlight=False, width=PLAIN_WIDTH)
+    Args:
+        quiet: show nothing: another process does.
+    """
+
+    def __init__(self, *, quiet: bool = False) -> None:
+        console = Console(highlight=False, quiet=quiet)
+        self.is_terminal = console.is_terminal and not quiet
+        self.console = console if self.is_terminal else Console(highlight=False, width=PLAIN_WIDTH, quiet=quiet)
 
     def card(self, card: Card) -> None:
         """Show what is about to be measured."""

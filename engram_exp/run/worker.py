@@ -47,12 +47,14 @@ def main(folder: Path, turn: int | None = None) -> int:
         turn: descriptor of the lock that lasts as long as this process, but not as long as what it starts.
     """
     job = Job.load(folder)
-    os.environ.update(variables(job))
-    if job.config.hardware.affinity:
-        os.sched_setaffinity(0, job.config.hardware.affinity)
-    _log_to(folder)
+    prepare(job)
+    log_to(folder)
     with kept_from_children(turn) if turn is not None else nullcontext(), code_kept(job):
         log.info("the worker starts")
+        if job.config.ranks > 1:
+            from engram_exp.run.launch import launch
+
+            return launch(job)
         meter = LoadMeter()
         from engram_exp.run.experiment import run  # PyTorch starts its threads on import: behind the affinity
         from engram_exp.run.terminal import Terminal
@@ -66,6 +68,14 @@ def main(folder: Path, turn: int | None = None) -> int:
     return 0 if all(row["status"] in SUCCESSES for row in rows) else 1
 
 
+def prepare(job: Job) -> None:
+    """Set what libraries read when they are imported, but for where numba keeps its code (`code_kept`), and the CPUs
+    that they find."""
+    os.environ.update({name: text for name, text in variables(job).items() if name != NUMBA_CACHE})
+    if job.config.hardware.affinity:
+        os.sched_setaffinity(0, job.config.hardware.affinity)
+
+
 @contextmanager
 def code_kept(job: Job) -> Iterator[None]:
     """Let numba, which must not have been imported yet, keep its code where it is checked, read and written."""
@@ -74,15 +84,17 @@ def code_kept(job: Job) -> Iterator[None]:
         yield
 
 
-def _log_to(folder: Path) -> None:
+def log_to(folder: Path, rank: int = 0) -> None:
+    """Log to the screen, and to a file of the run; that of a rank but the first has its number in its name."""
     screen = logging.StreamHandler()
     screen.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
     screen.setLevel(logging.WARNING)
     logging.basicConfig(level=logging.INFO, handlers=[screen])
     try:
-        file = logging.FileHandler(folder / LOG)
+        name = f"run.{rank}.log" if rank else LOG
+        file = logging.FileHandler(folder / name)
     except OSError as error:  # a full disk
-        log.warning("there will be no %s: %s", LOG, error)
+        log.warning("there will be no %s: %s", name, error)
         return
     file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     logging.getLogger().addHandler(file)

@@ -14,7 +14,8 @@ from engram_exp.vocabulary import DEVICE, HOST, TOKEN_IDS, WHOLES
 
 @dataclass(frozen=True)
 class Footprint:
-    """Kept memory of a run: the table, the weights, and what each stage reads and leaves behind."""
+    """Kept memory of a run, or of one of its ranks: the table, or its share of one, the weights, and what each stage
+    reads and leaves behind."""
 
     host_bytes: int
     device_bytes: int
@@ -63,7 +64,8 @@ def footprint(
     everything = [*tasks, *(ring.tasks if ring else [])]
     for shares in {asked.stage.name: kind.shares(asked) for kind, asked in everything}.values():
         kept.update(shares)
-    table_bytes = load.geometry.table_bytes if any(kind.reads_table for kind, _ in everything) else 0
+    kept_of_table = round(load.among.table_share * load.geometry.table_bytes)
+    table_bytes = kept_of_table if any(kind.reads_table for kind, _ in everything) else 0
     return Footprint(kept[HOST], kept[DEVICE], table_bytes, load.table)
 
 

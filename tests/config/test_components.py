@@ -35,11 +35,13 @@ def test_every_option_composes_and_builds(configure, tmp_path, group, option):
         assert configure(f"hardware={option}").hardware.device == "cuda"
         pytest.skip("needs a CUDA device")
     overrides = [f"{group}={option}", "batch_size=2", "seq_len=4", "model.table_scale=0.001", "tokens.history=false"]
-    if group != "tokens":
+    if option == "row_cache":
+        overrides += ["tokens.max_mb=1", "tokens.concurrency=1", "lookup.gb=0.001", "batches=4"]
+    elif group != "tokens":
         overrides.append("tokens=random")
     if (group, option) == ("fusion", "gated"):
         overrides.append("model=deepseek_v41_flash")
-    if option in ("triton", "triton_link", "device", "graph") or (group == "lookup" and option in ENGINES):
+    if option in ("triton", "triton_link", "device", "graph", "shard") or (group == "lookup" and option in ENGINES):
         overrides.append("strategy=device")  # steps on the device, a table there
     if (group, option) in (("lookup", "both"), ("lookup", "distinct_copy")):
         overrides.append("strategy=both")
@@ -69,7 +71,9 @@ def test_every_option_composes_and_builds(configure, tmp_path, group, option):
     names = [parts.stage(stage).name for stage in parts.plan.stages]
     # The lookups of the other engines widen by themselves.
     widens = (
-        option.startswith("fp8") or option in ("engines", "sglang_staged") or (group, option) == ("experiment", "disk")
+        option.startswith("fp8")
+        or option in ("engines", "sglang_staged", "row_cache")
+        or (group, option) == ("experiment", "disk")
     )
     fuses = (group == "fusion" and option != "none") or option in ("paper", "paper_prompts")
     fusion = ["fusion"] if fuses else []

@@ -17,6 +17,8 @@ PEAKS = {
     "device_gb_per_s": {f"{MIB}": 9000.0, f"{64 * MIB}": 4000.0},
     "device_tflop_per_s": {"bfloat16": 700.0},
     "link_to_device_ms": {"1024": 0.01, "1048576": 0.03, "1073741824": 20.0},
+    "peers_ms": {"1024": 0.02, "1073741824": 10.0},
+    "peer_rows_per_s": {"64": 2e9, "256": 1e9},
     "link_rows_us": {f"{1024 * MIB}": {"64": {"1000": 20.0, "100000": 2000.0}}},
 }
 HOST_PEAKS = {name: rates for name, rates in PEAKS.items() if name.startswith("host")}
@@ -40,6 +42,9 @@ def limit(work, peaks=PEAKS, **changes):
         ({"link": 1}, 0.01, "link"),
         ({"link rows": LINK_BYTES_PER_S}, 1000, "link"),
         ({"link row reads": 5e6}, 100, "link rows"),
+        ({"peers": 1073741824}, 10, "peers"),
+        ({"peers": 1}, 0.02, "peers"),
+        ({"peer rows": 2e6}, 2**0.5, "peer rows"),
     ],
 )
 def test_each_resource_has_its_rate(work, ms, by):
@@ -142,6 +147,6 @@ def test_a_new_resource_is_one_new_file(tmp_path, monkeypatch):
 def test_the_rates_in_words():
     assert Limits(PEAKS).summary("bfloat16") == (
         "device bfloat16 700 TFLOP/s, device memory 4000 GB/s, host bfloat16 5 TFLOP/s, host memory 100 GB/s, "
-        "link 53.7 GB/s, link rows 50 M/s in 1.1 GB"
+        "link 53.7 GB/s, link rows 50 M/s in 1.1 GB, peers 107.4 GB/s"
     )
     assert Limits(HOST_PEAKS).summary("float32") == "host memory 100 GB/s"

@@ -25,7 +25,7 @@ def host_table(rows, row_format, seed=0, *, huge_pages=False):
 
 
 def test_a_device_table_is_filled_in_pieces(monkeypatch):
-    monkeypatch.setattr("engram_exp.steps.tables.device.ROWS_AT_A_TIME", 7)
+    monkeypatch.setattr("engram_exp.steps.tables.ROWS_AT_A_TIME", 7)
     for row_format in (RowFormat(5, torch.bfloat16), RowFormat(40, torch.bfloat16, 32, split=True)):
         table = DeviceTable(30, row_format, 3, ON_KERNEL_DEVICE)
         stored = torch.cat([part.cpu() for part in table.parts], dim=1)

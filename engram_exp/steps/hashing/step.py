@@ -25,9 +25,10 @@ class Hashing(Stage):
 
     @classmethod
     def example(cls, reference: Reference, tokens: int) -> torch.Tensor:
-        """Random row ids [T, H]."""
+        """Random row ids [T, H], each of its column."""
         plan = reference.hash_plan
-        return torch.randint(reference.geometry.rows, (tokens, plan.columns)).to(plan.row_id_dtype)
+        drawn = torch.randint(2**62, (tokens, plan.columns)) % torch.from_numpy(plan.moduli)
+        return (drawn + torch.from_numpy(plan.offsets)).to(plan.row_id_dtype)
 
     @classmethod
     def arranged(cls, flat: torch.Tensor, load: Load) -> Tensors:

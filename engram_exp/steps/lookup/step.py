@@ -30,7 +30,7 @@ class Lookup(Stage):
     counts_rows: ClassVar[bool] = False
     # Calls leave rows behind that later ones find: it counts, and has `state`, `reset()` and `kept()`, too.
     keeps_rows: ClassVar[bool] = False
-    built_from = ("table", "max_tokens", "columns", "placement")
+    built_from: ClassVar[tuple[str, ...]] = ("table", "max_tokens", "columns", "placement")
     reads_table = True
     rotates = True
 
@@ -65,8 +65,8 @@ class Lookup(Stage):
 
     @classmethod
     def shares(cls, load: Load) -> dict[str, int]:
-        """The table."""
-        return {load.table: load.geometry.table_bytes}
+        """The table, or this rank's share of it."""
+        return {load.table: round(load.among.table_share * load.geometry.table_bytes)}
 
     @classmethod
     def example(cls, reference: Reference, tokens: int) -> torch.Tensor:

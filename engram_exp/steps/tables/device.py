@@ -6,9 +6,8 @@ import torch
 
 from engram_exp.layer.row_format import RowFormat
 from engram_exp.machine.placement import Placement
+from engram_exp.steps.tables import fill_spans
 from engram_exp.vocabulary import DEVICE
-
-ROWS_AT_A_TIME = 2**20  # are made on the host and copied
 
 
 class DeviceTable:
@@ -29,13 +28,7 @@ class DeviceTable:
         self.seed = seed
         dtype, widths = row_format.storage_dtype, row_format.part_widths
         self.parts = tuple(torch.empty(rows, width, dtype=dtype, device=placement.device) for width in widths)
-        staging = tuple(torch.empty(min(rows, ROWS_AT_A_TIME), width, dtype=dtype) for width in widths)
-        for first in range(0, rows, ROWS_AT_A_TIME):
-            count = min(ROWS_AT_A_TIME, rows - first)
-            chunk = tuple(part[:count] for part in staging)
-            row_format.fill(chunk, seed, first)
-            for part, filled in zip(self.parts, chunk, strict=True):
-                part[first : first + count].copy_(filled)
+        fill_spans(self.parts, row_format, seed, [(0, rows)])
 
     def contents(self, row_ids: torch.Tensor) -> torch.Tensor:
         """The stored rows [*row_ids.shape, width] that a lookup must return, computed anew."""

@@ -10,6 +10,7 @@ import torch
 from engram_exp.layer.row_format import RowFormat
 from engram_exp.machine.host_memory import HostMemory
 from engram_exp.machine.placement import Placement
+from engram_exp.steps.tables import parts_in
 from engram_exp.vocabulary import HOST
 
 log = logging.getLogger(__name__)
@@ -40,19 +41,15 @@ class HostTable:
     ) -> None:
         self.row_format = row_format
         self.seed = seed
-        dtype, part_widths = row_format.storage_dtype, row_format.part_widths
-        memory = HostMemory(rows * row_format.width * dtype.itemsize, huge_pages=huge_pages)
-        sizes = [rows * width * dtype.itemsize for width in part_widths]
-        self.parts = tuple(
-            part.view(dtype).view(rows, width)
-            for part, width in zip(memory.bytes.split(sizes), part_widths, strict=True)
-        )
+        size = rows * row_format.width * row_format.storage_dtype.itemsize
+        memory = HostMemory(size, huge_pages=huge_pages)
+        self.parts = parts_in(memory.bytes, rows, row_format)
         began = time.perf_counter()
         row_format.fill(self.parts, seed)
-        log.info("filled a table of %.2f GB in %.1f s", sum(sizes) / 1e9, time.perf_counter() - began)
+        log.info("filled a table of %.2f GB in %.1f s", size / 1e9, time.perf_counter() - began)
         self.huge_page_share = memory.huge_page_share()
         granted = self.huge_page_share or 0
-        if huge_pages and sum(sizes) >= SMALL_BYTES and granted < ENOUGH_HUGE_PAGES:
+        if huge_pages and size >= SMALL_BYTES and granted < ENOUGH_HUGE_PAGES:
             log.warning("2 MiB pages granted for %.0f %% of the table", 100 * granted)
         if pinned and placement.pinned:
             began = time.perf_counter()

@@ -1,0 +1,117 @@
+"""Starting the ranks of a run with torch's own launcher, and saying which of them ended it."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import sys
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+from engram_exp.errors import ConfigError
+from engram_exp.machine.environment import record, stamp
+from engram_exp.results.load import has_results
+from engram_exp.results.write import write_run
+from engram_exp.run.job import Job
+from engram_exp.run.rank import LAUNCHER
+from engram_exp.run.rows import failed_rows
+from engram_exp.run.terminal import Terminal
+from engram_exp.run.worker import EXIT_UNWRITTEN
+from engram_exp.vocabulary import CRASH
+
+SHUTDOWN_S = 2  # from asking ranks to end until they are killed; behind a failure torch takes 30
+ELASTIC_LOG = "torch.distributed.elastic"
+
+
+def launch(job: Job) -> int:
+    """Run a job as so many ranks of this host as it asks for; 0 if all got through.
+
+    Where one of them dies, hangs or raises, the others are killed, and the job's rows name it.
+    """
+    logging.getLogger(ELASTIC_LOG).setLevel(logging.CRITICAL)  # it tells what the rows will
+    os.environ |= {LAUNCHER: str(os.getpid()), "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(SHUTDOWN_S)}
+    try:
+        check_device_count(job)
+        with TemporaryDirectory(prefix="engram_exp-ranks-") as folder:
+            elastic_launch(_config(job, folder), sys.executable)("-m", "engram_exp.run.rank", job.folder)
+    except ConfigError as error:
+        return _write(job, failed_rows(job, error))
+    except ChildFailedError as failed:
+        rank, failure = _cause(failed.failures)
+        if failure.exitcode == EXIT_UNWRITTEN:
+            return EXIT_UNWRITTEN
+        status, text = in_words(rank, failure)
+        return _write(job, [{**stamp(), **row} for row in job.failed_rows(status, text)])
+    return 0
+
+
+def check_device_count(job: Job) -> None:
+    """Refuse more ranks than PyTorch finds GPUs here, unless the CPU stands in for them.
+
+    Raises:
+        ConfigError: saying how many there are.
+    """
+    config, found = job.config, torch.accelerator.device_count()
+    if config.hardware.device != "cpu" and config.ranks > found:
+        remedy = f"each is a GPU of its own, and PyTorch finds {found}; hardware=cpu would stand in for them"
+        raise ConfigError("ranks", config.ranks, remedy)
+
+
+def _config(job: Job, folder: str) -> LaunchConfig:
+    return LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=job.config.ranks,
+        run_id=job.run_id,
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        max_restarts=0,
+        logs_specs=DefaultLogsSpecs(log_dir=folder),
+    )
+
+
+def _cause(failures: dict[int, ProcessFailure]) -> tuple[int, ProcessFailure]:
+    """Which rank ended the others: one that says why, else one that the launcher did not ask to end, else the first."""
+    told = [rank for rank, each in failures.items() if _told(each)]
+    died = [rank for rank, each in failures.items() if each.exitcode != -signal.SIGTERM]
+    rank = next(iter([*told, *died, *failures]))
+    return rank, failures[rank]
+
+
+def in_words(rank: int, failure: ProcessFailure) -> tuple[str, str]:
+    """The status and the text of a run that a rank has ended."""
+    told = _told(failure)
+    if told:
+        text = told["text"]
+        return told["status"], text if told["of_run"] else f"rank {rank}: {text}"
+    if failure.exitcode < 0:
+        return CRASH, f"rank {rank} was killed by {signal.Signals(-failure.exitcode).name}"
+    return CRASH, f"rank {rank} exited with code {failure.exitcode}"
+
+
+def _told(failure: ProcessFailure) -> dict[str, Any]:
+    """What a rank has left behind of why it ended; nothing if it did not come to that."""
+    message = failure.error_file_data.get("message")
+    return dict(json.loads(message["message"])) if isinstance(message, dict) else {}
+
+
+def _write(job: Job, rows: list[dict[str, Any]]) -> int:
+    """Write the rows of a run that gave none; those that it did not live to see are not written over."""
+    folder = Path(job.folder)
+    if has_results(folder):
+        return 1
+    try:
+        write_run(folder, {"command": job.command, **record()}, rows)
+    except OSError as error:
+        logging.getLogger(__name__).error("%s: the results cannot be written: %s", folder, error)
+        return EXIT_UNWRITTEN
+    Terminal().results(rows)
+    return 1

@@ -1,0 +1,98 @@
+"""Which ranks may be asked for, and of what."""
+
+import pytest
+from common import TINY
+
+from engram_exp.config.checks import check
+from engram_exp.config.derived import (
+    capture_of,
+    exchanges,
+    order_of,
+    reads_in_order,
+    stages_of,
+    threads_of,
+    usable_cpus,
+)
+from engram_exp.errors import ConfigError
+from engram_exp.machine.environment import gpus
+
+SHARDED = "strategy=sharded", "ranks=2", "worker=process"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (("ranks=0",), "ranks=0: must be at least 1"),
+        (("rank_batches=own",), "rank_batches=own: says nothing of one rank; ranks=2 has others"),
+        (("ranks=2", "rank_batches=each"), "rank_batches=each: must be one of same, own"),
+        (("ranks=2", "rank_timeout_s=0"), "rank_timeout_s=0.0: must be above 0"),
+        (("ranks=2", "worker=inline"), "worker=inline: is one process, and each rank is one; use process"),
+        (("ranks=2", "decoder=tiny"), "ranks=2: a model's step is measured on one rank; decoder=none would work"),
+        (("ranks=2", "strategy=disk"), "ranks=2: a table on a disk is read by one rank; strategy=host_shared shares"),
+        (("ranks=2", "link_load_gb_per_s=1"), "link_load_gb_per_s=1.0: loads the link of one GPU; use ranks=1"),
+        ((*SHARDED, "exchange=none"), "exchange=none: the table is shared out among 2 ranks"),
+        ((*SHARDED, "exchange=all_to_all"), "rank_batches=same: AllToAllExchange sends row ids that all ranks know"),
+        ((*SHARDED, "lookup=cached"), "lookup=None: CachedLookup keeps rows of earlier calls"),
+        ((*SHARDED, "table.split=rows"), "table.split=rows: AllGatherExchange takes whole columns"),
+    ],
+)  # fmt: skip
+def test_what_ranks_cannot_do_is_refused(configure, overrides, message):
+    with pytest.raises(ConfigError) as refused:
+        check(configure(*TINY, *overrides))
+    assert str(refused.value).startswith(message)
+
+
+@pytest.mark.skipif(bool(gpus()), reason="needs a machine with fewer GPUs")
+@pytest.mark.parametrize("device", ["auto", "cuda"])
+def test_every_rank_has_a_gpu_of_its_own(configure, device):
+    config = configure(*TINY, *SHARDED, f"hardware={device}")
+    with pytest.raises(ConfigError, match="ranks=2: each is a GPU of its own, and this machine has 0; hardware=cpu"):
+        check(config)
+    check(config, here=False)
+
+
+@pytest.mark.parametrize("strategy", ["sharded", "host_per_rank", "host_shared", "replicated"])
+@pytest.mark.parametrize("exchange", ["all_gather", "peer"])
+def test_placements_and_exchanges_may_be_crossed(configure, strategy, exchange):
+    config = configure(*TINY, "ranks=2", f"strategy={strategy}", f"exchange={exchange}", "dtype=fp8")
+    check(config)
+    assert exchanges(config) == (strategy in ("sharded", "host_per_rank"))
+    assert [stage.name for stage in stages_of(config)] == ["up_ids", "hashing", "lookup", "widening", "projection"]
+
+
+def test_one_rank_alone_exchanges_nothing(configure):
+    config = configure(*TINY, "strategy=sharded")
+    check(config)
+    assert not exchanges(config)
+
+
+def test_rows_that_are_exchanged_are_widened_behind_it(configure):
+    config = configure(*TINY, *SHARDED, "lookup=triton", "dtype=fp8", "lookup.widen=true")
+    assert "widening" in [stage.name for stage in stages_of(config)]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "knows"),
+    [
+        (("hardware=cuda",), True),
+        (("hardware=cpu",), False),
+        (("hardware=cuda", "exchange=peer"), False),
+        (("hardware=cpu", "lookup=triton"), True),  # in the interpreter
+    ],
+)
+def test_orders_are_those_of_a_kernel_that_reads(configure, overrides, knows):
+    config = configure(*TINY, *SHARDED, *overrides)
+    assert reads_in_order(config) == knows
+    assert order_of(config) == ("as_asked" if knows else "")
+
+
+def test_ranks_share_the_threads_of_a_host(configure):
+    usable = usable_cpus(None)
+    assert threads_of(configure(*TINY, *SHARDED)) == max(1, usable // 2)
+    assert threads_of(configure(*TINY, "ranks=1000")) == 1
+    assert threads_of(configure(*TINY, *SHARDED, "hardware.threads=3")) == 3
+
+
+@pytest.mark.parametrize(("hardware", "capture"), [("cpu", "none"), ("cuda", "graph")])
+def test_a_graph_is_captured_on_a_gpu_alone(configure, hardware, capture):
+    assert capture_of(configure(*TINY, *SHARDED, f"hardware={hardware}")) == capture
