@@ -10,6 +10,7 @@ from engram_exp import advise
 from engram_exp.__main__ import main
 from engram_exp.analysis.advice_in_words import lines_of
 from engram_exp.analysis.worth import RowMemory
+from engram_exp.results.schema import SCHEMA_VERSION
 
 CACHED = {1.0: (0.1, 0.6), 2.0: (0.08, 0.7), 4.0: (0.0795, 0.71)}  # GB: ms, hit rate
 
@@ -97,7 +98,7 @@ def test_in_a_step_all_layers_count_and_a_gb_could_hold_keys_and_values(tmp_path
 
 
 def test_programs_get_it_too(tmp_path, capsys, monkeypatch):
-    runs = campaign().assign(schema_version=6, run_id=list("abcd"))
+    runs = campaign().assign(schema_version=SCHEMA_VERSION, run_id=list("abcd"))
     runs.to_csv(tmp_path / "results.csv", index=False)
     monkeypatch.setattr("sys.argv", ["engram_exp", "advise", str(tmp_path), "--json"])
     assert main() == 0

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from engram_exp.measure import rig
 from engram_exp.measure.clock import Sample
 from engram_exp.measure.limits import Limits
-from engram_exp.measure.peaks import _check
+from engram_exp.measure.peaks import require_rates
 from engram_exp.measure.rates import link_rows
 from engram_exp.measure.read_times import MeasuredReadTimes, as_key, as_launch
 from engram_exp.measure.rig import Rig
@@ -183,7 +183,7 @@ def test_without_one_of_the_curves_no_times_are_known(missing):
 
 def test_limits_that_were_published_before_load_without_times():
     peaks = json.loads((H200 / "limits.json").read_text())["peaks"]
-    _check("peaks", peaks)
+    require_rates("peaks", peaks)
     assert MeasuredReadTimes.of(peaks) is None
     asked = {"link rows": 1e9, "link row reads": 1e9 / 264}
     assert Limits(peaks).of(asked, LOAD).by == "link"
@@ -202,7 +202,7 @@ def quick(monkeypatch):
 
 
 def check_curves(curves, spreads, taken):
-    _check("peaks", curves)
+    require_rates("peaks", curves)
     assert set(curves) == {"link_reads_us", "partition_us", "link_rows_us"}
     assert all(set(curve) == spreads for curve in curves.values())
     for size in spreads:
