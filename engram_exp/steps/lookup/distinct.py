@@ -9,7 +9,7 @@ import torch
 from engram_exp.machine.placement import Placement
 from engram_exp.stage import Load
 from engram_exp.steps.lookup.gather import GatherLookup
-from engram_exp.steps.lookup.ranks import Ranks
+from engram_exp.steps.lookup.numbering import Numbering
 from engram_exp.steps.lookup.step import Lookup
 from engram_exp.steps.lookup.words import Words
 from engram_exp.steps.tables.device import DeviceTable
@@ -52,7 +52,7 @@ class DistinctLookup(Lookup):
             self.read = TritonLookup(table, max_tokens, columns, apart, AS_ASKED, 0, *launch)
         self.words = Words(table.row_format)
         self.rows = placement.empty(max_tokens * columns, table.row_format.width, dtype=table.row_format.storage_dtype)
-        self.ranks = Ranks(len(self.rows), placement.device)
+        self.numbering = Numbering(len(self.rows), placement.device)
 
     @classmethod
     def bytes_moved(cls, load: Load) -> int:
@@ -63,15 +63,15 @@ class DistinctLookup(Lookup):
     @classmethod
     def keeps(cls, load: Load) -> dict[str, int]:
         """Rows, as read and as asked for; row ids twice, places, and on the GPU what a radix sort takes."""
-        indices = Ranks.bytes(load.row_ids, load.geometry.row_id_bytes)
+        indices = Numbering.bytes(load.row_ids, load.geometry.row_id_bytes)
         sort = load.geometry.sort_bytes(load.tokens) if load.stage.side == DEVICE else 0
         return {load.stage.side: 2 * load.bytes_of(load.stage.makes) + indices + sort}
 
     def __call__(self, row_ids: torch.Tensor) -> torch.Tensor:
         """Stored rows [T, H * width] of row ids [B, L, H] inside of the table; overwritten by the next call."""
         count = row_ids.numel()
-        distinct, ranks = self.ranks(row_ids.view(-1))
-        to_read = int(self.ranks.last) + 1 if self.on_host else count
+        distinct, numbers = self.numbering(row_ids.view(-1))
+        to_read = int(self.numbering.last) + 1 if self.on_host else count
         read = self.read(distinct[:to_read].view(1, -1, 1)).view(self.words.dtype)
-        torch.index_select(read, 0, ranks, out=self.rows[:count].view(self.words.dtype))
+        torch.index_select(read, 0, numbers, out=self.rows[:count].view(self.words.dtype))
         return self.rows[:count].view(row_ids.shape[0] * row_ids.shape[1], -1)

@@ -12,7 +12,7 @@ from engram_exp.stage import Load
 from engram_exp.steps.lookup.distinct_numba import DistinctFinder
 from engram_exp.steps.lookup.gather import TOGETHER_FROM_ROWS, GatherLookup
 from engram_exp.steps.lookup.near_or_far_triton import gather_near_or_far
-from engram_exp.steps.lookup.ranks import Ranks
+from engram_exp.steps.lookup.numbering import Numbering
 from engram_exp.steps.lookup.step import Lookup
 from engram_exp.steps.lookup.words import Part, Words
 from engram_exp.steps.loops import Threads, threads_for
@@ -20,7 +20,7 @@ from engram_exp.steps.tables.host import HostTable
 from engram_exp.vocabulary import AUTO, DEVICE, HOST
 
 ROWS, WARPS = 32, 4  # of a program that puts rows in place
-RANK_BYTES = 4
+NUMBER_BYTES = 4
 
 
 class DistinctCopyLookup(Lookup):
@@ -61,13 +61,13 @@ class DistinctCopyLookup(Lookup):
         self.gather = GatherLookup(table, most, 1, on_host, threads)
         row_id_dtype = torch.int32 if len(table.parts[0]) <= 2**31 else torch.int64
         if find == DEVICE:
-            self.ranks = Ranks(most, placement.device)
+            self.numbering = Numbering(most, placement.device)
             self.row_ids = self.on_device.empty(most, dtype=row_id_dtype)
             self.read_back = on_host.empty(most, dtype=row_id_dtype)
             self.last = on_host.empty(1, dtype=torch.int64)
         else:
             self.finder = DistinctFinder(max_tokens, columns, torch.empty(0, dtype=row_id_dtype).numpy().dtype, threads)
-            self.made = on_host.empty(most + 1, dtype=torch.int32)  # ranks, and behind them the last of them
+            self.made = on_host.empty(most + 1, dtype=torch.int32)  # numbers, and behind them the last of them
             self.sent = self.on_device.empty(most + 1, dtype=torch.int32)
         self.counts = torch.zeros(2, dtype=torch.int64, device=placement.device)
 
@@ -94,11 +94,11 @@ class DistinctCopyLookup(Lookup):
         rows, geometry = load.bytes_of(load.stage.makes), load.geometry
         if load.options.get("find") == DEVICE:
             row_ids = geometry.row_ids_bytes(load.tokens)
-            finding = Ranks.bytes(load.row_ids, geometry.row_id_bytes) + geometry.sort_bytes(load.tokens)
+            finding = Numbering.bytes(load.row_ids, geometry.row_id_bytes) + geometry.sort_bytes(load.tokens)
             return {load.stage.side: 2 * rows + row_ids + finding, HOST: rows + row_ids}
-        ranks = RANK_BYTES * (load.row_ids + 1)
+        numbers = NUMBER_BYTES * (load.row_ids + 1)
         finding = DistinctFinder.bytes(load.tokens, geometry.columns, geometry.row_id_bytes)
-        return {load.stage.side: 2 * rows + ranks, HOST: rows + ranks + finding}
+        return {load.stage.side: 2 * rows + numbers, HOST: rows + numbers + finding}
 
     def __call__(self, row_ids: torch.Tensor) -> torch.Tensor:
         """Stored rows [T, H * width] of row ids [B, L, H] on the host; overwritten by the next call, before which what
@@ -108,12 +108,12 @@ class DistinctCopyLookup(Lookup):
             IndexError: a row id outside the table.
         """
         count, word = row_ids.numel(), self.words.dtype
-        distinct, ranks, last = self._found(row_ids.flatten(0, 1))
+        distinct, numbers, last = self._found(row_ids.flatten(0, 1))
         copied = self.copied[: len(distinct)]
         copied.copy_(self.gather(distinct.view(1, -1, 1)).view_as(copied), non_blocking=True)
         near, out = copied.view(word), self.rows[:count]
         gather_near_or_far(
-            [Part(near, 0)], near, ranks, ranks, out.view(word), self.counts, ROWS, WARPS, last=last
+            [Part(near, 0)], near, numbers, numbers, out.view(word), self.counts, ROWS, WARPS, last=last
         )  # all of them are near
         return out.view(row_ids.shape[0] * row_ids.shape[1], -1)
 
@@ -128,11 +128,11 @@ class DistinctCopyLookup(Lookup):
             sent.copy_(made, non_blocking=True)
             return distinct, sent[:count], sent[count:]
         on_device = self.row_ids[:count].copy_(row_ids.view(-1), non_blocking=True)
-        distinct, ranks = self.ranks(on_device)
+        distinct, numbers = self.numbering(on_device)
         read_back = self.read_back[:count].copy_(distinct, non_blocking=True)
-        self.last.copy_(self.ranks.last, non_blocking=True)
+        self.last.copy_(self.numbering.last, non_blocking=True)
         self.host_waits()
-        return read_back[: int(self.last) + 1], ranks, self.ranks.last
+        return read_back[: int(self.last) + 1], numbers, self.numbering.last
 
     def host_waits(self) -> None:
         """Until the distinct row ids have been read back."""

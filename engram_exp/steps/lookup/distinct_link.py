@@ -11,8 +11,8 @@ from engram_exp.errors import ConfigError
 from engram_exp.machine.placement import Placement, multiprocessors
 from engram_exp.stage import Load
 from engram_exp.steps.lookup.near_or_far_triton import gather_near_or_far
+from engram_exp.steps.lookup.numbering import Numbering
 from engram_exp.steps.lookup.order import ReadTimes, reading
-from engram_exp.steps.lookup.ranks import Ranks
 from engram_exp.steps.lookup.step import Lookup
 from engram_exp.steps.lookup.triton import TritonLookup
 from engram_exp.steps.lookup.words import Words
@@ -79,7 +79,7 @@ class DistinctLinkLookup(Lookup):
         )
         launch = how.rows_per_program, warps, how.programs
         self.read = TritonLookup(table, self._room(most), 1, apart, AS_ASKED, 0, *launch)
-        self.parts, self.ranks = self.words.parts_of(table), Ranks(most, placement.device)
+        self.parts, self.numbering = self.words.parts_of(table), Numbering(most, placement.device)
         self.counts = torch.zeros(2, dtype=torch.int64, device=placement.device)
 
     @classmethod
@@ -94,16 +94,16 @@ class DistinctLinkLookup(Lookup):
         rows = load.bytes_of(load.stage.makes)
         room = ceil(load.options.get("bound", 1) * load.row_ids) * load.row_bytes
         sort = load.geometry.sort_bytes(load.tokens)
-        return {load.stage.side: rows + room + Ranks.bytes(load.row_ids, load.geometry.row_id_bytes) + sort}
+        return {load.stage.side: rows + room + Numbering.bytes(load.row_ids, load.geometry.row_id_bytes) + sort}
 
     def __call__(self, row_ids: torch.Tensor) -> torch.Tensor:
         """Stored rows [T, H * width] of row ids [B, L, H] inside of the table; overwritten by the next call."""
         flat = row_ids.view(-1)
         out, word = self.rows[: len(flat)], self.words.dtype
-        distinct, ranks = self.ranks(flat)
+        distinct, numbers = self.numbering(flat)
         read = self.read(distinct[: self._room(len(flat))].view(1, -1, 1))
-        near = self.parts, read.view(word), ranks
-        gather_near_or_far(*near, flat, out.view(word), self.counts, ROWS, WARPS, last=self.ranks.last)
+        near = self.parts, read.view(word), numbers
+        gather_near_or_far(*near, flat, out.view(word), self.counts, ROWS, WARPS, last=self.numbering.last)
         return out.view(row_ids.shape[0] * row_ids.shape[1], -1)
 
     def _room(self, row_ids: int) -> int:

@@ -40,18 +40,18 @@ class DistinctFinder:
         """Bytes that it keeps."""
         return columns * (_places(tokens) * (row_id_bytes + 4) + tokens * (4 + 2 * row_id_bytes) + 8)
 
-    def __call__(self, row_ids: np.ndarray, ranks: np.ndarray) -> np.ndarray:
+    def __call__(self, row_ids: np.ndarray, numbers: np.ndarray) -> np.ndarray:
         """The distinct ones of row ids [T, H] of at least 0, a row of two columns twice; overwritten by the next call.
 
         Args:
             row_ids: of a call.
-            ranks: [T, H], overwritten: which of the distinct ones each row id is.
+            numbers: [T, H], overwritten: which of the distinct ones each row id is.
         """
         threads = threads_for(self.threads, row_ids.size, TOGETHER_FROM_ROWS)
         keys = self.keys[:, : _places(len(row_ids))]
         _find(threads, row_ids, keys, self.numbers, self.found, self.of_column, self.counts)
         firsts = np.cumsum(self.counts) - self.counts
-        _join(threads, self.found, self.of_column, self.counts, firsts, self.distinct, ranks)
+        _join(threads, self.found, self.of_column, self.counts, firsts, self.distinct, numbers)
         return self.distinct[: int(self.counts.sum())]
 
 
@@ -83,12 +83,12 @@ def _find(row_ids, keys, numbers, found, of_column, counts):  # type: ignore[no-
 
 
 @Loop
-def _join(found, of_column, counts, firsts, distinct, ranks):  # type: ignore[no-untyped-def]
-    tokens, columns = ranks.shape
+def _join(found, of_column, counts, firsts, distinct, numbers):  # type: ignore[no-untyped-def]
+    tokens, columns = numbers.shape
     for block in prange((tokens + BLOCK_TOKENS - 1) // BLOCK_TOKENS):
         first = block * BLOCK_TOKENS
         for token in range(first, min(tokens, first + BLOCK_TOKENS)):
             for column in range(columns):
-                ranks[token, column] = firsts[column] + of_column[column, token]
+                numbers[token, column] = firsts[column] + of_column[column, token]
                 if token < counts[column]:
                     distinct[firsts[column] + token] = found[column, token]

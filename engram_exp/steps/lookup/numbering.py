@@ -9,7 +9,7 @@ from engram_exp.machine.placement import Placement
 INDEX_BYTES = 8
 
 
-class Ranks:
+class Numbering:
     """Sorts row ids and numbers the distinct ones, in shapes that do not depend on how many there are, so that a CUDA
     graph can replay it.
 
@@ -38,13 +38,13 @@ class Ranks:
         if self.row_ids is None:
             self.row_ids = row_ids.new_empty(2, self.indices.shape[1])
         ordered, distinct = self.row_ids[:, :count]
-        places, ranks, ranks_in_place = self.indices[:, :count]
+        places, numbers, numbers_in_place = self.indices[:, :count]
         changes = self.changes[:count]
         torch.sort(row_ids, out=(ordered, places))
         changes[:1] = False
         torch.ne(ordered[1:], ordered[:-1], out=changes[1:])
-        torch.cumsum(changes, dim=0, out=ranks)
-        distinct.copy_(ordered[:1].expand(count)).scatter_(0, ranks, ordered)
-        ranks_in_place.scatter_(0, places, ranks)
-        self.last = ranks[-1:]
-        return distinct, ranks_in_place
+        torch.cumsum(changes, dim=0, out=numbers)
+        distinct.copy_(ordered[:1].expand(count)).scatter_(0, numbers, ordered)
+        numbers_in_place.scatter_(0, places, numbers)
+        self.last = numbers[-1:]
+        return distinct, numbers_in_place
