@@ -141,7 +141,7 @@ def _fill(out: Any, first_row: Any, base: Any, elements: Any, first: int, values
             z = (z ^ (z >> np.uint64(27))) * MIX_2
             z = z ^ (z >> np.uint64(31))
             begin, end = max(first, word * 8), min(first + width, word * 8 + 8)
-            if end - begin == 8 and (begin >= values) == (end > values):  # of one kind: unrolled, five times as fast
+            if end - begin == 8 and (begin >= values) == (end > values):  # of one kind: a loop that is unrolled
                 kind = np.int64(begin >= values)
                 for byte in range(8):
                     out[row, begin - first + byte] = elements[kind, (z >> np.uint64(8 * byte)) & np.uint64(255)]

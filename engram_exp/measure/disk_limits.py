@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from engram_exp.machine.disk import in_words
-from engram_exp.machine.files import write_text
 from engram_exp.machine.requests import OpenFile
-from engram_exp.measure.peaks import require_rates
+from engram_exp.measure import kept
 from engram_exp.measure.rates import Peaks
 from engram_exp.measure.rates.disk import curves
-
-log = logging.getLogger(__name__)
+from engram_exp.vocabulary import DISK
 
 VERSION = 1
+THE_DISK = "the disk"
 
 
 def disk_peaks(
@@ -35,21 +31,11 @@ def disk_peaks(
         announce: called with a line before measuring.
     """
     identity = {"version": VERSION, "disk": in_words(Path(file.path)), "size_bytes": file.size_bytes, **machine}
-    digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:12]
-    path = folder / f"disk-{digest}.json"
-    if not refresh and path.exists():
-        try:
-            peaks = json.loads(path.read_text(encoding="utf-8"))["peaks"]
-            require_rates("peaks", peaks)
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            log.warning("%s cannot be read (%r): what the disk can do is measured anew", path, error)
-        else:
-            return dict(peaks)
+    path = kept.file_of(folder, DISK, identity)
+    found = None if refresh else kept.read(path, THE_DISK)
+    if found is not None:
+        return dict(found["peaks"])
     announce(f"measuring what {identity['disk']} can do, once; it is kept in {path}")
     peaks = curves(file.path, file.size_bytes)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        write_text(path, json.dumps({"disk": identity, "peaks": peaks}, indent=1))
-    except OSError as error:
-        log.warning("what the disk can do is not kept for the next run: %s (limits_dir=%s)", error, folder)
+    kept.write(path, THE_DISK, {"disk": identity, "peaks": peaks})
     return peaks

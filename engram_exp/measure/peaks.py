@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
-import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,9 +11,9 @@ import torch
 
 from engram_exp.machine.disturbance import LoadMeter
 from engram_exp.machine.environment import transparent_huge_pages
-from engram_exp.machine.files import write_text
 from engram_exp.machine.memory import forget_peaks
 from engram_exp.machine.ranks import FIRST, Ranks
+from engram_exp.measure import kept
 from engram_exp.measure.limits import Limits
 from engram_exp.measure.rates import peers, resources
 from engram_exp.measure.rig import Rig, host_bytes
@@ -24,6 +21,7 @@ from engram_exp.measure.rig import Rig, host_bytes
 log = logging.getLogger(__name__)
 
 VERSION = 8
+THIS_MACHINE = "this machine"
 OUTGROWN = 2  # times the memory that limits were measured on: they say too little of such tables
 BUSY_SHARE = 0.1  # of the CPUs, taken by others: what is measured meanwhile may be less than the machine can do
 
@@ -48,7 +46,7 @@ def machine_limits(
     if found is None:
         announce(f"measuring what this machine can do, once; it is kept in {path}")
         found = _measured(device)
-        _keep(path, identity, found)
+        kept.write(path, THIS_MACHINE, {"machine": identity, **found})
     return Limits(found["peaks"], _in_words(found["memory"]))
 
 
@@ -79,39 +77,20 @@ def rank_limits(
         rig = Rig(device, ranks)
         found = {"memory": {"host_bytes": rig.host_bytes, "huge_page_share": None}, "peaks": peers.measure(rig)}
         if ranks.rank == FIRST:
-            _keep(path, identity, found)
+            kept.write(path, THIS_MACHINE, {"machine": identity, **found})
     return Limits({**limits.peaks, **found["peaks"]}, limits.measured_on)
 
 
 def _file(folder: Path, identity: dict[str, Any], device: torch.device) -> tuple[Path, dict[str, Any]]:
     """Where limits are kept, and all that they depend on."""
     identity = {"version": VERSION, "transparent_huge_pages": transparent_huge_pages(), **identity}
-    digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:12]
-    return folder / f"{device.type}-{digest}.json", identity
-
-
-def _keep(path: Path, identity: dict[str, Any], found: dict[str, Any]) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_text(path, json.dumps({"machine": identity, **found}, indent=1))
-    except OSError as error:
-        log.warning(
-            "what this machine can do is not kept for the next run, which measures it again: %s (limits_dir=%s)",
-            error,
-            path.parent,
-        )
+    return kept.file_of(folder, device.type, identity), identity
 
 
 def _kept(path: Path, device: torch.device, announce: Callable[[str], None]) -> dict[str, Any] | None:
     """What a file says; None where it is not there or damaged, or of much less memory than is free now."""
-    if not path.exists():
-        return None
-    try:
-        found = _read(path)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        log.warning("%s cannot be read (%r): what this machine can do is measured anew", path, error)
-        return None
-    if host_bytes(device) < OUTGROWN * found["memory"]["host_bytes"]:
+    found = kept.read(path, THIS_MACHINE, check=lambda content: _in_words(content["memory"]))
+    if found is None or host_bytes(device) < OUTGROWN * found["memory"]["host_bytes"]:
         return found
     announce(f"{path} is of {_in_words(found['memory'])}, and more is free now")
     return None
@@ -150,31 +129,3 @@ def _in_words(memory: Mapping[str, Any]) -> str:
     share = memory["huge_page_share"]
     pages = "" if share is None else f", {share:.0%} in huge pages"
     return f"up to {memory['host_bytes'] / 1e9:.1f} GB of host memory{pages}"
-
-
-def _read(path: Path) -> dict[str, Any]:
-    """What a file says.
-
-    Raises:
-        OSError, ValueError, KeyError, TypeError: there are no curves or not all of their values are rates or times, or
-            no memory that they were measured on.
-    """
-    content = json.loads(path.read_text(encoding="utf-8"))
-    peaks, _ = content["peaks"], _in_words(content["memory"])
-    if not isinstance(peaks, dict):
-        raise TypeError(f"peaks is {peaks!r}")
-    require_rates("peaks", peaks)
-    return dict(content)
-
-
-def require_rates(name: str, value: object) -> None:
-    """Refuse curves of which something is no rate or time.
-
-    Raises:
-        ValueError: naming it.
-    """
-    if isinstance(value, Mapping) and value:
-        for key, inner in value.items():
-            require_rates(f"{name}, {key}", inner)
-    elif not (isinstance(value, int | float) and math.isfinite(value) and value > 0):
-        raise ValueError(f"{name} is {value!r}")

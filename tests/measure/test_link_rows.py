@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from engram_exp.measure import rig
 from engram_exp.measure.clock import Sample
+from engram_exp.measure.kept import require_rates
 from engram_exp.measure.limits import Limits
-from engram_exp.measure.peaks import require_rates
 from engram_exp.measure.rates import link_rows
 from engram_exp.measure.read_times import MeasuredReadTimes, as_key, as_launch
 from engram_exp.measure.rig import Rig

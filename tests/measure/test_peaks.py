@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from engram_exp.machine.host_memory import HostMemory
-from engram_exp.measure import peaks, rig
+from engram_exp.measure import kept, peaks, rig
 from engram_exp.measure.rates import gemm, link, link_rows, memory, rows
 
 CPU = torch.device("cpu")
@@ -154,7 +154,7 @@ def test_a_full_disk_costs_a_warning(get, tmp_path, monkeypatch, caplog):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(peaks, "write_text", full)
+    monkeypatch.setattr(kept, "write_text", full)
     assert get() == FOUND
     assert "No space left on device" in caplog.text
 
