@@ -11,13 +11,15 @@ from typing import Any
 import pandas as pd
 
 from engram_exp.analysis.disturbed import disturbance
-from engram_exp.analysis.ratios import ratio_of
+from engram_exp.analysis.exposed import EXPOSED, exposed_rows
+from engram_exp.analysis.ratios import Difference, Ratio, difference_of, ratio_of
 from engram_exp.analysis.subjects import as_typed, asks, listed, load_campaign, spelled, with_nulls, without
 from engram_exp.results import schema
 from engram_exp.results.schema import OPTIONS, of_role
 from engram_exp.vocabulary import OK
 
 THRESHOLD = 0.02
+OF_A_STEP = 0.001  # a share of a step that matters, of what is exposed in it
 ENOUGH_RUNS = 4  # on each side, for an interval of 95 %; 3 and 5, or 2 and 8, are enough, too
 SAME, FASTER, SLOWER, UNDECIDED = "same", "faster", "slower", "undecided"
 
@@ -57,7 +59,8 @@ def compare(
         a, b: a folder of runs, or rows as `load_results` returns them; those that are not `ok` are left out. A run is
             one replication: what was measured once on either side is `undecided`.
         threshold: a difference below this share is of no interest: a ratio between 1 / (1 + threshold) and
-            1 + threshold.
+            1 + threshold. Of what is exposed, a difference below a thousandth of the step with its rows in place is, or
+            below this share, if that is less.
         other_machine: compare although machines or libraries differ; `marked` then says in what. What a machine sets by
             default (threads, batches) is then a choice like others.
 
@@ -65,7 +68,9 @@ def compare(
         One row for each case and each pair of ways in which it was measured: the workload, the choices (`A / B` where
         they differ; - where one does not apply), `case`, `runs_a`, `runs_b`, `wall_ms_a`, `wall_ms_b` (medians of the
         runs' medians), `ratio` (B to A), `ratio_lo`, `ratio_hi`, `verdict` on B, `marked`, and what the runs of one
-        side `mixed`: machines, libraries or code. Its `attrs["unpaired"]` says in words what had no partner,
+        side `mixed`: machines, libraries or code. The case `exposed` is what a model's step takes longer than with its
+        rows in place: it may be nothing, or less, and has a difference instead: `longer_ms` (B - A), `longer_ms_lo`,
+        `longer_ms_hi`. Its `attrs["unpaired"]` says in words what had no partner,
         `attrs["disturbed"]` which times of either side were; they are empty where there is nothing to say.
 
     Raises:
@@ -88,14 +93,15 @@ def _compare(
     a: pd.DataFrame, b: pd.DataFrame, threshold: float, other_machine: bool, goes_along: Callable[[str], bool]
 ) -> pd.DataFrame:
     """As `compare`; options that go along with what is compared are choices, the others are part of the workload."""
-    a, b = (as_typed(side[side["status"] == OK]) for side in (a, b))
+    a, b = (as_typed(_with_exposed(side[side["status"] == OK])) for side in (a, b))
     if a.empty or b.empty:
         raise ComparisonError(f"side {'A' if a.empty else 'B'} holds no measured case")
     free = SET_BY_MACHINE if other_machine else ()
     marked = [name for name in (*MACHINE, *free) if set(_plain(a[name])) != set(_plain(b[name]))]
     if marked and not other_machine:
         raise ComparisonError(f"the sides differ in {', '.join(marked)}; --other-machine compares them nevertheless")
-    notes = [f"{name}: {text}" for name, side in (("A", a), ("B", b)) if (text := disturbance(side))]
+    timed = (("A", a[a["case"] != EXPOSED]), ("B", b[b["case"] != EXPOSED]))
+    notes = [f"{name}: {text}" for name, side in timed if (text := disturbance(side))]
     a, b = (side.assign(**{OTHERS: without(side[OPTIONS], goes_along)}) for side in (a, b))
     fixed = "strategy" not in _different(a, b, ["strategy"])
     asked = [name for name in WORKLOAD if name not in (*free, OPTIONS)]
@@ -105,6 +111,12 @@ def _compare(
     found["marked"] = ", ".join(marked)
     found.attrs["disturbed"] = "; ".join(notes)
     return found
+
+
+def _with_exposed(rows: pd.DataFrame) -> pd.DataFrame:
+    """The rows, and behind them what their steps expose, if any do."""
+    exposed = exposed_rows(rows)
+    return rows if exposed.empty else pd.concat([rows, exposed], ignore_index=True)
 
 
 def _compared(a: pd.DataFrame, b: pd.DataFrame, keys: list[str], ways: list[str], threshold: float) -> pd.DataFrame:
@@ -225,22 +237,32 @@ def _plain(column: pd.Series[Any]) -> pd.Series[Any]:
 
 
 def _judge(a: pd.DataFrame, b: pd.DataFrame, threshold: float) -> dict[str, Any]:
-    ratio, lo, hi = ratio_of(a["wall_ms_median"].tolist(), b["wall_ms_median"].tolist())
-    verdict = UNDECIDED
-    if lo is not None and hi is not None:
-        significant = not lo <= 1 <= hi
-        if significant and abs(math.log(ratio)) >= math.log1p(threshold):
-            verdict = FASTER if ratio < 1 else SLOWER
-        elif 1 / (1 + threshold) <= lo and hi <= 1 + threshold:
-            verdict = SAME
+    of_a, of_b = a["wall_ms_median"].tolist(), b["wall_ms_median"].tolist()
+    ratio, longer = Ratio(math.nan, None, None), Difference(math.nan, None, None)
+    if a["case"].iloc[0] == EXPOSED:
+        longer = difference_of(of_a, of_b)
+        verdict = _verdict(longer, min(threshold, OF_A_STEP) * pd.concat([a, b])["ready_ms"].median())
+    else:
+        ratio = ratio_of(of_a, of_b)
+        logarithms = [None if part is None else math.log(part) for part in (ratio.lo, ratio.hi)]
+        verdict = _verdict(Difference(math.log(ratio.ratio), *logarithms), math.log1p(threshold))
     return {
         "runs_a": len(a),
         "runs_b": len(b),
         "wall_ms_a": float(a["wall_ms_median"].median()),
         "wall_ms_b": float(b["wall_ms_median"].median()),
-        "ratio": ratio,
-        "ratio_lo": lo,
-        "ratio_hi": hi,
+        **dict(zip(("ratio", "ratio_lo", "ratio_hi"), ratio, strict=True)),
+        **dict(zip(("longer_ms", "longer_ms_lo", "longer_ms_hi"), longer, strict=True)),
         "verdict": verdict,
         "mixed": ", ".join(name for name in MIXED if max(a[name].nunique(), b[name].nunique()) > 1),
     }
+
+
+def _verdict(apart: Difference, least: float) -> str:
+    """On B, by how far it is above A: the interval must say so, and less than `least` is of no interest."""
+    shift, lo, hi = apart
+    if lo is None or hi is None:
+        return UNDECIDED
+    if not lo <= 0 <= hi and abs(shift) >= least:
+        return FASTER if shift < 0 else SLOWER
+    return SAME if -least <= lo and hi <= least else UNDECIDED

@@ -14,6 +14,7 @@ from engram_exp.analysis.subjects import with_tokens
 from engram_exp.vocabulary import DECODER, DEVICE, IN_STEP, OK, READY
 
 YARDSTICK = "device"
+EXPOSED = "exposed"  # a case that is not timed by itself: what `step` takes longer than `ready`
 # Limit over median of a decoder that advice is given from: of decode steps of few sequences, and of all others.
 LEAST_SHARE_OF_FEW, FEW_SEQUENCES, LEAST_SHARE = 1 / 1.6, 64, 1 / 2
 
@@ -109,6 +110,18 @@ def beside_fast_decoders(rows: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
             "a slow one hides what a fast one would not"
         )
     return steps[~missed], notes
+
+
+def exposed_rows(rows: pd.DataFrame) -> pd.DataFrame:
+    """A row of the case `EXPOSED` for each row of `step` that says what is exposed: that is its `wall_ms_median`, and
+    `ready_ms` that of its run's `ready`.
+
+    Args:
+        rows: measured ones, those of `ready` among them.
+    """
+    ready_ms = rows[rows["case"] == READY].set_index("run_id")["wall_ms_median"].astype(float)
+    steps = rows[tell_exposed(rows) & rows["run_id"].isin(ready_ms.index)]
+    return exposed_times(steps).assign(case=EXPOSED, ready_ms=steps["run_id"].map(ready_ms))
 
 
 def steps_of(

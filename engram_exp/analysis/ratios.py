@@ -1,4 +1,4 @@
-"""Ratios between two groups of runs, with intervals that assume nothing about the distribution."""
+"""Ratios and differences between two groups of runs, with intervals that assume nothing about the distribution."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from functools import cache
 from statistics import NormalDist
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -27,6 +27,18 @@ class Ratio(NamedTuple):
     hi: float | None
 
 
+class Difference(NamedTuple):
+    """How much more B has than A.
+
+    shift: the median of all differences between a run of B and a run of A.
+    lo, hi: its 95 % interval; None where there are too few runs for one.
+    """
+
+    shift: float
+    lo: float | None
+    hi: float | None
+
+
 def ratio_of(a: Sequence[float], b: Sequence[float], confidence: float = CONFIDENCE) -> Ratio:
     """The shift between the logarithms of two groups, by Hodges and Lehmann, with the interval that inverts the
     Mann-Whitney test (Hollander, Wolfe and Chicken, "Nonparametric Statistical Methods", sections 4.2 and 4.3).
@@ -37,11 +49,19 @@ def ratio_of(a: Sequence[float], b: Sequence[float], confidence: float = CONFIDE
         confidence: of the interval.
     """
     quotients = np.sort(np.divide.outer(np.asarray(b, dtype=float), np.asarray(a, dtype=float)).ravel())
-    middle = float(np.exp(np.median(np.log(quotients))))
-    rank = _rank_below(len(a), len(b), (1 - confidence) / 2)
-    if rank < 1:
-        return Ratio(middle, None, None)
-    return Ratio(middle, float(quotients[rank - 1]), float(quotients[len(quotients) - rank]))
+    return Ratio(float(np.exp(np.median(np.log(quotients)))), *_interval(quotients, len(a), len(b), confidence))
+
+
+def difference_of(a: Sequence[float], b: Sequence[float], confidence: float = CONFIDENCE) -> Difference:
+    """The shift between two groups of any numbers; otherwise as `ratio_of`."""
+    differences = np.sort(np.subtract.outer(np.asarray(b, dtype=float), np.asarray(a, dtype=float)).ravel())
+    return Difference(float(np.median(differences)), *_interval(differences, len(a), len(b), confidence))
+
+
+def _interval(ordered: Any, n: int, m: int, confidence: float) -> tuple[float | None, float | None]:
+    """Of the n m ordered quotients or differences, those at the ends of the interval."""
+    rank = _rank_below(n, m, (1 - confidence) / 2)
+    return (float(ordered[rank - 1]), float(ordered[len(ordered) - rank])) if rank else (None, None)
 
 
 @cache

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Mapping
 from typing import Any
 
 import pandas as pd
@@ -21,6 +22,7 @@ from engram_exp.analysis.compare import (
     compare_values,
 )
 from engram_exp.analysis.disturbed import ONE_PROCESS
+from engram_exp.analysis.exposed import EXPOSED
 from engram_exp.analysis.subjects import load_campaign, spelled
 from engram_exp.commands.arguments import add_only, at_least
 from engram_exp.results.schema import OPTIONS
@@ -72,14 +74,21 @@ def run(arguments: argparse.Namespace) -> None:
     varying = _telling_apart(found)
     table = Table(*varying, "case", "runs", "A ms", "B ms", "B / A", "95 % interval", "B is")
     for row in found.to_dict("records"):
-        interval = "" if pd.isna(row["ratio_lo"]) else f"{row['ratio_lo']:.3f} .. {row['ratio_hi']:.3f}"
-        times = f"{row['wall_ms_a']:.4g}", f"{row['wall_ms_b']:.4g}", f"{row['ratio']:.3f}"
-        runs = f"{row['runs_a']}, {row['runs_b']}"
-        table.add_row(*(spelled(row[name]) for name in varying), row["case"], runs, *times, interval, row["verdict"])
+        told = f"{row['runs_a']}, {row['runs_b']}", f"{row['wall_ms_a']:.4g}", f"{row['wall_ms_b']:.4g}"
+        ways = (spelled(row[name]) for name in varying)
+        table.add_row(*ways, row["case"], *told, *_apart(row), row["verdict"])
     console = Console(width=None if Console().is_terminal else 200, highlight=False)
     console.print(table)
     for note in notes:
         console.print(note)
+
+
+def _apart(row: Mapping[Any, Any]) -> tuple[str, str]:
+    """How far B is from A, and the interval: a ratio, or a difference in ms."""
+    name, form, unit = ("ratio", "{:.3f}", "") if pd.notna(row["ratio"]) else ("longer_ms", "{:+.4f}", " ms")
+    lo, hi = row[f"{name}_lo"], row[f"{name}_hi"]
+    interval = "" if pd.isna(lo) else f"{form} .. {form}{unit}".format(lo, hi)
+    return f"{form}{unit}".format(row[name]), interval
 
 
 def _notes(found: pd.DataFrame) -> list[str]:
@@ -92,11 +101,13 @@ def _notes(found: pd.DataFrame) -> list[str]:
     mixed = [name for name in MIXED if any(name in names.split(", ") for names in found["mixed"])]
     if mixed:
         notes.append(f"runs of one side mix several {', '.join(mixed)}: --only COLUMN=VALUE keeps those of one")
-    if found["ratio_lo"].isna().any():
+    if found[["ratio_lo", "longer_ms_lo"]].isna().all(axis=1).any():
         notes.append(
             f"no interval: too few runs; {ENOUGH_RUNS} on each side (or 3 and 5, 2 and 8) are enough: "
             "measure with repeats=5"
         )
+    if (found["case"] == EXPOSED).any():
+        notes.append(f"{EXPOSED}: what a step takes longer than with its rows in place; of it B - A, not B / A")
     if (found[["runs_a", "runs_b"]] == 1).any(axis=None):
         notes.append(f"a side of 1 run: its time is {ONE_PROCESS}, and what changes from one to the next is unknown")
     if found.attrs["disturbed"]:

@@ -37,6 +37,14 @@ def test_compare_prints_a_table_and_says_what_decides_nothing(command):
     assert "2 of A, 2 of B; they differ in case" in out, "either has an upload that the other has not"
 
 
+def test_compare_shows_what_steps_expose_as_a_difference(command):
+    folder = str(ROOT / "outputs/reference/h100_step")
+    _, out, _ = command("compare", "--folder", folder, "--by", "strategy", "uva", "uva strategies.14=kv_on_gpu")
+    (line,) = [line for line in out.splitlines() if "exposed │" in line]
+    assert "│ -0.0256 ms │" in line, "0.1138 ms and 0.0881 ms, of steps of 10"
+    assert "A: 1 of 8 times were disturbed" in out, "it is no time of its own"
+
+
 def campaign(folder, times):
     """Runs of `full`: batch size -> their medians."""
     for batch_size, medians in times.items():
