@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import pandas as pd
@@ -20,18 +20,17 @@ from engram_exp.analysis.curves import (
     sort_thresholds,
     time_at,
 )
-from engram_exp.analysis.disk_tier import on_disk, on_host_gb, thresholds
+from engram_exp.analysis.disk_tier import on_disk, thresholds
 from engram_exp.analysis.disturbed import disturbance
 from engram_exp.analysis.engines import DECODE, PREFILL, Setting, settings_for
 from engram_exp.analysis.exposed import YARDSTICK, Step, beside_fast_decoders, exposed_times, steps_of
-from engram_exp.analysis.memory import rounded_up_gb, table_gb
+from engram_exp.analysis.memory import Files, Memory, memory_of, rounded_up_gb
 from engram_exp.analysis.selection import NOTHING, AdviceError, layers_of, lookups_like, one_subject
 from engram_exp.analysis.subjects import about_of, spelled
 from engram_exp.analysis.worth import Worth, within_budget, worth_of
 from engram_exp.vocabulary import FULL, LRU, OF_A_STEP, WARM
 
 ALONE = "alone; beside a decoder the order may turn over"  # what a time of the layer is
-TokenBytes = Callable[[str, str, str], int | None]
 
 
 @dataclass(frozen=True)
@@ -129,7 +128,7 @@ def advise(
     dtype: str | None = None,
     ids: str | None = None,
     host_memory_gb: float = math.inf,
-    token_bytes: TokenBytes = lambda decoder, options, dtype: None,
+    files: Files | None = None,
 ) -> Advice:
     """Choose a strategy for each regime: by what a model's step takes longer, at each size of step that was measured;
     where none was, by the layer's own time.
@@ -141,7 +140,8 @@ def advise(
         device_memory_gb: that tables may take, in all layers, 10^9 bytes.
         dtype, ids: values of the columns `dtype` and `tokens`, where the data hold several.
         host_memory_gb: that tables may take, likewise; what does not fit there may lie on a disk.
-        token_bytes: that a decoder keeps of each token, from the columns `decoder`, `options` and `dtype`.
+        files: of the configuration, for what they say of names in the data (`engram_exp.config.decoders`): what decoders
+            keep, and where a layer's own strategy has its table.
 
     Raises:
         AdviceError: the data do not hold the model, or hold several dtypes or kinds of tokens, or no runs with an
@@ -149,7 +149,7 @@ def advise(
     """
     good = one_subject(frame, model, dtype, ids)
     uses = (DECODE, decode), (PREFILL, prefill)
-    return _of_subject(frame, good, uses, (device_memory_gb, host_memory_gb), token_bytes)
+    return _of_subject(frame, good, uses, (device_memory_gb, host_memory_gb), files)
 
 
 def _of_subject(
@@ -157,7 +157,7 @@ def _of_subject(
     good: pd.DataFrame,
     uses: Sequence[tuple[str, int]],
     memory_gb: tuple[float, float],
-    token_bytes: TokenBytes,
+    files: Files | None,
 ) -> Advice:
     of_runs = frame[frame["run_id"].isin(good["run_id"])]
     stepped, of_decoder = beside_fast_decoders(of_runs)
@@ -167,11 +167,11 @@ def _of_subject(
     layers, of_layers = layers_of(good)
     whole = good
     good, stepped = (within_budget(rows, layers, memory_gb[0]) for rows in (good, stepped))
-    tables_gb, needed_gb = table_gb(good, layers)
-    fitting = _fitting(needed_gb, on_host_gb(good, tables_gb), *memory_gb)
-    kept_bytes = token_bytes(*good[["decoder", "options", "dtype"]].iloc[0])
-    freed_gb = {name: tables_gb - needed for name, needed in needed_gb.items()}
-    steps = steps_of(stepped, fitting, freed_gb, kept_bytes)
+    tables_gb, needed = memory_of(good, layers, files)
+    fitting = _fitting(needed, *memory_gb)
+    kept = files.kept_of(*good[["decoder", "options", "dtype"]].iloc[0]) if files else None
+    freed_gb = {name: tables_gb - memory.device_gb for name, memory in needed.items()}
+    steps = steps_of(stepped, fitting, freed_gb, kept)
     found = {} if steps else curves(good)
     choices = [] if steps else [_choose(found, fitting, use, tokens, layers) for use, tokens in uses]
     chosen = [choice.strategy for choice in choices] + [step.best for step in steps]
@@ -186,40 +186,37 @@ def _of_subject(
         layers=layers,
         table_gb=tables_gb,
         rounded_up_gb=rounded_up_gb(good, layers),
-        freed_gb=_freed_gb(chosen, needed_gb, tables_gb),
+        freed_gb=_freed_gb(chosen, freed_gb),
         steps=steps,
         choices=choices,
         regimes=regimes(found, fitting) if found else [],
         sort_rows=sort_thresholds(lookups_like(frame, good)),
-        worth=worth_of(longer, layers if steps else 1, kept_bytes),
-        notes=[*of_layers, *of_decoder, *_notes(needed_gb, found, steps, held_against), *from_disk],
+        worth=worth_of(longer, layers if steps else 1, kept[0] if kept else None),
+        notes=[*of_layers, *of_decoder, *_notes(needed, found, steps, held_against), *from_disk],
     )
 
 
-def _fitting(
-    needed_gb: Mapping[str, float], host_gb: Mapping[str, float], device_memory_gb: float, host_memory_gb: float
-) -> list[str]:
+def _fitting(needed: Mapping[str, Memory], device_memory_gb: float, host_memory_gb: float) -> list[str]:
     """The strategies within the budget."""
-    in_host = [name for name in sorted(needed_gb) if host_gb[name] <= host_memory_gb]
+    in_host = [name for name, memory in needed.items() if memory.host_gb <= host_memory_gb]
     if not in_host:
-        remedy = f"everything that was measured keeps {max(host_gb.values()):.1f} GB there; strategy=disk does without"
+        most = max(memory.host_gb for memory in needed.values())
+        remedy = f"everything that was measured keeps {most:.1f} GB there; strategy=disk does without"
         raise AdviceError(f"host_memory_gb={host_memory_gb:g}: {remedy}")
-    fitting = [name for name in in_host if needed_gb[name] <= device_memory_gb]
+    fitting = [name for name in in_host if needed[name].device_gb <= device_memory_gb]
     if not fitting:
-        nearest = min(in_host, key=lambda name: needed_gb[name])
+        nearest = min(in_host, key=lambda name: needed[name].device_gb)
         raise AdviceError(
             f"device_memory_gb={device_memory_gb:g}: nothing that was measured fits; the nearest is {nearest}, "
-            f"with {needed_gb[nearest]:.1f} GB of tables on the device"
+            f"with {needed[nearest].device_gb:.1f} GB of tables on the device"
         )
     return fitting
 
 
-def _freed_gb(choices: Sequence[str | None], needed_gb: Mapping[str, float], tables_gb: float) -> float | None:
+def _freed_gb(choices: Sequence[str | None], freed_gb: Mapping[str, float]) -> float | None:
     """Of device memory, if all choices are followed."""
-    known = [name for name in choices if name is not None]
-    if len(known) < len(choices):
-        return None
-    return tables_gb - max((needed_gb[name] for name in known), default=0.0)
+    known = [freed_gb[name] for name in choices if name is not None]
+    return min(known) if len(known) == len(choices) else None
 
 
 def _notes(names: Collection[str], found: Mapping[str, Curve], steps: Sequence[Step], rows: pd.DataFrame) -> list[str]:

@@ -8,8 +8,9 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from engram_exp.analysis.advice import Advice, TokenBytes, advise
+from engram_exp.analysis.advice import Advice, advise
 from engram_exp.analysis.exposed import tell_exposed
+from engram_exp.analysis.memory import Files
 from engram_exp.analysis.selection import ASKED, AdviceError, measured
 from engram_exp.analysis.subjects import Subject, subjects
 from engram_exp.vocabulary import FULL, IN_STEP
@@ -41,7 +42,7 @@ def advise_all(
     dtype: str | None = None,
     ids: str | None = None,
     host_memory_gb: float = math.inf,
-    token_bytes: TokenBytes = lambda decoder, options, dtype: None,
+    files: Files | None = None,
 ) -> list[Answer]:
     """Answer for every subject of a campaign, those without advice last; otherwise in the order of `by_weight`.
 
@@ -49,7 +50,7 @@ def advise_all(
         frame: rows as `load_results` returns them.
         decode, prefill, device_memory_gb, host_memory_gb: as `advise` takes them.
         model, dtype, ids: keep what has this value in the columns `model`, `dtype` and `tokens`; None: all of them.
-        token_bytes: as `advise` takes it.
+        files: as `advise` takes it.
 
     Raises:
         AdviceError: the data do not hold what is asked for, or give no advice for any of it.
@@ -59,7 +60,7 @@ def advise_all(
     for key, wanted in asked.items():
         frame = frame if wanted is None else frame[frame[ASKED[key]] == wanted]
     answers = [
-        answer(subject, decode, prefill, device_memory_gb, token_bytes, host_memory_gb)
+        answer(subject, decode, prefill, device_memory_gb, files, host_memory_gb)
         for subject in by_weight(subjects(frame))
     ]
     if not any(one.advice for one in answers):
@@ -74,7 +75,7 @@ def answer(
     decode: int,
     prefill: int,
     device_memory_gb: float,
-    token_bytes: TokenBytes,
+    files: Files | None,
     host_memory_gb: float = math.inf,
 ) -> Answer:
     """What the data say of one subject; all else as `advise` takes it."""
@@ -82,7 +83,7 @@ def answer(
     asked: dict[str, Any] = {"decode": decode, "prefill": prefill, "device_memory_gb": device_memory_gb}
     asked["host_memory_gb"] = host_memory_gb
     try:
-        found = advise(subject.rows, model, **asked, token_bytes=token_bytes)
+        found = advise(subject.rows, model, **asked, files=files)
     except AdviceError as error:
         return Answer(subject, None, str(error))
     return Answer(subject, found, "")

@@ -9,7 +9,6 @@ import pandas as pd
 
 from engram_exp.analysis.engines import USES
 from engram_exp.analysis.exposed import Exposed, Step
-from engram_exp.vocabulary import DEVICE
 
 LEAST_PERCENT = 1.0  # of a step: less is called hidden
 
@@ -18,13 +17,6 @@ def on_disk(rows: pd.DataFrame) -> list[str]:
     """The strategies that keep the tables of all layers in files."""
     of_files = (rows["page_cache"] != "") & ~rows["strategy"].str.contains("strategies.", regex=False)
     return sorted(rows.loc[of_files, "strategy"].unique())
-
-
-def on_host_gb(rows: pd.DataFrame, tables_gb: float) -> dict[str, float]:
-    """What each strategy keeps of the tables in host memory, at full size."""
-    files = on_disk(rows)
-    tables = rows.groupby("strategy")["table"].first()
-    return {str(name): 0.0 if table == DEVICE or name in files else tables_gb for name, table in tables.items()}
 
 
 def thresholds(steps: Sequence[Step], strategies: Collection[str]) -> list[str]:

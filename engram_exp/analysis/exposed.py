@@ -11,7 +11,7 @@ import pandas as pd
 from engram_exp.analysis.curves import Time, times_of
 from engram_exp.analysis.engines import DECODE, PREFILL, settings_for
 from engram_exp.analysis.subjects import with_tokens
-from engram_exp.vocabulary import DECODER, DEVICE, IN_STEP, OK, READY
+from engram_exp.vocabulary import DECODER, IN_STEP, OK, READY
 
 YARDSTICK = "device"
 EXPOSED = "exposed"  # a case that is not timed by itself: what `step` takes longer than `ready`
@@ -29,7 +29,8 @@ class Exposed:
         percent, percent_lo, percent_hi: the same, of the step with rows in place.
         ready_ms: that step; of several runs, the median of their medians.
         freed_gb: of device memory, against tables that are kept there.
-        cached_tokens: whose keys and values the decoder could keep in that; None where its sizes do not tell.
+        cached_tokens, cached_sequences: whose keys and values the decoder could keep in that, and how many of its contexts
+            these are; None where its sizes do not tell.
     """
 
     strategy: str
@@ -40,6 +41,7 @@ class Exposed:
     ready_ms: float
     freed_gb: float
     cached_tokens: int | None
+    cached_sequences: int | None
 
 
 @dataclass(frozen=True)
@@ -125,7 +127,7 @@ def exposed_rows(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def steps_of(
-    steps: pd.DataFrame, fitting: Collection[str], freed_gb: Mapping[str, float], token_bytes: int | None
+    steps: pd.DataFrame, fitting: Collection[str], freed_gb: Mapping[str, float], kept: tuple[int, int] | None
 ) -> list[Step]:
     """What is exposed, size by size: decode steps, then prompts.
 
@@ -133,7 +135,7 @@ def steps_of(
         steps: of one subject, as `beside_fast_decoders` returns them.
         fitting: strategies within the budget of device memory.
         freed_gb: of device memory by each strategy, against tables of full size there.
-        token_bytes: that the decoder keeps of a token; None where that is unknown.
+        kept: by the decoder of a sequence: bytes of a token, and tokens; None where that is unknown.
     """
     steps, found = exposed_times(steps), []
     for use, part in ((DECODE, steps[steps["seq_len"] == 1]), (PREFILL, steps[steps["seq_len"] > 1])):
@@ -143,11 +145,11 @@ def steps_of(
             ready_ms=("ready_ms", "median"),
             device_bytes=("peak_device_bytes", "max"),
             table_scale=("table_scale", "min"),
-            **{name: (name, "first") for name in ("table", "batch_size", "seq_len")},
+            **{name: (name, "first") for name in ("batch_size", "seq_len")},
         ):
             sizes.setdefault(row["tokens_per_step"], []).append((row, time))
         for _, strategies in sorted(sizes.items()):
-            found.append(_step(use, strategies, fitting, freed_gb, token_bytes))
+            found.append(_step(use, strategies, fitting, freed_gb, kept))
     return found
 
 
@@ -162,16 +164,16 @@ def _step(
     strategies: list[tuple[dict[str, Any], Time]],
     fitting: Collection[str],
     of_tables_gb: Mapping[str, float],
-    token_bytes: int | None,
+    kept: tuple[int, int] | None,
 ) -> Step:
     yardstick = next((row for row, _ in strategies if row["strategy"] == YARDSTICK), None)
     found = []
     for row, time in strategies:
         freed_gb = _freed_gb(row, yardstick, of_tables_gb[row["strategy"]])
-        cached = int(freed_gb * 1e9 // token_bytes) if token_bytes and freed_gb > 0 else None
+        cached, context = (int(freed_gb * 1e9 // kept[0]), kept[1]) if kept and freed_gb > 0 else (None, 1)
         ready_ms = row["ready_ms"]
         percent, lo, hi = (_percent(ms, ready_ms) for ms in (time.ms, time.lo, time.hi))
-        found.append(Exposed(row["strategy"], time, percent, lo, hi, ready_ms, freed_gb, cached))
+        found.append(Exposed(row["strategy"], time, percent, lo, hi, ready_ms, freed_gb, cached, cached and cached // context))
     found.sort(key=lambda one: one.time.ms or 0.0)
     able = [one for one in found if one.strategy in fitting]
     open_ones = [one.strategy for one in able[1:] if one.time.is_open_against(able[0].time)]
@@ -196,7 +198,7 @@ def _percent(ms: float | None, whole_ms: float) -> float | None:
 
 def _freed_gb(row: dict[str, Any], yardstick: dict[str, Any] | None, of_tables_gb: float) -> float:
     """As measured where the whole tables were, on both sides; else the tables."""
-    if row["table"] == DEVICE:
+    if row is yardstick or of_tables_gb <= 0:
         return 0.0
     if yardstick is not None and min(row["table_scale"], yardstick["table_scale"]) == 1 and row["device_bytes"] > 0:
         return float(yardstick["device_bytes"] - row["device_bytes"]) / 1e9

@@ -12,7 +12,7 @@ from engram_exp.analysis.advice_in_words import lines_of_all
 from engram_exp.analysis.answers import advise_all
 from engram_exp.analysis.subjects import load_campaign
 from engram_exp.commands.arguments import add_only, add_sizes, at_least
-from engram_exp.config.decoders import token_bytes
+from engram_exp.config import decoders
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -44,7 +44,7 @@ def run(arguments: argparse.Namespace) -> None:
         model=arguments.model,
         dtype=arguments.dtype,
         ids=arguments.ids,
-        token_bytes=token_bytes,
+        files=decoders,
     )
     if not arguments.json:
         print("\n".join(lines_of_all(answers)))

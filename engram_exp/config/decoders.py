@@ -1,4 +1,4 @@
-"""What the files in `conf/` say of a decoder that a row of results names."""
+"""What the files in `conf/` say of a decoder or a strategy that a row of results names."""
 
 from __future__ import annotations
 
@@ -8,15 +8,13 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from engram_exp.config.derived import decoder_of, value_bytes_of
+from engram_exp.config.given import CONF, chosen_by, given_by
 from engram_exp.decoder.shapes import DenseShape
-from engram_exp.machine.environment import PROJECT
-
-CONF = PROJECT / "conf"
 
 
-def token_bytes(decoder: str, options: str, dtype: str) -> int | None:
-    """Bytes that a dense decoder keeps of each token, keys and values of all layers; None of another, and of one that
-    no file here describes.
+def kept_of(decoder: str, options: str, dtype: str) -> tuple[int, int] | None:
+    """What a dense decoder keeps of each sequence: bytes of a token, keys and values of all layers, and tokens of its
+    context; None of another, and of one that no file here describes.
 
     Args:
         decoder, options, dtype: as the columns of these names have them; of the options, those of the decoder count.
@@ -33,4 +31,14 @@ def token_bytes(decoder: str, options: str, dtype: str) -> int | None:
     shape = decoder_of(DictConfig({"decoder": whole, "seq_len": 1}))
     if not isinstance(shape, DenseShape):
         return None
-    return value_bytes_of(values.name) * shape.layers * shape.cache_values // shape.context
+    return value_bytes_of(values.name) * shape.layers * shape.cache_values // shape.context, shape.context
+
+
+def tables_of(strategy: str) -> tuple[str, float] | None:
+    """Where a strategy keeps a layer's table, and 10^9 bytes of device memory that it has for some of its rows, unless
+    it is told otherwise; None of one that no file here describes."""
+    places = given_by((CONF,), "strategy", strategy)
+    if not places:
+        return None
+    lookup = given_by((CONF,), "lookup", chosen_by(CONF / "strategy" / f"{strategy}.yaml").get("lookup"))
+    return places["table"], float(lookup.get("gb", 0.0))

@@ -13,6 +13,7 @@ from omegaconf import OmegaConf
 from engram_exp.machine.environment import PROJECT
 
 CONF = PROJECT / "conf"
+OVERRIDE = "override /"
 GLOBAL = re.compile(r"^#\s*@package\s+_global_", flags=re.MULTILINE)
 
 Folders = tuple[Path, ...]
@@ -30,6 +31,12 @@ def given_by(folders: Folders, group: str, option: str | None) -> dict[str, Any]
         if isinstance(entry, str) and entry not in ("_self_", option):
             found |= given_by(folders, group, entry)
     return found | (node.get(group, {}) if GLOBAL.search(file.read_text(encoding="utf-8")) else node)
+
+
+def chosen_by(file: Path) -> dict[str, str]:
+    """Option by group, of a file's defaults."""
+    entries = (entry for entry in load(file).get("defaults", []) if isinstance(entry, dict))
+    return {str(group).removeprefix(OVERRIDE): str(option) for entry in entries for group, option in entry.items()}
 
 
 @cache

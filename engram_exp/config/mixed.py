@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from omegaconf import DictConfig
 
-from engram_exp.config.given import CONF, given_by, load
+from engram_exp.config.given import CONF, chosen_by, given_by
 from engram_exp.errors import ConfigError
 from engram_exp.vocabulary import IN_STEP
 
-OVERRIDE = "override /"
 FOLLOW = ("hashing", "lookup", "table")  # groups whose options follow from a strategy, unless it says nothing of them
 
 
@@ -51,14 +48,8 @@ def config_of_layer(config: DictConfig, number: int) -> DictConfig:
     if places == config.strategy:
         return found
     found.strategy.update(places)
-    for group, choice in (_chosen(CONF / "config.yaml") | _chosen(CONF / "strategy" / f"{option}.yaml")).items():
+    for group, choice in (chosen_by(CONF / "config.yaml") | chosen_by(CONF / "strategy" / f"{option}.yaml")).items():
         node = given_by((CONF,), group, choice)
         if group in FOLLOW and node["_target_"] != config[group].get("_target_"):
             found[group] = node
     return found
-
-
-def _chosen(file: Path) -> dict[str, str]:
-    """Option by group, of a file's defaults."""
-    entries = (entry for entry in load(file).get("defaults", []) if isinstance(entry, dict))
-    return {str(group).removeprefix(OVERRIDE): str(option) for entry in entries for group, option in entry.items()}

@@ -28,7 +28,7 @@ def exposed_figures(about: Iterable[Subject]) -> list[Figure]:
         stepped, _ = beside_fast_decoders(rows)
         if len(stepped):
             alike = (*about_of(stepped).drop(columns=IDS).iloc[0].map(spelled), stepped["decoder"].iloc[0])
-            steps = steps_of(stepped, fitting=(), freed_gb=defaultdict(float), token_bytes=None)
+            steps = steps_of(stepped, fitting=(), freed_gb=defaultdict(float), kept=None)
             groups.setdefault(alike, []).append((label, steps))
     return [_figure(alike[-1], group) for alike, group in groups.items()]
 

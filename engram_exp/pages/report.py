@@ -14,7 +14,7 @@ import pandas as pd
 from engram_exp.analysis.advice_in_words import in_words, shared
 from engram_exp.analysis.answers import Answer, answer, by_weight
 from engram_exp.analysis.subjects import ABOUT, STEP, WAYS, as_typed, load_campaign, over_runs, subjects
-from engram_exp.config.decoders import token_bytes
+from engram_exp.config import decoders
 from engram_exp.pages.detail import detail
 from engram_exp.results import schema
 from engram_exp.results.integrity import DIGESTS
@@ -83,7 +83,7 @@ def report(
     if not about:
         raise ReportError(f"{folder}: nothing was measured; its rows are {_counts(frame['status'])}")
     shown = by_weight(about)[:MOST_SUBJECTS]
-    answers = [answer(subject, decode, prefill, device_memory_gb, token_bytes) for subject in shown]
+    answers = [answer(subject, decode, prefill, device_memory_gb, decoders) for subject in shown]
     table, throughout = _table(frame)
     facts = {
         "title": folder.resolve().name,

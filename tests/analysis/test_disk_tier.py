@@ -6,7 +6,7 @@ from made_up import ask, rows, steps, three
 
 from engram_exp import advise
 from engram_exp.analysis.advice_in_words import lines_of
-from engram_exp.analysis.disk_tier import on_disk, on_host_gb
+from engram_exp.analysis.disk_tier import on_disk
 from engram_exp.analysis.selection import AdviceError
 
 FILE = {"table": "file", "page_cache": "cold"}
@@ -36,11 +36,9 @@ def test_without_a_file_too_little_host_memory_is_told():
 
 def test_files_of_some_layers_leave_the_others_in_memory():
     frame = pd.concat(
-        [rows("disk cache_state=warm", {1: 1}, **FILE), rows("device", {1: 1}),
-         rows("kv_on_gpu strategies.14=disk", {1: 1}, page_cache="as_is")],
-    )  # fmt: skip
+        [rows("disk cache_state=warm", {1: 1}, **FILE), rows("kv_on_gpu strategies.14=disk", {1: 1}, page_cache="as_is")]
+    )
     assert on_disk(frame) == ["disk cache_state=warm"]
-    assert on_host_gb(frame, 3.0) == {"disk cache_state=warm": 0, "kv_on_gpu strategies.14=disk": 3, "device": 0}
 
 
 def test_it_is_told_from_how_many_tokens_on_a_file_is_exposed():

@@ -13,15 +13,15 @@ from engram_exp.analysis.advice_in_words import lines_of_all
 from engram_exp.analysis.answers import advise_all
 from engram_exp.analysis.curves import Time
 from engram_exp.analysis.exposed import beside_fast_decoders
-from engram_exp.analysis.memory import rounded_up_gb
+from engram_exp.analysis.memory import memory_of, rounded_up_gb
 from engram_exp.analysis.selection import AdviceError
-from engram_exp.config.decoders import token_bytes
+from engram_exp.config import decoders
 
 V41_GB = 2 * 264 * 384_006_168 / 1e9
 
 
 def answers(*frames, **more):
-    asked = {"decode": 64, "prefill": 65536, "device_memory_gb": 0, "token_bytes": token_bytes, **more}
+    asked = {"decode": 64, "prefill": 65536, "device_memory_gb": 0, "files": decoders, **more}
     return advise_all(pd.concat(frames, ignore_index=True), **asked)
 
 
@@ -166,11 +166,50 @@ def test_a_budget_lets_the_tables_onto_the_device():
     assert (rich.steps[0].best, rich.freed_gb, rich.steps[0].of("device").cached_tokens) == ("device", 0.0, None)
 
 
+@pytest.mark.parametrize(
+    ("strategy", "columns", "device_tables", "host_tables"),
+    [
+        ("device strategies.14=uva", {"table": "device"}, 1, 1),
+        ("uva strategies.1=device", {"table": "huge"}, 1, 1),
+        ("uva strategies.1=device strategies.14=device", {"table": "huge"}, 2, 0),
+        ("uva strategies.14=kv_on_gpu", {"table": "huge"}, 0, 2),
+        ("uva strategies.14=disk", {"table": "huge", "page_cache": "cold"}, 0, 1),
+        ("disk strategies.1=uva", {"table": "file", "page_cache": "cold"}, 0, 1),
+        ("disk", {"table": "file", "page_cache": "cold"}, 0, 0),
+        ("disk cache_state=warm", {"table": "file", "page_cache": "warm"}, 0, 0),
+    ],
+)
+def test_layers_with_strategies_of_their_own_keep_their_tables_apart(strategy, columns, device_tables, host_tables):
+    tables_gb, kept = memory_of(steps(strategy, {(64, 1): 50}, runs=1, **columns), 2, decoders)
+    assert tables_gb == pytest.approx(V41_GB)
+    assert kept[strategy] == (pytest.approx(device_tables * V41_GB / 2), pytest.approx(host_tables * V41_GB / 2))
+
+
+def test_a_cache_of_one_layer_counts_once():
+    mixed = steps("uva strategies.1=cached", {(64, 1): 50}, runs=1)
+    own = steps("cached strategies.14=uva", {(64, 1): 50}, runs=1, cache_gb=8.0)
+    kept = memory_of(pd.concat([mixed, own]), 2, decoders)[1]
+    assert {name: memory.device_gb for name, memory in kept.items()} == {
+        "uva strategies.1=cached": 4.0, "cached strategies.14=uva": 8.0
+    }  # fmt: skip
+
+
+def test_the_first_layer_in_device_memory_and_the_second_offloaded():
+    frames = steps("device strategies.14=uva", {(64, 1): 3}, table="device"), steps("uva", {(64, 1): 90})
+    poor, rich = advice(*frames, device_memory_gb=100), advice(*frames, device_memory_gb=102)
+    assert (poor.steps[0].best, poor.freed_gb) == ("uva", pytest.approx(V41_GB))
+    assert (rich.steps[0].best, rich.freed_gb) == ("device strategies.14=uva", pytest.approx(V41_GB / 2))
+    assert rich.steps[0].of("device strategies.14=uva").freed_gb == pytest.approx(V41_GB / 2)
+
+
 def test_keys_and_values_that_fit_into_what_is_freed():
     (step,) = advice(steps("uva", {(64, 1): 50})).steps
-    assert step.strategies[0].cached_tokens == int(V41_GB * 1e9 // 147_456)
+    one = step.strategies[0]
+    assert (one.cached_tokens, one.cached_sequences) == (1_375_022, 1_342)
+    (step,) = advice(steps("uva", {(64, 1): 50}, options="decoder.context=4096")).steps
+    assert step.strategies[0].cached_sequences == 335
     (step,) = advice(steps("uva", {(64, 1): 50}, decoder="matmuls")).steps
-    assert step.strategies[0].cached_tokens is None
+    assert (step.strategies[0].cached_tokens, step.strategies[0].cached_sequences) == (None, None)
 
 
 @pytest.mark.parametrize(

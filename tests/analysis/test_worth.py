@@ -1,6 +1,7 @@
 """What a GB of device memory for rows is worth: only what was measured, by the intervals, and within a budget."""
 
 import json
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -12,6 +13,7 @@ from engram_exp.analysis.advice_in_words import lines_of
 from engram_exp.analysis.worth import RowMemory
 from engram_exp.results.schema import SCHEMA_VERSION
 
+FILES = SimpleNamespace(kept_of=lambda *_: (131072, 1024), tables_of=lambda strategy: None)
 CACHED = {1.0: (0.1, 0.6), 2.0: (0.08, 0.7), 4.0: (0.0795, 0.71)}  # GB: ms, hit rate
 
 
@@ -85,7 +87,7 @@ def test_in_a_step_all_layers_count_and_a_gb_could_hold_keys_and_values(tmp_path
         ]
     )
     advice = advise(
-        frame, "deepseek_v41_flash", decode=64, prefill=64, device_memory_gb=4.0, token_bytes=lambda *_: 131072
+        frame, "deepseek_v41_flash", decode=64, prefill=64, device_memory_gb=4.0, files=FILES
     )
     (worth,) = advice.worth
     assert [(size.gb, size.hit_rate) for size in worth.sizes] == [(4.0, 0.7)], "of both layers"

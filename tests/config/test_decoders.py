@@ -2,21 +2,27 @@
 
 import pytest
 
-from engram_exp.config.decoders import token_bytes
+from engram_exp.config.decoders import kept_of, tables_of
 
 
 @pytest.mark.parametrize(
     ("decoder", "options", "dtype", "wanted"),
     [
-        ("dense_8b", "", "fp8", 2 * 36 * 8 * 128 * 2),  # rows alone are fp8: the decoder computes in bfloat16
-        ("dense_4b", "", "float32", 2 * 36 * 8 * 128 * 4),
-        ("dense_8b", "decoder.layers=18 lookup.widen=false", "bfloat16", 2 * 18 * 8 * 128 * 2),
-        ("dense_8b", "decoder.context=512", "bfloat16", 2 * 36 * 8 * 128 * 2),
+        ("dense_8b", "", "fp8", (2 * 36 * 8 * 128 * 2, 1024)),  # rows alone are fp8: the decoder computes in bfloat16
+        ("dense_4b", "", "float32", (2 * 36 * 8 * 128 * 4, 1024)),
+        ("dense_8b", "decoder.layers=18 lookup.widen=false", "bfloat16", (2 * 18 * 8 * 128 * 2, 1024)),
+        ("dense_8b", "decoder.context=512", "bfloat16", (2 * 36 * 8 * 128 * 2, 512)),
         ("matmuls", "", "bfloat16", None),
         ("none", "", "bfloat16", None),
         ("of_someone_else", "", "bfloat16", None),
         ("dense_8b", "", "of_someone_else", None),
     ],
 )
-def test_bytes_of_a_token(decoder, options, dtype, wanted):
-    assert token_bytes(decoder, options, dtype) == wanted
+def test_what_a_sequence_keeps(decoder, options, dtype, wanted):
+    assert kept_of(decoder, options, dtype) == wanted
+
+
+def test_where_a_strategy_keeps_a_layers_table():
+    names = "device", "uva", "disk", "cached", "sharded", "of_someone_else"
+    told = [("device", 0.0), ("host", 0.0), ("disk", 0.0), ("host", 4.0), ("device", 0.0), None]
+    assert list(map(tables_of, names)) == told
