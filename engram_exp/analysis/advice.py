@@ -140,8 +140,8 @@ def advise(
         device_memory_gb: that tables may take, in all layers, 10^9 bytes.
         dtype, ids: values of the columns `dtype` and `tokens`, where the data hold several.
         host_memory_gb: that tables may take, likewise; what does not fit there may lie on a disk.
-        files: of the configuration, for what they say of names in the data (`engram_exp.config.decoders`): what decoders
-            keep, and where a layer's own strategy has its table.
+        files: of the configuration, which say what decoders keep, and where strategies have their tables
+            (`engram_exp.config.decoders` reads them).
 
     Raises:
         AdviceError: the data do not hold the model, or hold several dtypes or kinds of tokens, or no runs with an
@@ -227,7 +227,8 @@ def _notes(names: Collection[str], found: Mapping[str, Curve], steps: Sequence[S
     if len(names) == 1:
         notes.append(f"nothing but {', '.join(names)} was measured: it is the best of one")
     if YARDSTICK not in names:
-        notes.append("strategy=device was not measured: what an offload adds is unknown")
+        unknown = "what tables in device memory expose" if steps else "what an offload adds"
+        notes.append(f"strategy={YARDSTICK} was not measured: {unknown} is unknown")
     if (rows["table_scale"] < 1).any():
         notes.append("tables were shrunk (table_scale): rows may have been in caches that a whole table exceeds")
     if ((rows["cache_policy"] == LRU) & (rows["cache_state"] == WARM)).any():

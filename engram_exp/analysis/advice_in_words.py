@@ -67,7 +67,7 @@ def in_words(advice: Advice) -> Words:
         cards=cards_of(advice),
         uses=[_use(choice, plural) for choice in advice.choices],
         regimes=[(regime.strategy, _range(regime)) for regime in advice.regimes],
-        sort_rows=_sorting(*advice.sort_rows),
+        sort_rows=[] if advice.steps and not any(advice.sort_rows) else _sorting(*advice.sort_rows),
         worth=lines_of_worth(advice.worth),
         notes=advice.notes,
         engines=_differences(advice),
@@ -109,9 +109,9 @@ def _own_lines(label: str, words: Words, told_below: Sequence[str]) -> list[str]
         none = "" if words.regimes else " no size was measured for two strategies"
         lines += ["", f"best over tokens per step:{none}"]
     lines += [f"  {strategy:<10} {sizes}" for strategy, sizes in words.regimes]
-    first, *more = words.sort_rows
+    sorting = [f"  {line}" if number else line for number, line in enumerate(words.sort_rows)]
     notes = [f"note: {note}" for note in words.notes if note not in told_below]
-    return [*lines, first, *(f"  {line}" for line in more), *words.worth, *notes]
+    return [*lines, *sorting, *words.worth, *notes]
 
 
 def span(time: Time) -> tuple[str, str]:

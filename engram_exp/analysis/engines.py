@@ -5,7 +5,12 @@ Read in the released packages. What one release has says nothing about the next:
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 DECODE, PREFILL = USES = ("decode", "prefill")
 
@@ -19,12 +24,19 @@ class Setting:
         flags: what one types for it, or sets in the environment.
         differs: from what is measured here under that strategy, and the conditions under which the release does it.
         uses: decode, prefill or both.
+        own: columns and their values that tell rows of its own way from all others; none where nothing here does as it
+            does.
     """
 
     strategy: str
     flags: str
     differs: str
     uses: tuple[str, ...] = USES
+    own: Mapping[str, str] = field(default_factory=dict)
+
+    def has(self, rows: pd.DataFrame) -> pd.Series[bool]:
+        """Which rows are of its own way."""
+        return (rows[[*self.own]] == [*self.own.values()]).all(axis=1) & bool(self.own)
 
 
 @dataclass(frozen=True)
@@ -51,6 +63,7 @@ RELEASES = {
                 f"its default; sorts row ids {VLLM_SORTS}; reads with half of the multiprocessors on a stream beside "
                 "the decoder; values and scales lie apart (here dtype.layout=split); use_thp stays false, since it "
                 "excludes shared memory; components=vllm_0_33 measures its way",
+                own={"components": "vllm_0_33", "lookup": "vllm_0_33"},
             ),
             Setting(
                 "device",
@@ -67,6 +80,7 @@ RELEASES = {
                 "SGLANG_ENABLE_DSV41_ENGRAM_HOST_TABLE=1",
                 f"DeepSeek-V4.1 alone; sorts row ids {SGLANG_SORTS}; one program a row, inline; values and scales lie "
                 "apart (here dtype.layout=split); components=sglang_0_5_23 measures its way",
+                own={"components": "sglang_0_5_23", "lookup": "sglang_0_5_23"},
             ),
             Setting(
                 "kv_on_gpu",
@@ -77,6 +91,7 @@ RELEASES = {
                 "gather into fresh pinned memory, and the copies run beside the forward pass before; "
                 "components=sglang_staged measures its way",
                 uses=(PREFILL,),
+                own={"components": "sglang_staged", "lookup": "staged"},
             ),
             Setting(
                 "device",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,10 @@ from engram_exp.analysis.subjects import with_tokens
 from engram_exp.vocabulary import DECODER, IN_STEP, OK, READY
 
 YARDSTICK = "device"
+TOLD: dict[str, Any] = {  # of rows of one strategy and size together
+    "ready_ms": ("ready_ms", "median"), "device_bytes": ("peak_device_bytes", "max"),
+    "table_scale": ("table_scale", "min"), "batch_size": ("batch_size", "first"), "seq_len": ("seq_len", "first"),
+}  # fmt: skip
 EXPOSED = "exposed"  # a case that is not timed by itself: what `step` takes longer than `ready`
 # Limit over median of a decoder that advice is given from: of decode steps of few sequences, and of all others.
 LEAST_SHARE_OF_FEW, FEW_SEQUENCES, LEAST_SHARE = 1 / 1.6, 64, 1 / 2
@@ -29,8 +33,8 @@ class Exposed:
         percent, percent_lo, percent_hi: the same, of the step with rows in place.
         ready_ms: that step; of several runs, the median of their medians.
         freed_gb: of device memory, against tables that are kept there.
-        cached_tokens, cached_sequences: whose keys and values the decoder could keep in that, and how many of its contexts
-            these are; None where its sizes do not tell.
+        cached_tokens: whose keys and values the decoder could keep in that; None where its sizes do not tell.
+        cached_sequences: as many of its contexts, likewise.
     """
 
     strategy: str
@@ -45,6 +49,22 @@ class Exposed:
 
 
 @dataclass(frozen=True)
+class OfEngine:
+    """What steps of one size take longer in a release of an engine.
+
+    Args:
+        strategy: the least exposed of those that fit and that it has flags for; those whose own way was measured first.
+        is_own: its own way was (`Setting.own`); else these are the times of the strategy, which need not be its.
+        time, percent: as `Exposed` has them.
+    """
+
+    strategy: str
+    is_own: bool
+    time: Time
+    percent: float | None
+
+
+@dataclass(frozen=True)
 class Step:
     """Steps of one size.
 
@@ -55,7 +75,7 @@ class Step:
         undecided: others that fit and do not clearly expose more.
         more: others that fit and do, by their intervals.
         strategies: all that were measured, those that do not fit among them; the least exposed first.
-        engines: by name and version, the least exposed of the strategies that fit and that it has flags for, if any.
+        engines: by name and version, what its user can have, if anything.
     """
 
     use: str
@@ -65,7 +85,7 @@ class Step:
     undecided: list[str]
     more: list[str]
     strategies: list[Exposed]
-    engines: dict[str, str | None]
+    engines: dict[str, OfEngine | None]
 
     @property
     def tokens(self) -> int:
@@ -75,6 +95,9 @@ class Step:
     def of(self, strategy: str) -> Exposed | None:
         """What was measured of a strategy."""
         return next((one for one in self.strategies if one.strategy == strategy), None)
+
+
+OwnWays = dict[tuple[str, str, int, int], OfEngine]  # by release, strategy, sequences and tokens of each
 
 
 def tell_exposed(rows: pd.DataFrame) -> pd.Series[bool]:
@@ -140,17 +163,24 @@ def steps_of(
     steps, found = exposed_times(steps), []
     for use, part in ((DECODE, steps[steps["seq_len"] == 1]), (PREFILL, steps[steps["seq_len"] > 1])):
         sizes: dict[int, list[tuple[dict[str, Any], Time]]] = {}
-        for row, time in times_of(
-            part,
-            ready_ms=("ready_ms", "median"),
-            device_bytes=("peak_device_bytes", "max"),
-            table_scale=("table_scale", "min"),
-            **{name: (name, "first") for name in ("batch_size", "seq_len")},
-        ):
+        for row, time in times_of(part, **TOLD):
             sizes.setdefault(row["tokens_per_step"], []).append((row, time))
+        own = _own_ways(use, part)
         for _, strategies in sorted(sizes.items()):
-            found.append(_step(use, strategies, fitting, freed_gb, kept))
+            found.append(_step(use, strategies, own, fitting, freed_gb, kept))
     return found
+
+
+def _own_ways(use: str, part: pd.DataFrame) -> OwnWays:
+    """What was measured of the engines' own ways."""
+    return {
+        (release, name, int(row["batch_size"]), int(row["seq_len"])): OfEngine(
+            name, True, time, _percent(time.ms, row["ready_ms"])
+        )
+        for release, settings in settings_for(use).items()
+        for name, setting in settings.items()
+        for row, time in times_of(part[setting.has(part)], **TOLD)
+    }
 
 
 def exposed_times(steps: pd.DataFrame) -> pd.DataFrame:
@@ -162,6 +192,7 @@ def exposed_times(steps: pd.DataFrame) -> pd.DataFrame:
 def _step(
     use: str,
     strategies: list[tuple[dict[str, Any], Time]],
+    own: OwnWays,
     fitting: Collection[str],
     of_tables_gb: Mapping[str, float],
     kept: tuple[int, int] | None,
@@ -169,27 +200,40 @@ def _step(
     yardstick = next((row for row, _ in strategies if row["strategy"] == YARDSTICK), None)
     found = []
     for row, time in strategies:
-        freed_gb = _freed_gb(row, yardstick, of_tables_gb[row["strategy"]])
-        cached, context = (int(freed_gb * 1e9 // kept[0]), kept[1]) if kept and freed_gb > 0 else (None, 1)
-        ready_ms = row["ready_ms"]
+        freed_gb, ready_ms = _freed_gb(row, yardstick, of_tables_gb[row["strategy"]]), row["ready_ms"]
         percent, lo, hi = (_percent(ms, ready_ms) for ms in (time.ms, time.lo, time.hi))
-        found.append(Exposed(row["strategy"], time, percent, lo, hi, ready_ms, freed_gb, cached, cached and cached // context))
+        cached, context = (int(freed_gb * 1e9 // kept[0]), kept[1]) if kept and freed_gb > 0 else (None, 1)
+        sequences = None if cached is None else cached // context
+        found.append(Exposed(row["strategy"], time, percent, lo, hi, ready_ms, freed_gb, cached, sequences))
     found.sort(key=lambda one: one.time.ms or 0.0)
     able = [one for one in found if one.strategy in fitting]
     open_ones = [one.strategy for one in able[1:] if one.time.is_open_against(able[0].time)]
+    batch_size, seq_len = (int(strategies[0][0][name]) for name in ("batch_size", "seq_len"))
     return Step(
         use=use,
-        batch_size=int(strategies[0][0]["batch_size"]),
-        seq_len=int(strategies[0][0]["seq_len"]),
+        batch_size=batch_size,
+        seq_len=seq_len,
         best=able[0].strategy if able else None,
         undecided=open_ones,
         more=[one.strategy for one in able[1:] if one.strategy not in open_ones],
         strategies=found,
         engines={
-            release: next((one.strategy for one in able if one.strategy in settings), None)
+            release: _of_engine(
+                [
+                    (own.get((release, one.strategy, batch_size, seq_len)), one)
+                    for one in able
+                    if one.strategy in settings
+                ]
+            )
             for release, settings in settings_for(use).items()
         },
     )
+
+
+def _of_engine(options: Sequence[tuple[OfEngine | None, Exposed]]) -> OfEngine | None:
+    """The best of what a release has flags for: each by its own way, if that was measured, and as it was at best."""
+    found = [own or OfEngine(one.strategy, False, one.time, one.percent) for own, one in options]
+    return min(found, key=lambda each: (not each.is_own, each.time.ms or 0.0), default=None)
 
 
 def _percent(ms: float | None, whole_ms: float) -> float | None:

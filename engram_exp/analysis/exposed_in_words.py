@@ -9,42 +9,44 @@ from engram_exp.analysis.advice import Advice
 from engram_exp.analysis.engines import USES, settings_for
 from engram_exp.analysis.exposed import YARDSTICK, Exposed, Step
 
+FEW = 3  # strategies are named one by one
+
 
 class SizeInWords(NamedTuple):
     """What is advised for steps of one size, as texts.
 
-    size: tokens per step, and sequences x tokens of each.
-    certainty: what the data decide, and of how many runs.
-    strategy: that exposes the least of those that fit; empty where none was measured.
+    size: tokens per step, or of a prompt's, sequences x tokens of each.
+    certainty, sure: what the data decide, and the same in fewer words.
     us, interval: longer than with the rows in place, of all layers together.
-    percent: of the step with rows in place, and its interval.
+    percent, percents: of the step with rows in place, and its interval.
     yardstick: us that tables in device memory expose; empty where that was not measured, or is the strategy.
-    freed: device memory, GB.
     overrides: what one types for it.
     """
 
     size: str
     certainty: str
-    strategy: str = ""
+    sure: str = ""
     us: str = ""
     interval: str = ""
     percent: str = ""
+    percents: str = ""
     yardstick: str = ""
-    freed: str = ""
     overrides: str = ""
 
 
 class CardInWords(NamedTuple):
     """What is advised for one use.
 
-    heading: the use, and the decoder as one types it.
+    heading: the use, the decoder as one types it, and in how many runs each size was measured.
     sizes: of steps.
+    freed: device memory, with what is chosen.
     cached: what of the decoder's keys and values fits into the least that is freed; empty where that is unknown.
     engines: release, strategy and sizes in words, and the flags for it, if it has any.
     """
 
     heading: str
     sizes: list[SizeInWords]
+    freed: str
     cached: str
     engines: list[tuple[str, str]]
 
@@ -55,32 +57,32 @@ def cards_of(advice: Advice) -> list[CardInWords]:
     for use in USES:
         steps = [step for step in advice.steps if step.use == use]
         if steps:
-            heading = f"{use} beside decoder={advice.about['decoder']}"
-            found.append(CardInWords(heading, [*map(_size, steps)], _cached(steps), _engines(use, steps)))
+            heading = f"{use} beside decoder={advice.about['decoder']} ({_runs(steps)})"
+            found.append(
+                CardInWords(heading, [*map(_size, steps)], _freed(steps), _cached(steps), _engines(use, steps))
+            )
     return found
 
 
 def lines_of_card(card: CardInWords) -> list[str]:
     """A card as lines for a terminal."""
-    lines = [
-        f"{card.heading}, tokens per step: what it takes longer than with the rows of all layers in place, and the "
-        "percentage of that step"
-    ]
+    cells = [("tokens", "choose", "us longer", "of the step", f"{YARDSTICK}, us", "how sure")]
     for size in card.sizes:
-        if not size.strategy:
-            lines.append(f"  {size.size}: {size.certainty}")
-            continue
-        interval = f" ({size.interval})" if size.interval else ""
-        lines.append(f"  {size.size}: {size.strategy}, {size.us} us{interval}, {size.percent}; {size.certainty}")
-        yardstick = f"; tables in device memory expose {size.yardstick} us" if size.yardstick else ""
-        lines.append(f"    {size.overrides}: frees {size.freed} GB of device memory{yardstick}")
-    lines += [f"  {card.cached}"] if card.cached else []
+        us, percent = _and(size.us, size.interval), _and(size.percent, size.percents)
+        cells.append((size.size, size.overrides, us, percent, size.yardstick, size.certainty))
+    columns = list(zip(*cells, strict=True))
+    widths = [max(map(len, column)) if any(column[1:]) else 0 for column in columns]
+    lines = [f"{card.heading}: what a step takes longer than with the rows of all layers in place"]
+    for row in cells:
+        told = (cell.ljust(width) for cell, width in zip(row, widths, strict=True) if width)
+        lines.append(f"  {'  '.join(told)}".rstrip())
+    lines += [f"  {text}" for text in (card.freed, card.cached) if text]
     return lines + [f"  {text} {flags}".rstrip() for text, flags in card.engines]
 
 
 def differences(steps: Sequence[Step]) -> list[str]:
     """What the engines that are named do otherwise than was measured, each once."""
-    named = [(step.use, release, name) for step in steps for release, name in step.engines.items() if name]
+    named = [(step.use, release, one.strategy) for step in steps for release, one in step.engines.items() if one]
     return list(
         dict.fromkeys(
             f"{release} as {name}: {settings_for(use)[release][name].differs}" for use, release, name in named
@@ -95,7 +97,7 @@ def microseconds(ms: float) -> str:
 
 
 def _size(step: Step) -> SizeInWords:
-    size = f"{step.tokens:,} ({step.batch_size:,} x {step.seq_len:,})"
+    size = f"{step.tokens:,}" if step.seq_len == 1 else f"{step.batch_size:,} x {step.seq_len:,}"
     best = step.of(step.best) if step.best else None
     if best is None:
         measured = ", ".join(one.strategy for one in step.strategies)
@@ -104,21 +106,37 @@ def _size(step: Step) -> SizeInWords:
     apart = yardstick is not None and yardstick is not best
     return SizeInWords(
         size=size,
-        strategy=best.strategy,
         us=microseconds(best.time.ms or 0.0),
         interval=_interval(best),
-        percent=_percent(best),
+        percent=f"{best.percent or 0.0:.2f} %",
+        percents=_percents(best),
         yardstick=microseconds(yardstick.time.ms or 0.0) if yardstick and apart else "",
-        freed=f"{best.freed_gb:.1f}",
         overrides=" ".join([f"strategy={best.strategy}", *(text for way in best.time.ways for text in way.overrides)]),
         certainty=_certainty(step, best),
+        sure=f"open: {', '.join(step.undecided)}" if step.undecided else "clear" if step.more else "the only one",
     )
+
+
+def _freed(steps: Sequence[Step]) -> str:
+    """Device memory that is freed, of each choice that differs in it."""
+    chosen = [one for step in steps if step.best and (one := step.of(step.best))]
+    freed: dict[str, list[str]] = {}
+    for one in chosen:
+        names = freed.setdefault(f"{one.freed_gb:.1f} GB", [])
+        names += [one.strategy] if one.strategy not in names else []
+    if len(freed) <= 1:
+        return f"frees {next(iter(freed))} of device memory" if freed else ""
+    told = (f"{gb} with {' or '.join(names)}" for gb, names in freed.items())
+    return f"frees, of device memory: {', '.join(told)}"
 
 
 def _cached(steps: Sequence[Step]) -> str:
     chosen = [step.of(step.best) for step in steps if step.best]
-    tokens = [one.cached_tokens for one in chosen if one and one.cached_tokens]
-    return f"what is freed would hold the decoder's keys and values of {min(tokens):,} tokens" if tokens else ""
+    kept = [(one.cached_tokens, one.cached_sequences) for one in chosen if one and one.cached_tokens]
+    if not kept:
+        return ""
+    tokens, sequences = min(kept)
+    return f"as much memory holds the decoder's keys and values of {tokens:,} tokens: {sequences:,} more sequences"
 
 
 def _interval(one: Exposed) -> str:
@@ -127,34 +145,46 @@ def _interval(one: Exposed) -> str:
     return f"{microseconds(one.time.lo)} to {microseconds(one.time.hi)}"
 
 
-def _percent(one: Exposed) -> str:
+def _percents(one: Exposed) -> str:
     if one.percent_lo is None or one.percent_hi is None:
-        return f"{one.percent or 0.0:.2f} %"
-    return f"{one.percent:.2f} % ({one.percent_lo:.2f} to {one.percent_hi:.2f})"
+        return ""
+    return f"{one.percent_lo:.2f} to {one.percent_hi:.2f}"
+
+
+def _and(value: str, interval: str) -> str:
+    return f"{value} ({interval})" if interval else value
 
 
 def _certainty(step: Step, best: Exposed) -> str:
     if step.undecided:
         text = f"undecided against {', '.join(step.undecided)}"
     elif step.more:
-        text = f"ahead of {', '.join(step.more)} by the intervals"
+        text = f"ahead of {', '.join(step.more)}" if len(step.more) < FEW else f"ahead of all {len(step.more)} others"
     else:
-        text = "nothing else that fits was measured there"
-    ways = f"; best of {best.time.ways[0].of} ways" if best.time.ways else ""
-    runs = best.time.runs
-    return f"{text}{ways}; " + (f"{runs} runs" if runs > 1 else "1 run: intervals within its one process")
+        text = "nothing else that fits was measured"
+    return text + (f"; the best of {best.time.ways[0].of} ways" if best.time.ways else "")
+
+
+def _runs(steps: Sequence[Step]) -> str:
+    runs = [one.time.runs for step in steps if (one := step.of(step.best or ""))] or [0]
+    few, many = min(runs), max(runs)
+    return f"{few} run{'s' if few != 1 else ''}" if few == many else f"{few} to {many} runs"
 
 
 def _engines(use: str, steps: Sequence[Step]) -> list[tuple[str, str]]:
-    """What each release can be told to do, and at which sizes that exposes the least of what it can do."""
+    """What each release can be told to do, what that exposes size by size, and how this is known."""
     found = []
     for release, settings in settings_for(use).items():
-        sizes: dict[str, list[str]] = {}
+        sizes: dict[tuple[str, bool], list[tuple[str, str]]] = {}
         for step in steps:
-            if name := step.engines[release]:
-                sizes.setdefault(name, []).append(f"{step.tokens:,}")
+            if one := step.engines[release]:
+                told = microseconds(one.time.ms or 0.0), f"{step.tokens:,}"
+                sizes.setdefault((one.strategy, one.is_own), []).append(told)
         if not sizes:
             found.append((f"{release}: no option for a strategy that fits and was measured here", ""))
-        for name, at in sizes.items():
-            found.append((f"{release} at {', '.join(at)} tokens, as {name}:", settings[name].flags))
+        for (name, is_own), of_sizes in sizes.items():
+            us, at = (", ".join(texts) for texts in zip(*of_sizes, strict=True))
+            bundle = settings[name].own.get("components")
+            by = f", its own way (components={bundle})" if is_own else ", not its own way" if bundle else ""
+            found.append((f"{release} as {name}{by}, {us} us at {at} tokens:", settings[name].flags))
     return found

@@ -37,7 +37,8 @@ def _figure(decoder: str, group: Sequence[tuple[str, list[Step]]]) -> Figure:
     labels = [label.split(", ") for label, _ in group]
     alike = [part for part in labels[0] if all(part in label for label in labels)]
     title = ", ".join(dict.fromkeys([*alike, f"decoder={decoder}"]))
-    return Figure(EXPOSED, title, _chart([step for _, steps in group for step in steps]))
+    chart = _chart([step for _, steps in group for step in steps])
+    return Figure(EXPOSED, title, chart, tuple(label for label, _ in group))
 
 
 def _chart(steps: Sequence[Step]) -> alt.LayerChart:
@@ -61,7 +62,7 @@ def _chart(steps: Sequence[Step]) -> alt.LayerChart:
     filled = dots.mark_point(filled=True, size=70, opacity=1)
     decodes = alt.datum.use == DECODE
     return alt.layer(zero, line, bars, filled.transform_filter(~decodes), hollow.transform_filter(decodes)).properties(
-        height=320
+        height=240
     )
 
 

@@ -40,7 +40,7 @@ def by_strategy(channel: Callable[..., Channel], order: list[str], values: list[
 
 def strategy_color(order: list[str]) -> alt.Color:
     """The colour of each strategy, with a legend."""
-    return by_strategy(alt.Color, order, STRATEGY_COLORS, legend=alt.Legend(symbolOpacity=1))
+    return by_strategy(alt.Color, order, STRATEGY_COLORS, legend=alt.Legend(symbolOpacity=1, labelLimit=320))
 
 
 def case_color(cases: list[str]) -> alt.Color:

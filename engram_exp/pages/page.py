@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
+from itertools import groupby
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,7 +22,7 @@ SVG_WIDTH = 640  # pixels
 VEGA_LITE = ".".join(alt.SCHEMA_VERSION.split(".")[:2])
 CONFIG = {
     "font": "system-ui, sans-serif",
-    "legend": {"orient": "top", "columns": 3, "labelFontSize": 12},
+    "legend": {"orient": "top", "columns": 6, "labelFontSize": 12},
     "axis": {
         "labelFontSize": 12,
         "titleFontSize": 12,
@@ -53,10 +55,11 @@ def write_page(output: Path, facts: Mapping[str, Any], table: str, figures: Sequ
             stale.unlink()
     for name, figure in named:
         write_text(output / FIGURES / f"{name}.svg", draw(figure, SVG_WIDTH))
-    opening = (name for section in (EXPOSED, OVER_TOKENS) for name in named if name.figure.section == section)
-    first = next(opening, None)
+    pictures = [name for name in named if name.figure.section == EXPOSED]
+    groups = [(name, [one for one in facts["details"] if one.label in name.figure.about]) for name in pictures]
+    first = None if groups else next((name for name in named if name.figure.section == OVER_TOKENS), None)
     sections = [
-        (heading, text, [name for name in named if name.figure.section == key and name is not first])
+        (heading, text, [name for name in named if name.figure.section == key and name not in (first, *pictures)])
         for key, (heading, text) in SECTIONS.items()
     ]
     templates = Environment(
@@ -66,9 +69,9 @@ def write_page(output: Path, facts: Mapping[str, Any], table: str, figures: Sequ
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    templates.filters["groupby_next"] = _groups_of_neighbours
     parts = {**facts, "sections": [section for section in sections if section[-1]], "folder_of_figures": FIGURES}
-    heading, how_to_read_it = SECTIONS[first.figure.section] if first else ("", "")
-    parts |= {"first": first, "heading": heading, "how_to_read_it": how_to_read_it}
+    parts |= {"groups": groups, "first": first, "how_to_read": SECTIONS}
     write_text(output / SUMMARY, templates.get_template(f"{SUMMARY}.jinja").render(parts))
     specifications = json.dumps({name: specification(figure) for name, figure in named})
     vega = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;", vl_version=VEGA_LITE)
@@ -80,6 +83,11 @@ def write_page(output: Path, facts: Mapping[str, Any], table: str, figures: Sequ
     )
     write_text(output / PAGE, page)
     return output / PAGE
+
+
+def _groups_of_neighbours(rows: Sequence[Any], name: str) -> list[tuple[str, list[Any]]]:
+    """Rows behind each other that have the same in a field, and what that is."""
+    return [(value, list(group)) for value, group in groupby(rows, key=attrgetter(name))]
 
 
 def draw(figure: Figure, width: int) -> str:

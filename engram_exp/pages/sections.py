@@ -50,8 +50,10 @@ class Figure(NamedTuple):
     section: a key of `SECTIONS`.
     title: says what its rows are about.
     chart: of a single view, without a width.
+    about: labels of the subjects whose cards it stands below.
     """
 
     section: str
     title: str
     chart: alt.LayerChart | alt.Chart
+    about: tuple[str, ...] = ()

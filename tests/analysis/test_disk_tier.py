@@ -36,7 +36,10 @@ def test_without_a_file_too_little_host_memory_is_told():
 
 def test_files_of_some_layers_leave_the_others_in_memory():
     frame = pd.concat(
-        [rows("disk cache_state=warm", {1: 1}, **FILE), rows("kv_on_gpu strategies.14=disk", {1: 1}, page_cache="as_is")]
+        [
+            rows("disk cache_state=warm", {1: 1}, **FILE),
+            rows("kv_on_gpu strategies.14=disk", {1: 1}, page_cache="as_is"),
+        ]
     )
     assert on_disk(frame) == ["disk cache_state=warm"]
 
@@ -54,7 +57,9 @@ def test_it_is_told_from_how_many_tokens_on_a_file_is_exposed():
     assert hidden.endswith("(strategy=disk) expose, of prefill: less than 1 % of the step up to 512 tokens")
     (between,) = (note for note in ask_steps(steps("disk", {(64, 1): 100}, **FILE)).notes if "on a disk" in note)
     assert between.endswith("of decode: about 1 % of the step, wherever it was measured")
-    assert any("strategy=disk: frees" in line for line in lines_of(ask_steps(frame, host_memory_gb=1)))
+    assert any(
+        line.startswith("  1  ") and "strategy=disk" in line for line in lines_of(ask_steps(frame, host_memory_gb=1))
+    )
 
 
 def ask_steps(frame, **options):

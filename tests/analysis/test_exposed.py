@@ -1,6 +1,7 @@
 """Advice goes by what a model's step takes longer, wherever one was measured beside a decoder that is fast enough."""
 
 import json
+import re
 from dataclasses import asdict
 
 import pandas as pd
@@ -231,6 +232,26 @@ def test_tables_are_counted_by_the_decoder():
     assert advice(steps("uva", {(64, 1): 50}, layers=1)).table_gb == pytest.approx(V41_GB)
 
 
+def strategies(step):
+    return {release: one and one.strategy for release, one in step.engines.items()}
+
+
+def test_an_engines_user_is_told_what_its_own_way_exposes():
+    """Ours is faster under the same strategy, and so is another that the engine has flags for but that was measured in
+    our way alone."""
+    ours = steps("uva", {(1, 512): 90}, components="tuned_uva", lookup="triton_link")
+    own = steps("uva", {(1, 512): 140}, components="sglang_0_5_23", lookup="sglang_0_5_23", layout="split")
+    changed = steps("uva", {(1, 512): 10}, components="vllm_0_33", lookup="triton_link", layout="split")
+    staged = steps("kv_on_gpu", {(1, 512): 30}, lookup="gather")
+    (step,) = advice(ours, own, changed, staged).steps
+    vllm, sglang = step.engines.values()
+    assert (sglang.strategy, sglang.is_own, sglang.time.ms) == ("uva", True, pytest.approx(0.14))
+    assert sglang.percent == pytest.approx(1.4)
+    assert (vllm.strategy, vllm.is_own, vllm.time.ms) == ("uva", False, pytest.approx(0.01)), "its kernel was replaced"
+    told = text(ours, own, staged)
+    assert "SGLang 0.5.23 as uva, its own way (components=sglang_0_5_23), 140 us at 512 tokens: SGLANG_" in told
+
+
 @pytest.mark.slow
 def test_engines_get_the_least_exposed_of_what_they_can_do():
     frames = (
@@ -239,10 +260,13 @@ def test_engines_get_the_least_exposed_of_what_they_can_do():
         steps("kv_on_gpu", {(64, 1): 30, (1, 512): 20}, ids="host"),
     )  # fmt: skip
     decode, prefill = advice(*frames).steps
-    assert decode.engines == {"vLLM 0.33.0": "uva", "SGLang 0.5.23": "uva"}, "SGLang gathers for prompts alone"
-    assert prefill.engines == {"vLLM 0.33.0": "uva", "SGLang 0.5.23": "kv_on_gpu"}
+    assert strategies(decode) == {"vLLM 0.33.0": "uva", "SGLang 0.5.23": "uva"}, "SGLang gathers for prompts alone"
+    assert strategies(prefill) == {"vLLM 0.33.0": "uva", "SGLang 0.5.23": "kv_on_gpu"}
     told = text(*frames)
-    assert "\n  vLLM 0.33.0 at 64 tokens, as uva: --engram-config '{\"cpu_offload\": true}'\n" in told
+    assert (
+        "\n  vLLM 0.33.0 as uva, not its own way, 90.0 us at 64 tokens: --engram-config '{\"cpu_offload\": true}'\n"
+        in told
+    )
     assert told.count("SGLang 0.5.23 as kv_on_gpu: DeepSeek-V4.1 alone") == 1
     none = text(steps("kv_on_cpu", {(64, 1): 1}))
     assert "\n  vLLM 0.33.0: no option for a strategy that fits and was measured here\n" in none
@@ -253,23 +277,30 @@ def test_what_one_types_and_reads():
         steps("uva", {(64, 1): 34.1}, prefetch="beside"), steps("uva", {(64, 1): 61}, prefetch="inline"),
         steps("device", {(64, 1): -2}), steps("kv_on_gpu", {(64, 1): 341}),
     )  # fmt: skip
-    assert (
-        "\n  64 (64 x 1): uva, 34.1 us (33.1 to 35.1), 0.34 % (0.33 to 0.35); ahead of kv_on_gpu by the intervals; "
-        "best of 2 ways; 4 runs\n    strategy=uva prefetch.where=beside: frees 202.8 GB of device memory; "
-        "tables in device memory expose -2.0 us\n  what is freed would hold the decoder's keys and values of 1,375,022 "
-        "tokens\n" in told
-    )
+    heading, names, uva, *others = told.split("\n")[2:7]
+    assert heading.startswith("decode beside decoder=dense_8b (4 runs): what a step takes longer than with the rows")
+    assert re.split(" {2,}", names)[1:] == ["tokens", "choose", "us longer", "of the step", "device, us", "how sure"]
+    assert re.split(" {2,}", uva)[1:] == [
+        "64", "strategy=uva prefetch.where=beside", "34.1 (33.1 to 35.1)", "0.34 % (0.33 to 0.35)", "-2.0",
+        "ahead of kv_on_gpu; the best of 2 ways",
+    ]  # fmt: skip
+    assert others == [
+        "  frees 202.8 GB of device memory",
+        "  as much memory holds the decoder's keys and values of 1,375,022 tokens: 1,342 more sequences",
+    ]
     assert (
         "2 layers with 202.8 GB of tables, of which 202.8 GB need not be in device memory; they take 283.5 GB" in told
     )
     once = text(steps("uva", {(64, 1): 34.1}, runs=1))
-    assert "; nothing else that fits was measured there; 1 run: intervals within its one process\n" in once
+    assert "decoder=dense_8b (1 run): " in once
+    assert "  nothing else that fits was measured\n" in once
     assert "note: sizes with fewer than 4 runs" in once
 
 
 def test_sizes_at_which_nothing_fits_say_so():
     found = steps("uva", {(64, 1): 34.1}), steps("device", {(64, 1): 1, (16, 1): 1})
-    assert "\n  16 (16 x 1): nothing that fits was measured, but device\n" in text(*found)
+    (line,) = [line for line in text(*found).split("\n") if line.startswith("  16 ")]
+    assert line.endswith("  nothing that fits was measured, but device")
     assert advice(*found).freed_gb is None
 
 

@@ -86,9 +86,7 @@ def test_in_a_step_all_layers_count_and_a_gb_could_hold_keys_and_values(tmp_path
             steps("cached", {(64, 1): 30.0}, cache_gb=2.0, **told),
         ]
     )
-    advice = advise(
-        frame, "deepseek_v41_flash", decode=64, prefill=64, device_memory_gb=4.0, files=FILES
-    )
+    advice = advise(frame, "deepseek_v41_flash", decode=64, prefill=64, device_memory_gb=4.0, files=FILES)
     (worth,) = advice.worth
     assert [(size.gb, size.hit_rate) for size in worth.sizes] == [(4.0, 0.7)], "of both layers"
     assert worth.sizes[0] == RowMemory(4.0, 0.7, worth.sizes[0].time)

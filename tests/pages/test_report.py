@@ -251,6 +251,35 @@ def test_a_report_of_some_rows(tmp_path):
     assert "kv_on_cpu" not in re.search(r"const table = .*", page.read_text())[0]
 
 
+def written(frame, folder):
+    """A campaign of made-up rows."""
+    for number, (_, rows) in enumerate(frame.groupby("run_id")):
+        (folder / str(number)).mkdir(parents=True)
+        told = rows[[*COLUMNS[1:]]].drop(columns=["tokens_per_s", "rows_per_s"]).astype(object)
+        write_run(folder / str(number), {}, told.where(told.notna(), None).to_dict("records"))
+    return folder
+
+
+def test_the_first_screen_is_cards_and_their_picture(open_page, tmp_path):
+    """Of 1440 x 900 pixels: six sizes of decode steps, three of prompts, and both engines' ways."""
+    sizes = [*((number, 1) for number in (1, 8, 16, 64, 128, 256)), (1, 512), (1, 2048), (1, 8192)]
+
+    def measured(strategy, base, each, **columns):
+        return steps(strategy, {size: base + each * max(size) for size in sizes}, runs=1, **columns)
+
+    ours = {"components": "tuned_uva", "lookup": "triton_link", "dtype": "fp8"}
+    own = [dict.fromkeys(("components", "lookup"), name) for name in ("vllm_0_33", "sglang_0_5_23")]
+    mixed = measured("uva strategies.14=kv_on_gpu", 30, 0.3)
+    frames = measured("uva", 8, 1.1, **ours), *(measured("uva", 12, 2, layout="split", **told) for told in own), mixed
+    both = measured("kv_on_gpu", 60, 0.1), measured("device", 1, 0)
+    view = open_page(report(written(pd.concat([*frames, *both]), tmp_path / "made"), tmp_path / "report"), 1440)
+    assert view.locator(".card").count() == 2
+    chart = view.locator(".chart").first.bounding_box()
+    assert chart["y"] + chart["height"] <= 900
+    assert view.evaluate("document.documentElement.scrollWidth") <= 1440
+    assert "its own way (components=vllm_0_33), 14.0, 28.0, 44.0, 140, 268, 524 us at" in view.inner_text(".card")
+
+
 def test_where_steps_were_measured_cards_and_their_picture_come_first(open_page, tmp_path):
     prompts = {(1, 512): 200, (1, 2048): -16}
     frame = pd.concat(
@@ -261,22 +290,18 @@ def test_where_steps_were_measured_cards_and_their_picture_come_first(open_page,
             three().assign(run_id=[*map(str, range(12))]),
         ]
     )
-    for number, (_, rows) in enumerate(frame.groupby("run_id")):
-        (tmp_path / f"campaign/{number}").mkdir(parents=True)
-        told = rows[[*COLUMNS[1:]]].drop(columns=["tokens_per_s", "rows_per_s"]).astype(object)
-        write_run(tmp_path / f"campaign/{number}", {}, told.where(told.notna(), None).to_dict("records"))
-    view = open_page(report(tmp_path / "campaign", tmp_path / "report"))
+    view = open_page(report(written(frame, tmp_path / "campaign"), tmp_path / "report"))
     cards = view.locator(".card")
     assert cards.locator("h3").all_inner_texts() == [
-        "decode beside decoder=dense_8b",
-        "prefill beside decoder=dense_8b",
+        "decode beside decoder=dense_8b (4 runs)",
+        "prefill beside decoder=dense_8b (4 runs)",
     ]
     cells = cards.nth(0).locator("tbody tr").nth(1).locator("td").all_inner_texts()
     assert cells == [
-        "64 (64 x 1)", "strategy=uva", "34.1 (33.1 to 35.1)", "0.34 % (0.33 to 0.35)", "2.0", "202.8",
-        "ahead of kv_on_gpu by the intervals; 4 runs",
-    ]  # fmt: skip
-    assert "keys and values of 1,375,022 tokens" in cards.nth(0).inner_text()
+        "64", "34.1 (33.1 to 35.1)", "0.34 %", "2.0", "clear"
+    ], "its strategy stands beside the size before it, too"  # fmt: skip
+    assert cards.nth(0).locator(".choice").all_inner_texts() == ["strategy=uva"]
+    assert "frees 202.8 GB of device memory; as much memory holds the decoder's" in cards.nth(0).inner_text()
     assert view.locator(".chart").first.get_attribute("id").startswith(EXPOSED)
     top = [
         view.locator(name).first.bounding_box()["y"] for name in (".card", ".chart", "#answers", "h2:text('In detail')")
@@ -284,5 +309,5 @@ def test_where_steps_were_measured_cards_and_their_picture_come_first(open_page,
     assert top == sorted(top)
     assert view.locator("#answers tbody th").all_inner_texts() == ["demo, bfloat16, text tokens, rows of 128 bytes"]
     text = (tmp_path / "report/summary.md").read_text()
-    assert "| 64 (64 x 1) | uva | 34.1 (33.1 to 35.1) | 0.34 % (0.33 to 0.35) | 2.0 | 202.8 | `strategy=uva` |" in text
+    assert "| 64 | `strategy=uva` | 34.1 (33.1 to 35.1) | 0.34 % (0.33 to 0.35) | 2.0 | ahead of kv_on_gpu |" in text
     assert text.index("34.1 (33.1") < text.index("![") < text.index("ms a layer, alone")
