@@ -11,7 +11,7 @@ from engram_exp.vocabulary import (
     SKIPPED,
 )
 
-SCHEMA_VERSION = 7
+SCHEMA_VERSION = 8
 RESULTS, SAMPLES, SWEEP, ENVIRONMENT = "results.csv", "samples.csv", "sweep.csv", "environment.json"
 
 PUBLISHED = "reference"
@@ -178,8 +178,8 @@ TABLE = (
     Column("exposed_ms_hi", NUMBER, MEASURED, 6, "ms", "upper bound of that, 95 %, of this one process"),
     Column("hidden_share", NUMBER, MEASURED, 6, "", "of `step`: what is not exposed of the median of `fetch`; above 1 "
            "or below 0 where noise or a disturbed decoder make it so"),
-    Column("window_ms", TEXT, MEASURED, 6, "ms", "of `decoder`: from the step's begin until a layer with a table is "
-           "reached, each: `1=0.21 14=2.9`"),
+    Column("window_ms", TEXT, MEASURED, 6, "ms", "of `decoder`, `ready` and `step` (before schema 8: of "
+           "`decoder` alone): from the step's begin until a layer with a table is reached, each: `1=0.21 14=2.9`"),
     Column("host_load", NUMBER, SUBJECT, 6, "processes", "other ones that kept CPUs busy while samples were taken; 0 "
            "(as before schema 6): none"),
     Column("link_load_gb_per_s", NUMBER, SUBJECT, 6, "10^9 bytes/s", "asked for of other copies through the link while "
@@ -233,6 +233,12 @@ TABLE = (
     Column("exchange", CHOICE, WAY, 7, "", "component: rows between ranks that share a table out; empty: they do not"),
     Column("split", TEXT, WAY, 7, "", "how they share it out: `contiguous` or `strided` hash columns, or `rows`",
            "table.split"),
+    Column("waits_ms", TEXT, MEASURED, 8, "ms", "of `step`: that the decoder stands at such a layer until its rows "
+           "are there, in a step by itself: `1=0.05 14=0`; what else is exposed is a decoder that is slowed"),
+    Column("exposed_limit_ms", NUMBER, MEASURED, 8, "ms", "of `step`: the least of `exposed_ms_median` on this "
+           "machine: what fetching the rows of the layers up to one takes at best, beyond the `window_ms` of that one "
+           "in `ready`; 0: all of it could be hidden"),
+    Column("exposed_limit_by", TEXT, MEASURED, 8, "", "what sets the time of that fetching"),
 )  # fmt: skip
 SAMPLE_TABLE = (
     Column("run_id", TEXT, RECORD, 1, "", "as in `results.csv`"),

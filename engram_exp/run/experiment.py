@@ -143,7 +143,7 @@ class Experiment:
         with torch.inference_mode():
             bench = Bench(self.parts, clock, Verifier(self.parts, seed))
             bench.build()
-            step = StepBench(self.parts, plan.step, clock, seed) if plan.step else None
+            step = StepBench(self.parts, plan.step, clock, seed, self.distinct) if plan.step else None
             if step:
                 step.build()
             log.info("the stages are built and verified")

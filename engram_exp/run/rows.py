@@ -20,8 +20,9 @@ from engram_exp.measure.statistics import paired, summarise
 from engram_exp.run.job import Job
 from engram_exp.run.parts import Parts
 from engram_exp.run.plan import Distinct, Plan, bytes_moved, device_name, flops, work
+from engram_exp.run.step_plan import StepPlan
 from engram_exp.stage import Task
-from engram_exp.vocabulary import FETCH, IN_STEP, OK, READY, SKIPPED, SUSPECT
+from engram_exp.vocabulary import FETCH, IN_STEP, OK, READY, SKIPPED, SUSPECT, THIS_STEP
 
 NO_LINK = "no accelerator: host and device are the same memory"
 
@@ -118,6 +119,26 @@ def exposed_columns(timings: Mapping[str, Timing]) -> dict[str, Any]:
     return {
         "exposed_ms_median": exposed_ms, "exposed_ms_lo": low, "exposed_ms_hi": high, "hidden_share": hidden_share,
     }  # fmt: skip
+
+
+def least_exposed(step: StepPlan, windows_ms: Sequence[float], distinct: Distinct | None) -> Limit | None:
+    """The least that a model's step takes longer because its rows must be fetched, and what sets it: fetching those of
+    the layers up to one takes at least so long on this machine, beyond the time until that one is reached. None where
+    that is unknown, or rows are not fetched beside the decoder during their step.
+
+    Args:
+        step: its plan.
+        windows_ms: until each layer is reached, with the rows of all of them in place.
+        distinct: as `Plan.task` has it.
+    """
+    limits, tasks, found = step.plan.limits, list[Task](), list[Limit]()
+    if limits is None or not step.is_beside or step.plan.config.prefetch.lead != THIS_STEP:
+        return None
+    for layer, window_ms in zip(step.layers.values(), windows_ms, strict=True):
+        tasks += step.tasks_of(FETCH, layer, distinct)
+        if limit := limits.of(work(tasks), tasks[0].load):
+            found.append(Limit(max(0.0, limit.ms - window_ms), limit.by))
+    return max(found, default=None)
 
 
 def _verdict(plan: Plan, tasks: Sequence[Task], median_ms: float, limit: Limit | None) -> dict[str, Any]:

@@ -15,15 +15,16 @@ from engram_exp.measure.loop import Case, Timing
 from engram_exp.run.bench import OF_THE_RUN
 from engram_exp.run.on_disk import Files
 from engram_exp.run.parts import Parts
+from engram_exp.run.plan import Distinct
 from engram_exp.run.row_cache import counted_columns, is_in, require_kept, restore_of
-from engram_exp.run.rows import exposed_columns
+from engram_exp.run.rows import exposed_columns, least_exposed
 from engram_exp.run.step_layer import Looks, TableLayer, made_by
 from engram_exp.run.step_plan import StepPlan
 from engram_exp.run.step_runs import StepRuns, steps_before
 from engram_exp.run.verify import require_close
 from engram_exp.stage import Tensors
-from engram_exp.strategy.step import Series
-from engram_exp.vocabulary import DECODER, FETCH, IN_STEP, WARM
+from engram_exp.strategy.step import InStep, Reached, Series
+from engram_exp.vocabulary import DECODER, FETCH, IN_STEP, READY, WARM
 
 WINDOWS = 5  # steps whose windows are looked at
 
@@ -36,19 +37,20 @@ class StepBench:
         plan: of its step.
         clock: of its device.
         seed: of the tokens that are compared.
+        distinct: how many of the rows that the batches ask for are distinct, where that is known.
 
-    windows: ms from a step's begin until each layer with a table is reached.
+    reached: by case, when a step comes to each layer with a table.
     """
 
-    def __init__(self, parts: Parts, plan: StepPlan, clock: Clock, seed: int) -> None:
-        self.parts, self.plan, self.clock = parts, plan, clock
+    def __init__(self, parts: Parts, plan: StepPlan, clock: Clock, seed: int, distinct: Distinct | None = None) -> None:
+        self.parts, self.plan, self.clock, self.distinct = parts, plan, clock, distinct
         self.layers = [
             TableLayer(parts if layer is parts.plan else Parts(layer, parts.seed + number), plan, seed + number)
             for number, layer in plan.layers.items()
         ]
         self.cases = plan.cases
         self.errors: dict[str, Exception] = {}
-        self.windows: list[float] = []
+        self.reached: dict[str, list[Reached]] = {}
         tables = [table for layer in self.layers for table in layer.parts.on_disk]
         self.files = Files(tables, parts.plan.config.cache_state)
 
@@ -105,24 +107,43 @@ class StepBench:
         return restore
 
     def columns(self, case: str, timings: Mapping[str, Timing]) -> dict[str, Any]:
-        """What is told of a case beside its times: of the decoder, when layers are reached; of a step, what it takes
-        longer than with rows in place; of what fetches rows, those that crossed the link, where they are counted."""
-        if case == DECODER and self.windows:
-            return {"window_ms": " ".join(map("{}={:.4g}".format, self.plan.layers, self.windows))}
-        found = exposed_columns(timings) if case == IN_STEP else {}
+        """What is told of a case beside its times: when its layers are reached; of a step, what it takes longer than
+        with rows in place, at best, too, and how long it waits for them; of what fetches rows, those that crossed the
+        link, where they are counted."""
+        found: dict[str, Any] = {}
+        if case in self.reached:
+            found["window_ms"] = self._by_layer([at.ms for at in self.reached[case]])
+        if case == IN_STEP:
+            found |= exposed_columns(timings)
+            if IN_STEP in self.reached:
+                found["waits_ms"] = self._by_layer([at.waits_ms for at in self.reached[IN_STEP]])
+            windows_ms = [at.ms for at in self.reached.get(READY, ())]
+            if windows_ms and (least := least_exposed(self.plan, windows_ms, self.distinct)):
+                found |= {"exposed_limit_ms": least.ms, "exposed_limit_by": least.by}
         if case in self._right():
             found |= counted_columns(glance for _, glance in self.looks[case].glances)
         return found
 
+    def _by_layer(self, times_ms: Sequence[float]) -> str:
+        return " ".join(map("{}={:.4g}".format, self.plan.layers, times_ms))
+
     def look_again(self) -> None:
-        """Behind the last sample: look at many calls of each case, and when the decoder alone reaches the layers."""
+        """Behind the last sample: look at many calls of each case, and when steps reach the layers."""
         for case in self._right():
             self._try(case, lambda case: self.looks[case].burst(self.built.runs[case], self.clock))
         for case in self._right():
             self._try(case, lambda case: self.files.look(case, self.clock))
-        if DECODER in self._right():
-            times = [self.built.alone.reached_ms(self.built.batches[0]) for _ in range(WINDOWS)]
-            self.windows = [median(of_layer) for of_layer in zip(*times, strict=True)]
+        for case in self._right():
+            self._try(case, self._look_when_reached)
+
+    def _look_when_reached(self, case: str) -> None:
+        """When steps come to each layer, with rows that no step before them asked for."""
+        step, batches = self.built.runs[case], self._inputs(case)
+        if not isinstance(step, InStep) or (case == IN_STEP and self.files.tables):
+            return  # rows that come ahead are there, and those of a file are not as they are in timed calls
+        times = [step.reached(batches[number % len(batches)]) for number in range(WINDOWS)]
+        by_layer = (zip(*of_layer, strict=True) for of_layer in zip(*times, strict=True))
+        self.reached[case] = [Reached(*map(median, both)) for both in by_layer]
 
     def verify_again(self) -> None:
         """When all cases have been looked at: compare a call on ids, and on a hidden state, that were never shown."""

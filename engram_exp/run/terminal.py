@@ -17,7 +17,7 @@ from rich.table import Table
 from engram_exp.machine.disturbance import is_disturbed
 from engram_exp.results import schema
 from engram_exp.results.schema import OPTIONS, of_role
-from engram_exp.vocabulary import FETCH, LOOKUP, OK
+from engram_exp.vocabulary import DECODER, FETCH, LOOKUP, OK
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -101,7 +101,9 @@ class Terminal:
                 self.say(f"  {row['case']}: {_exposed(row)}")
             if row["status"] == OK and row.get("asked_bytes") and row["case"] in (LOOKUP.name, FETCH):
                 self.say(f"  {row['case']}: {_served(row)}")
-            if row["status"] == OK and row.get("window_ms"):
+            if row["status"] == OK and row.get("waits_ms"):
+                self.say(f"  {row['case']}: {_waits(row)}")
+            if row["status"] == OK and row["case"] == DECODER and row.get("window_ms"):
                 self.say(f"  {row['case']}: layers with tables are reached after ms {row['window_ms']}")
         for what, holds in REMARKS.items():
             cases = [row["case"] for row in rows if row["status"] == OK and holds(row)]
@@ -227,6 +229,15 @@ def _exposed(row: Mapping[str, Any]) -> str:
     interval = "" if low is None else f" ({low:.4f} .. {high:.4f})"
     share = "" if hidden is None else f"; {min(1, max(0, hidden)):.0%} of fetching them is hidden"
     return f"{row['exposed_ms_median']:.4f} ms{interval} longer than with its rows in place{share}"
+
+
+def _waits(row: Mapping[str, Any]) -> str:
+    """How long a model's step waits for its rows, and the least that must be exposed, in words."""
+    text = f"it waits for the rows of layers ms {row['waits_ms']}; what else is exposed slows its decoder"
+    least_ms, by = row.get("exposed_limit_ms"), row.get("exposed_limit_by")
+    if least_ms is None:
+        return text
+    return f"{text}; at least {least_ms:.4f} ms must be, by {by}" if least_ms else f"{text}; all of it could be hidden"
 
 
 def _served(row: Mapping[str, Any]) -> str:

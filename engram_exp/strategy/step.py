@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from copy import copy
-from itertools import islice
+from typing import Any, NamedTuple
 
 import torch
 
@@ -13,6 +13,17 @@ from engram_exp.decoder.decoder import Step
 from engram_exp.layer.tokens import Batch
 from engram_exp.stage import Tensors
 from engram_exp.strategy.fetch import Compute, Fetch, StepIds
+
+
+class Reached(NamedTuple):
+    """Where a step stands when it comes to a layer with a table.
+
+    ms: from the step's begin until the layer is reached.
+    waits_ms: from there until its rows are there.
+    """
+
+    ms: float
+    waits_ms: float
 
 
 class InStep:
@@ -55,30 +66,47 @@ class InStep:
         *_, (hidden, *_) = parts = list(self._parts(batch))
         return hidden, *(tensor for _, *made in parts for tensor in made)
 
-    def reached_ms(self, batch: Batch) -> list[float]:
-        """When each layer with a table is reached, in ms from the step's begin."""
-        if not self.ids.has_streams:
-            began = time.perf_counter()
-            times = [(time.perf_counter() - began) * 1e3 for _ in self._parts(batch)]
-            return times[:-1]
-        current, device = torch.accelerator.current_stream(), self.decoder.decoder.placement.device.type
-        events = [torch.Event(device=device, enable_timing=True) for _ in range(len(self.others) + 1)]
-        begin, *others = events
-        begin.record(current)
-        for event, _ in zip(others, islice(self._parts(batch), len(others)), strict=True):
-            event.record(current)
-        torch.accelerator.synchronize()
-        return [begin.elapsed_time(event) for event in others]
+    def reached(self, batch: Batch) -> list[Reached]:
+        """When each layer with a table is reached in a step, and how long it then waits for its rows."""
+        times: list[Any] = []
+        if self.ids.has_streams:
+            current, device = torch.accelerator.current_stream(), self.decoder.decoder.placement.device.type
 
-    def _parts(self, batch: Batch) -> Iterator[Tensors]:
-        """Run the parts of the step in turn: the hidden state behind each, and what the layer in it made."""
+            def mark() -> None:
+                times.append(torch.Event(device=device, enable_timing=True))
+                times[-1].record(current)
+
+        else:
+
+            def mark() -> None:
+                times.append(time.perf_counter())
+
+        mark()
+        for _ in self._parts(batch, mark):
+            pass
+        if self.ids.has_streams:
+            torch.accelerator.synchronize()
+            times = [times[0].elapsed_time(event) for event in times]
+        else:
+            times = [(each - times[0]) * 1e3 for each in times]
+        return [Reached(at, there - at) for at, there in zip(times[1::2], times[2::2], strict=True)]
+
+    def _parts(self, batch: Batch, mark: Callable[[], None] = lambda: None) -> Iterator[Tensors]:
+        """Run the parts of the step in turn: the hidden state behind each, and what the layer in it made.
+
+        Args:
+            mark: is called where a layer is reached, and where its rows are there.
+        """
         self.ids.take(batch)
         (hidden,) = self.first((self.ids.on_device.ids,))
         for fetch in self.fetches:
             fetch.start()
         yield (hidden,)
         for fetch, part in zip(self.fetches, self.others, strict=True):
-            hidden, *made = part((hidden, *fetch.arrive()))
+            mark()
+            rows = fetch.arrive()
+            mark()
+            hidden, *made = part((hidden, *rows))
             yield hidden, *made
 
     def _first(self, end: int) -> Compute:

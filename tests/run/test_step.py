@@ -1,5 +1,7 @@
 """A layer inside a model's step: its cases, what is exposed, and the proofs."""
 
+import time
+
 import numpy as np
 import pytest
 import torch
@@ -14,7 +16,9 @@ from engram_exp.decoder.decoder import Step
 from engram_exp.errors import ConfigError
 from engram_exp.layer.tokens import Batch
 from engram_exp.measure.limits import Limits
+from engram_exp.measure.rates import Limit
 from engram_exp.run.plan import bytes_moved, flops
+from engram_exp.run.rows import least_exposed
 from engram_exp.run.step_runs import steps_before
 from engram_exp.steps.lookup.gather import GatherLookup
 from engram_exp.strategy.fetch import HostFetch
@@ -32,11 +36,6 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
-
-
-def plan_rows(frame) -> int:
-    """Row ids of a step and a layer: 2 orders of 2 heads."""
-    return int(frame["batch_size"].iloc[0] * frame["seq_len"].iloc[0] * 4)
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -61,6 +60,8 @@ def test_a_step_has_its_rows(run_inline, tmp_path, device, shape, strategy):
     windows = dict(map(float, text.split("=")) for text in frame.at["decoder", "window_ms"].split())
     assert list(windows) == [1, 3]
     assert 0 < windows[1] < windows[3]
+    waits = [text.split("=")[0] for text in frame.at["step", "waits_ms"].split()]
+    assert waits == ([] if "prefetch.lead=previous_step" in shape else ["1", "3"])
     if strategy == "kv_on_gpu":
         assert frame.at["step", "bytes_moved"] == frame.at["ready", "bytes_moved"] + frame.at["fetch", "bytes_moved"]
     assert (
@@ -94,6 +95,45 @@ def test_the_device_fetches_rows_of_a_step(run_inline, strategy, options, shape)
 def test_other_ways_on_a_gpu(run_inline, options):
     rows = run_inline("hardware=cuda", *DECODE, "fusion=gated_conv", *options, CASES)
     assert set(statuses(rows).values()) == {"ok"}, rows
+
+
+def test_a_step_waits_where_rows_are_late(configure, monkeypatch):
+    with torch.inference_mode():
+        bench = bench_of(configure(*TINY, *DECODE, "strategy=kv_on_gpu", CASES))
+        step, ready = bench.built.runs["step"], bench.built.runs["ready"]
+        arrive = HostFetch.arrive
+
+        def late(fetch):
+            time.sleep(0.02 if fetch is step.fetches[0] else 0.05)
+            return arrive(fetch)
+
+        monkeypatch.setattr(HostFetch, "arrive", late)
+        first, second = step.reached(bench.built.batches[0])
+        in_place = ready.reached(bench.built.batches[0])
+    assert first.waits_ms >= 20
+    assert second.waits_ms >= 50
+    assert second.ms >= first.ms + first.waits_ms, "it is reached behind the first"
+    assert all(at.waits_ms < first.waits_ms for at in in_place)
+
+
+@pytest.mark.parametrize(
+    ("windows_ms", "more", "least"),
+    [
+        ((0.1, 5.0), (), 0.9),  # the rows of a layer take 1 ms: those of the first come 0.9 late
+        ((5.0, 1.5), (), 0.5),  # those of both come 0.5 late to the second
+        ((1.5, 2.5), (), 0.0),
+        ((0.1, 5.0), ("prefetch.where=inline",), None),
+        ((0.1, 5.0), ("seq_len=5", "prefetch.lead=previous_step"), None),
+    ],
+)
+def test_what_must_be_exposed_follows_from_limits_and_windows(configure, monkeypatch, windows_ms, more, least):
+    plan = parts_of(configure(*TINY, *DECODE, "strategy=kv_on_gpu", *more, CASES)).plan
+    row_ids = plan.tokens * plan.geometry.columns
+    monkeypatch.setattr(Limits, "of", lambda self, work, load: Limit(work["host rows"] / row_ids, "host rows"))
+    assert least_exposed(plan.step, windows_ms, None) is None, "limits=none"
+    plan.limits = Limits({})
+    found = least_exposed(plan.step, windows_ms, None)
+    assert found == (None if least is None else (pytest.approx(least), "host rows"))
 
 
 def test_layers_with_tables_are_those_that_were_asked_for(run_inline, tmp_path):
