@@ -42,12 +42,14 @@ class Option:
         ms_per_layer: its time.
         flags: of the engine's release.
         differs: what the release does otherwise than was measured, and when.
+        is_own: its own way was measured (`Setting.own`); else the time is of the strategy, in its fastest way.
     """
 
     strategy: str
     ms_per_layer: Time
     flags: str
     differs: str
+    is_own: bool
 
 
 @dataclass(frozen=True)
@@ -173,7 +175,7 @@ def _of_subject(
     freed_gb = {name: tables_gb - memory.device_gb for name, memory in needed.items()}
     steps = steps_of(stepped, fitting, freed_gb, kept)
     found = {} if steps else curves(good)
-    choices = [] if steps else [_choose(found, fitting, use, tokens, layers) for use, tokens in uses]
+    choices = [] if steps else [_choose(good, found, fitting, use, tokens, layers) for use, tokens in uses]
     chosen = [choice.strategy for choice in choices] + [step.best for step in steps]
     longer = exposed_times(whole) if steps else whole
     held_against = of_runs[of_runs["case"].isin(OF_A_STEP)] if steps else good
@@ -257,7 +259,9 @@ def _added(time: Time, yardstick: Time, layers: int) -> Time | None:
     return Time(ms, (time.lo - yardstick.hi) * layers, (time.hi - yardstick.lo) * layers, known, runs)
 
 
-def _choose(found: Mapping[str, Curve], fitting: Sequence[str], use: str, tokens: int, layers: int) -> Choice:
+def _choose(
+    good: pd.DataFrame, found: Mapping[str, Curve], fitting: Sequence[str], use: str, tokens: int, layers: int
+) -> Choice:
     times = {name: time_at(found[name], tokens) for name in fitting}
     known = {name: time for name, time in times.items() if time.ms is not None}
     if not known:
@@ -272,7 +276,7 @@ def _choose(found: Mapping[str, Curve], fitting: Sequence[str], use: str, tokens
         added: Time | None = replace(time, ms=0.0, lo=0.0, hi=0.0)
     else:
         added = _added(time, time_at(found.get(YARDSTICK, {}), tokens), layers)
-    engines = {release: _nearest(known, settings) for release, settings in settings_for(use).items()}
+    engines = {release: _nearest(good, known, settings, tokens) for release, settings in settings_for(use).items()}
     return Choice(use, tokens, best, [], unmeasured, undecided, slower, time, added, engines)
 
 
@@ -282,8 +286,14 @@ def _nearest_sizes(found: Mapping[str, Curve], fitting: Sequence[str], tokens: i
     return [*list(below)[-1:], *list(above)[:1]]
 
 
-def _nearest(known: Mapping[str, Time], settings: Mapping[str, Setting]) -> Option | None:
-    """The fastest of the strategies that a release has flags for."""
-    able = [name for name in known if name in settings]
-    name = min(able, key=lambda name: known[name].ms or 0.0, default=None)
-    return None if name is None else Option(name, known[name], settings[name].flags, settings[name].differs)
+def _nearest(
+    good: pd.DataFrame, known: Mapping[str, Time], settings: Mapping[str, Setting], tokens: int
+) -> Option | None:
+    """The fastest of the strategies that a release has flags for; those whose own way was measured first."""
+    options = []
+    for name in (name for name in known if name in settings):
+        own = time_at(curves(good[settings[name].has(good)]).get(name, {}), tokens)
+        is_own = own.ms is not None
+        time = own if is_own else known[name]
+        options.append(Option(name, time, settings[name].flags, settings[name].differs, is_own))
+    return min(options, key=lambda each: (not each.is_own, each.ms_per_layer.ms or 0.0), default=None)

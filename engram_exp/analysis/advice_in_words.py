@@ -188,6 +188,10 @@ def _runs(time: Time) -> str:
 def _engine(release: str, option: Option | None, choice: Choice) -> Point:
     if option is None:
         return Point(f"{release}: no option for this strategy, nor for another that fits and was measured here")
+    if option.is_own:
+        return Point(
+            f"{release} as {option.strategy}, its own way, {option.ms_per_layer.ms:.4g} ms a layer:", option.flags
+        )
     if option.strategy == choice.strategy:
         return Point(f"{release}:", option.flags)
     how = "".join(f", {line}" for line in _ways(option.ms_per_layer))

@@ -104,6 +104,9 @@ def check_fits(needed: Footprint, free_host: int, free_device: int | None, table
             if where == table and needed.table_bytes and rest < 0.9 * free:
                 scale = (0.9 * free - rest) / needed.table_bytes * table_scale
                 remedy = f"model.table_scale={scale:.2g} would fit"
+            elif where == table and needed.table_bytes > free:
+                below = f"model.table_scale below {free / needed.table_bytes * table_scale:.2g}"
+                remedy = f"{below}, and a smaller batch_size or seq_len, would need less"
             else:
                 remedy = "a smaller batch_size or seq_len would need less"
             raise DoesNotFitError(where, wanted, free, remedy)

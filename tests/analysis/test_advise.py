@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 from common import ROOT
 from made_up import ask, rows, three
+from omegaconf import OmegaConf
 
 from engram_exp import advise, load_results
 from engram_exp.__main__ import main
@@ -84,6 +85,25 @@ def test_engines_get_what_they_can_do_and_its_price():
     nearest = "no option for this strategy; the nearest is uva, 64 ms a layer:"
     assert f"\n  vLLM 0.33.0: {nearest} --engram-config '{{\"cpu_offload\": true}}'\n" in text
     assert text.count("note: vLLM 0.33.0 as uva: ") == 1
+
+
+def test_an_engine_has_the_time_of_its_own_way_where_that_was_measured():
+    own = rows("uva", {64: 0.3, 65536: 90.0}, components="vllm_0_33", lookup="vllm_0_33")
+    frame = pd.concat([three(components="tuned"), own])
+    decode, _ = ask(frame).choices
+    option = decode.engines[VLLM]
+    assert (decode.ms_per_layer.ms, option.ms_per_layer.ms, option.is_own) == (0.2, 0.3, True)
+    assert "  vLLM 0.33.0 as uva, its own way, 0.3 ms a layer: --engram-config" in "\n".join(lines_of(ask(frame)))
+    assert not decode.engines[SGLANG].is_own
+
+
+def test_a_release_s_own_way_is_told_by_what_its_bundle_chooses():
+    for setting in (setting for release in RELEASES.values() for setting in release.settings if setting.own):
+        bundle = OmegaConf.load(ROOT / f"conf/components/{setting.own['components']}.yaml")
+        chosen = {key: value for entry in bundle.defaults for key, value in entry.items()}
+        assert chosen["override /lookup"] == setting.own["lookup"]
+        assert (bundle.engine.name, bundle.engine.strategy) == (setting.own["components"], setting.strategy)
+        assert chosen["override /strategy"] == setting.strategy
 
 
 def test_sglang_gathers_on_the_cpu_for_prompts_alone():

@@ -86,6 +86,10 @@ def test_made_up_inputs_count(name, side, token_bytes):
         (Footprint(10**9, 9 * 10**9, 0), "needs 9.00 GB of device memory, 8.00 GB are free: a smaller batch_size"),
         (Footprint(5 * 10**9, 0, 10**9), "needs 5.00 GB of host memory, 4.00 GB are free: a smaller batch_size"),
         (Footprint(11 * 10**9, 0, 10**10), r"needs 11.00 GB of host memory, 4.00 GB are free: model.table_scale=0.26"),
+        (
+            Footprint(15 * 10**9, 0, 10**10),
+            "needs 15.00 GB of host memory, 4.00 GB are free: model.table_scale below 0.4, and a smaller batch_size",
+        ),
     ],
 )
 def test_what_does_not_fit_is_refused_with_both_numbers(needed, says):
