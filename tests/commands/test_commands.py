@@ -37,6 +37,13 @@ def test_compare_prints_a_table_and_says_what_decides_nothing(command):
     assert "2 of A, 2 of B; they differ in case" in out, "either has an upload that the other has not"
 
 
+def test_summary_tells_apart_what_was_asked_unless_it_is_told_how(command):
+    folder = str(ROOT / "outputs/reference/h100_step")
+    assert command("summary", folder)[1] == command("summary", folder, "strategy", "batch_size", "seq_len")[1]
+    lines = command("summary", folder, "--columns", "batch_size", "--case", "step")[1].splitlines()
+    assert lines[0] == "| strategy | seq_len | 1 | 64 |"
+
+
 def test_compare_shows_what_steps_expose_as_a_difference(command):
     folder = str(ROOT / "outputs/reference/h100_step")
     _, out, _ = command("compare", "--folder", folder, "--by", "strategy", "uva", "uva strategies.14=kv_on_gpu")
