@@ -233,11 +233,16 @@ def _exposed(row: Mapping[str, Any]) -> str:
 
 def _waits(row: Mapping[str, Any]) -> str:
     """How long a model's step waits for its rows, and the least that must be exposed, in words."""
-    text = f"it waits for the rows of layers ms {row['waits_ms']}; what else is exposed slows its decoder"
+    waits_ms = sum(float(text.partition("=")[2]) for text in row["waits_ms"].split())
+    text = f"its layers wait {waits_ms:.4f} ms for their rows ({row['waits_ms']})"
+    if (slower_ms := (row.get("exposed_ms_median") or 0.0) - waits_ms) > 0:
+        text += f", and {slower_ms:.4f} ms are a decoder that is slowed"
     least_ms, by = row.get("exposed_limit_ms"), row.get("exposed_limit_by")
     if least_ms is None:
         return text
-    return f"{text}; at least {least_ms:.4f} ms must be, by {by}" if least_ms else f"{text}; all of it could be hidden"
+    return (
+        f"{text}; at least {least_ms:.4f} ms must be exposed, by {by}" if least_ms else f"{text}; all could be hidden"
+    )
 
 
 def _served(row: Mapping[str, Any]) -> str:

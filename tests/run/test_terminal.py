@@ -1,9 +1,10 @@
 """What the user sees at the end of a sweep."""
 
 import pandas as pd
+import pytest
 
 from engram_exp.results.schema import COLUMNS
-from engram_exp.run.terminal import Terminal
+from engram_exp.run.terminal import Terminal, _waits
 
 
 def summary(capsys, *changes):
@@ -41,3 +42,21 @@ def test_the_tokens_of_a_step_that_a_file_serves_are_told(capsys):
     assert "64 in 10 ms, 128 in 20 ms, 320 in 50 ms\n" in capsys.readouterr().out, "of all layers already"
     Terminal().results([{**row, "case": "full"}, {**row, "asked_bytes": None}])
     assert "serves" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("exposed_ms", "more", "says"),
+    [
+        (
+            0.2,
+            {},
+            "its layers wait 0.1200 ms for their rows (1=0.1 14=0.02), and 0.0800 ms are a decoder that is slowed",
+        ),
+        (0.1, {}, "its layers wait 0.1200 ms for their rows (1=0.1 14=0.02)"),
+        (0.1, {"exposed_limit_ms": 0.0, "exposed_limit_by": "link"}, "rows (1=0.1 14=0.02); all could be hidden"),
+        (0.1, {"exposed_limit_ms": 0.05, "exposed_limit_by": "link"}, "; at least 0.0500 ms must be exposed, by link"),
+    ],
+)
+def test_what_a_step_waits_for_is_told_apart_from_what_slows_it(exposed_ms, more, says):
+    text = _waits({"waits_ms": "1=0.1 14=0.02", "exposed_ms_median": exposed_ms, **more})
+    assert text.endswith(says)
