@@ -11,11 +11,14 @@ import pandas as pd
 from engram_exp.analysis.curves import Time, times_of
 from engram_exp.analysis.engines import DECODE, PREFILL, settings_for
 from engram_exp.analysis.subjects import with_tokens
-from engram_exp.vocabulary import DECODER, IN_STEP, OK, READY
+from engram_exp.results.schema import KEYS
+from engram_exp.vocabulary import BESIDE, DECODER, IN_STEP, LOW, OK, ONE, READY, THIS_STEP
 
 YARDSTICK = "device"
+USUALLY = {"prefetch": BESIDE, "lead": THIS_STEP, "prefetch_streams": ONE, "prefetch_priority": LOW}
 TOLD: dict[str, Any] = {  # of rows of one strategy and size together
     "ready_ms": ("ready_ms", "median"), "device_bytes": ("peak_device_bytes", "max"),
+    **{name: (name, "first") for name in USUALLY},
     "table_scale": ("table_scale", "min"), "batch_size": ("batch_size", "first"), "seq_len": ("seq_len", "first"),
 }  # fmt: skip
 EXPOSED = "exposed"  # a case that is not timed by itself: what `step` takes longer than `ready`
@@ -29,6 +32,8 @@ class Exposed:
 
     Args:
         strategy: in the way that exposes the least, where it was measured in several.
+        overrides: what one types for it: the strategy, what tells its way from others that were measured, and how its
+            rows are fetched, wherever that is not as usual.
         time: longer, all layers together.
         percent, percent_lo, percent_hi: the same, of the step with rows in place.
         ready_ms: that step; of several runs, the median of their medians.
@@ -38,6 +43,7 @@ class Exposed:
     """
 
     strategy: str
+    overrides: list[str]
     time: Time
     percent: float | None
     percent_lo: float | None
@@ -204,7 +210,8 @@ def _step(
         percent, lo, hi = (_percent(ms, ready_ms) for ms in (time.ms, time.lo, time.hi))
         cached, context = (int(freed_gb * 1e9 // kept[0]), kept[1]) if kept and freed_gb > 0 else (None, 1)
         sequences = None if cached is None else cached // context
-        found.append(Exposed(row["strategy"], time, percent, lo, hi, ready_ms, freed_gb, cached, sequences))
+        typed = _overrides(row, time)
+        found.append(Exposed(row["strategy"], typed, time, percent, lo, hi, ready_ms, freed_gb, cached, sequences))
     found.sort(key=lambda one: one.time.ms or 0.0)
     able = [one for one in found if one.strategy in fitting]
     open_ones = [one.strategy for one in able[1:] if one.time.is_open_against(able[0].time)]
@@ -234,6 +241,12 @@ def _of_engine(options: Sequence[tuple[OfEngine | None, Exposed]]) -> OfEngine |
     """The best of what a release has flags for: each by its own way, if that was measured, and as it was at best."""
     found = [own or OfEngine(one.strategy, False, one.time, one.percent) for own, one in options]
     return min(found, key=lambda each: (not each.is_own, each.time.ms or 0.0), default=None)
+
+
+def _overrides(row: dict[str, Any], time: Time) -> list[str]:
+    unusual = [f"{KEYS[name]}={row[name]}" for name, usual in USUALLY.items() if row[name] not in (usual, "")]
+    told = [f"strategy={row['strategy']}", *(text for way in time.ways for text in way.overrides), *unusual]
+    return list(dict.fromkeys(told))
 
 
 def _percent(ms: float | None, whole_ms: float) -> float | None:

@@ -111,7 +111,7 @@ def _size(step: Step) -> SizeInWords:
         percent=f"{best.percent or 0.0:.2f} %",
         percents=_percents(best),
         yardstick=microseconds(yardstick.time.ms or 0.0) if yardstick and apart else "",
-        overrides=" ".join([f"strategy={best.strategy}", *(text for way in best.time.ways for text in way.overrides)]),
+        overrides=" ".join(best.overrides),
         certainty=_certainty(step, best),
         sure=f"open: {', '.join(step.undecided)}" if step.undecided else "clear" if step.more else "the only one",
     )

@@ -297,6 +297,18 @@ def test_what_one_types_and_reads():
     assert "note: sizes with fewer than 4 runs" in once
 
 
+def test_how_rows_are_fetched_is_typed_wherever_it_is_not_as_usual():
+    """Of the only way that was measured, too: the number is that of prompts whose rows come ahead."""
+    usual = {"prefetch": "beside", "prefetch_streams": "one", "prefetch_priority": "low"}
+    ahead = steps("kv_on_gpu", {(1, 512): 5}, lead="previous_step", **usual)
+    told = text(ahead, steps("uva", {(1, 512): 50}, lead="previous_step", **{**usual, "prefetch_priority": "high"}))
+    assert "strategy=kv_on_gpu prefetch.lead=previous_step  5.0 (" in told
+    (step,) = advice(steps("uva", {(1, 512): 50}, lead="this_step", **{**usual, "prefetch_priority": "high"})).steps
+    assert step.of("uva").overrides == ["strategy=uva", "prefetch.priority=high"]
+    (step,) = advice(steps("uva", {(1, 512): 50}, lead="this_step", **usual)).steps
+    assert step.of("uva").overrides == ["strategy=uva"]
+
+
 def test_sizes_at_which_nothing_fits_say_so():
     found = steps("uva", {(64, 1): 34.1}), steps("device", {(64, 1): 1, (16, 1): 1})
     (line,) = [line for line in text(*found).split("\n") if line.startswith("  16 ")]
