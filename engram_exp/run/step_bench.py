@@ -139,8 +139,9 @@ class StepBench:
     def _look_when_reached(self, case: str) -> None:
         """When steps come to each layer, with rows that no step before them asked for."""
         step, batches = self.built.runs[case], self._inputs(case)
-        if not isinstance(step, InStep) or (case == IN_STEP and self.files.tables):
-            return  # rows that come ahead are there, and those of a file are not as they are in timed calls
+        is_restored = self.files.tables or restore_of([layer.counting[case] for layer in self._counting(case)])
+        if not isinstance(step, InStep) or (case == IN_STEP and is_restored):
+            return  # rows that come ahead are there; files and caches are not as they are in timed calls
         times = [step.reached(batches[number % len(batches)]) for number in range(WINDOWS)]
         by_layer = (zip(*of_layer, strict=True) for of_layer in zip(*times, strict=True))
         self.reached[case] = [Reached(*map(median, both)) for both in by_layer]
