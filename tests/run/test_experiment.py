@@ -71,10 +71,12 @@ def test_a_run_gives_a_row_for_every_case(run_inline, tmp_path, strategy, compon
     ],
 )
 @pytest.mark.parametrize("strategy", ["uva", "device"])
+@pytest.mark.usefixtures("few_looks")
 def test_steps_on_the_device_have_their_rows(run_inline, tmp_path, strategy, dtype, row_bytes, options):
     device = KERNEL_DEVICE.type
     capture = [] if device == "cuda" else ["capture=none"]
-    rows = run_inline(f"strategy={strategy}", f"hardware={device}", f"dtype={dtype}", "seq_len=5", *capture, *options)
+    few = "seq_len=2", "batches=2", "iterations=1"
+    rows = run_inline(f"strategy={strategy}", f"hardware={device}", f"dtype={dtype}", *few, *capture, *options)
     statuses = {row["case"]: row["status"] for row in rows}
     widening = {"widening": "ok"} if options == ["lookup.widen=false"] else {}
     upload = "ok" if device == "cuda" else "skipped"
@@ -97,6 +99,7 @@ def test_steps_on_the_device_have_their_rows(run_inline, tmp_path, strategy, dty
         (["lookup.sort_from_rows=1"], "partitioned"),
     ],
 )
+@pytest.mark.usefixtures("few_looks")
 def test_rows_that_are_read_in_order_come_back_to_their_places(run_inline, options, order):
     device = KERNEL_DEVICE.type
     capture = [] if device == "cuda" else ["capture=none"]

@@ -16,6 +16,7 @@ from engram_exp.run.requirements import check_plan
 from engram_exp.run.row_cache import SteadyAgain, counting_of, require_kept
 from engram_exp.steps.lookup.cached import CachedLookup
 
+pytestmark = pytest.mark.usefixtures("few_looks")
 CACHED = ("strategy=cached", "capture=none", "lookup.gb=0.001", "lookup.profile_tokens=100", "cases=[lookup,full]")
 
 
@@ -150,6 +151,7 @@ def test_without_other_batches_there_is_no_profile(configure, tmp_path):
 
 
 IN_A_STEP = ("cases=[fetch,ready,step]", "batches=3", "steps_per_sample=1", "iterations=2")
+FEW = (*PROMPT, "seq_len=4")
 
 
 @pytest.mark.slow
@@ -159,8 +161,8 @@ IN_A_STEP = ("cases=[fetch,ready,step]", "batches=3", "steps_per_sample=1", "ite
     [
         ((*DECODE,), 1.0),
         ((*DECODE, "lookup.state=cold", "prefetch.where=inline"), 0.0),
-        ((*PROMPT, "prefetch.lead=previous_step", "dtype=fp8"), 1.0),
-        ((*PROMPT, "prefetch.lead=previous_step", "lookup.state=cold"), 0.0),
+        ((*FEW, "prefetch.lead=previous_step", "dtype=fp8"), 1.0),
+        ((*FEW, "prefetch.lead=previous_step", "lookup.state=cold"), 0.0),
         ((*DECODE, "strategies.3=uva", "prefetch.streams=each"), 1.0),
     ],
 )
@@ -173,7 +175,7 @@ def test_layers_of_a_step_have_caches_of_their_own(run_inline, device, overrides
 
 
 def test_what_a_cold_step_fetches_before_its_sample_hits_nothing(configure):
-    overrides = (*PROMPT, "prefetch.lead=previous_step", "lookup.state=cold", "hardware=cpu", "capture=none")
+    overrides = (*FEW, "prefetch.lead=previous_step", "lookup.state=cold", "hardware=cpu", "capture=none")
     bench = bench_of(configure(*TINY, *CACHED, *overrides, *IN_A_STEP))
     case = bench.timed("step")
     with torch.inference_mode():

@@ -25,15 +25,6 @@ QUICK = ("iterations=1", "steps_per_sample=1", "batches=1")
 ON_GPU = f"hardware={KERNEL_DEVICE.type}"
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Hundreds of small operations: threads that wait for each other's turn would take most of the time."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def plan_rows(frame) -> int:
     """Row ids of a step and a layer: 2 orders of 2 heads."""
     return int(frame["batch_size"].iloc[0] * frame["seq_len"].iloc[0] * 4)
@@ -71,9 +62,10 @@ def test_a_step_has_its_rows(run_inline, tmp_path, device, shape, strategy):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("few_looks")
 @pytest.mark.parametrize("strategy", ["uva", "device"])
 @pytest.mark.parametrize("options", [("prefetch.where=inline",), ("dtype=fp8", "prefetch.streams=each")])
-@pytest.mark.parametrize("shape", [DECODE, (*PROMPT, "seq_len=5")])
+@pytest.mark.parametrize("shape", [DECODE, (*PROMPT, "seq_len=3")])
 def test_the_device_fetches_rows_of_a_step(run_inline, strategy, options, shape):
     rows = run_inline(f"strategy={strategy}", "capture=none", ON_GPU, *options, *shape, CASES, *QUICK)
     assert set(statuses(rows).values()) == {"ok"}, rows
@@ -155,6 +147,7 @@ def test_what_rests_on_a_suspect_time_is_not_told(run_inline, monkeypatch):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("few_looks")
 @pytest.mark.parametrize(
     ("strategies", "told"),
     [
