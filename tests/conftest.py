@@ -155,11 +155,11 @@ def call(command: Callable[..., list[str]]) -> Callable[..., subprocess.Complete
 def call_here(command: Callable[..., list[str]], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture):
     """Run `command` in this process, without the time of a start."""
     monkeypatch.setattr("engram_exp.campaign.process.stop_on", lambda *signals: None)
-    for name in ("sweep_dir", "began", "reports"):
-        monkeypatch.setattr(Preflight, name, getattr(Preflight, name))
 
     def run(*arguments: str) -> subprocess.CompletedProcess:
         asked = command(*arguments)
+        for name, value in {"sweep_dir": None, "began": 0.0, "reports": False}.items():  # of no earlier call
+            monkeypatch.setattr(Preflight, name, value)
         monkeypatch.setattr(sys, "argv", asked[1:])
         capfd.readouterr()
         with pytest.raises(SystemExit) as ended:

@@ -207,7 +207,7 @@ def test_help_shows_groups_choices_and_examples_without_pytorch():
     assert sum("python run.py" in line for line in done.stdout.splitlines()) >= 3
     imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
     assert {"hydra", "omegaconf"} <= imported
-    assert not {"torch", "pandas", "numba", "transformers"} & imported
+    assert not {"torch", "numpy", "pandas", "numba", "transformers"} & imported
 
 
 def test_threads_and_affinity_reach_the_worker(call, tmp_path):

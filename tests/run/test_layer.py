@@ -56,7 +56,7 @@ def layer_of(run_inline, tmp_path, *overrides):
 @pytest.mark.usefixtures("few_looks")
 def test_all_strategies_and_schedules_give_the_same_hidden_state(run_inline, tmp_path, history):
     device = KERNEL_DEVICE.type
-    once = "cases=[layer]", "iterations=1"
+    once = "cases=[layer]", "iterations=1", "batches=2"
     common = (*CONV, "dtype=float32", f"tokens.history={history}", f"hardware={device}", *once)
     uva = "strategy=uva", "lookup.rows_per_program=8"
     outcomes = [
