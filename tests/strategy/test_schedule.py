@@ -19,6 +19,7 @@ from engram_exp.run.whole import build_whole_run
 from engram_exp.steps.hashing.numpy import NumpyHasher
 from engram_exp.strategy.schedule import cut, streams_of
 
+KEPT = ("cases=[full]", "save_tensors=true", "iterations=1", "batches=2")
 IN_CHUNKS = ("schedule=pipelined", "schedule.chunk_tokens=5", "schedule.ring_depth=2")
 
 
@@ -38,9 +39,12 @@ def test_chunks_hash_to_what_the_batch_hashes_to(tiny_plan, batch_size, seq_len,
 
 
 @pytest.mark.parametrize("dtype", ["float32", "fp8"])
-@pytest.mark.parametrize("options", [("strategy=uva", "lookup.widen=false"), ("strategy=device",)])
+@pytest.mark.parametrize(
+    "options", [("strategy=uva", "lookup.widen=false", "lookup.rows_per_program=8"), ("strategy=device",)]
+)
+@pytest.mark.usefixtures("few_looks")
 def test_rows_are_read_while_others_are_computed(run_inline, tmp_path, options, dtype):
-    common = (*options, f"hardware={KERNEL_DEVICE.type}", f"dtype={dtype}", "cases=[full]", "save_tensors=true")
+    common = (*options, f"hardware={KERNEL_DEVICE.type}", f"dtype={dtype}", *KEPT)
     capture = ["capture=graph", "capture=none"] if KERNEL_DEVICE.type == "cuda" else ["capture=none"]
     assert run_inline(*common, "schedule=serial")[0]["status"] == "ok"
     serial = load_file(tmp_path / "tensors.safetensors")
@@ -57,7 +61,7 @@ def test_rows_are_read_while_others_are_computed(run_inline, tmp_path, options, 
 @pytest.mark.parametrize("strategy", ["kv_on_cpu", "kv_on_gpu"])
 @pytest.mark.parametrize("dtype", ["float32", "fp8", "fp8_one_scale"])
 def test_a_pipeline_gives_the_same_keys_and_value(run_inline, tmp_path, device, strategy, dtype):
-    common = (f"strategy={strategy}", f"hardware={device}", f"dtype={dtype}", "cases=[full]", "save_tensors=true")
+    common = (f"strategy={strategy}", f"hardware={device}", f"dtype={dtype}", *KEPT)
     assert run_inline(*common, "schedule=serial")[0]["status"] == "ok"
     serial = load_file(tmp_path / "tensors.safetensors")
     for chunk_tokens, ring_depth in ((1, 3), (5, 1), (12, 2), (20, 3), (50, 2)):
