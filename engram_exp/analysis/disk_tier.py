@@ -9,7 +9,7 @@ import pandas as pd
 
 from engram_exp.analysis.engines import USES
 from engram_exp.analysis.exposed import Exposed, Step
-from engram_exp.vocabulary import DEVICE
+from engram_exp.analysis.placements import tables_on_host
 
 LEAST_PERCENT = 1.0  # of a step: less is called hidden
 
@@ -21,10 +21,10 @@ def on_disk(rows: pd.DataFrame) -> list[str]:
 
 
 def on_host_gb(rows: pd.DataFrame, tables_gb: float) -> dict[str, float]:
-    """What each strategy keeps of the tables in host memory, at full size."""
+    """What each strategy keeps of the tables in the memory of the host, at full size: for all ranks."""
     files = on_disk(rows)
-    tables = rows.groupby("strategy")["table"].first()
-    return {str(name): 0.0 if table == DEVICE or name in files else tables_gb for name, table in tables.items()}
+    times = tables_on_host(rows).groupby(rows["strategy"]).first()
+    return {str(name): 0.0 if name in files else tables_gb * number for name, number in times.items()}
 
 
 def thresholds(steps: Sequence[Step], strategies: Collection[str]) -> list[str]:

@@ -14,7 +14,8 @@ import psutil
 import pytest
 from common import ROOT, TINY
 
-from engram_exp import load_results
+from engram_exp import advise, load_results
+from engram_exp.analysis.engines import Gpus
 from engram_exp.machine.environment import gpus
 from engram_exp.run.job import Job
 
@@ -104,12 +105,16 @@ def test_every_rank_is_right_wherever_the_table_is(start, tmp_path, ways):
 
 
 def test_the_program_runs_ranks_as_it_runs_one(call, tmp_path):
-    done = call("ranks=2", "strategy=sharded", "exchange=peer", "cases=[lookup]")
+    done = call("ranks=2", "strategy=sharded", "exchange=peer", "cases=[full]")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "2 on this host, memory and work below of each" in done.stdout
-    assert done.stdout.count("timed lookup") == 1
-    (row,) = load_results(tmp_path / "out").to_dict("records")
+    assert done.stdout.count("timed full") == 1
+    found = load_results(tmp_path / "out").assign(device="cuda")  # advice takes no CPU that stands in for GPUs
+    (row,) = found.to_dict("records")
     assert (row["status"], row["ranks"], row["exchange"], row["split"]) == ("ok", 2, "peer", "strided")
+    advice = advise(found, "demo", decode=row["batch_size"] * row["seq_len"], prefill=1, device_memory_gb=1)
+    assert (advice.gpus, advice.choices[0].strategy) == (Gpus(2, "same"), "sharded exchange=peer")
+    assert advice.placements[0].device_gb == pytest.approx(advice.table_gb / 2)
 
 
 @pytest.mark.parametrize("rank", [0, 1])
