@@ -6,6 +6,7 @@ A rank does what every run does; what one of them finds out that the others must
 
 from __future__ import annotations
 
+import gc
 import os
 import socket
 import time
@@ -72,6 +73,7 @@ class Ranks:
     def leave(self) -> None:
         """Part in order: behind this, nobody waits for anybody."""
         if self.control is not None:
+            gc.collect()  # of graphs that hold what they send through: a group waits for them when it ends
             self.agree()
             dist.destroy_process_group()
 
@@ -84,6 +86,10 @@ class Ranks:
     def share_one_host(self) -> bool:
         """Whether all ranks can reach each other's memory."""
         return self.local_size == self.size
+
+    def another_group(self) -> Any:
+        """What else all ranks may send each other through, while an exchange is under way: they ask for it together."""
+        return dist.new_group(timeout=timedelta(seconds=self.patience_s))
 
     def agree(self, error: Exception | None = None, numbers: tuple[float, ...] = ()) -> list[float]:
         """Wait until every rank is here, and learn how it fared.

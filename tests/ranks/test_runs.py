@@ -14,7 +14,7 @@ import psutil
 import pytest
 from common import ROOT, TINY
 
-from engram_exp import advise, load_results
+from engram_exp import advise, load_results, load_samples
 from engram_exp.analysis.engines import Gpus
 from engram_exp.machine.environment import gpus
 from engram_exp.run.job import Job
@@ -82,12 +82,16 @@ def left_behind():
 
 
 def test_ranks_that_ask_for_their_own_leave_one_set_of_rows(start, tmp_path):
-    rows = rows_of(tmp_path, start("exchange=all_to_all", "rank_batches=own", "save_tensors=true", "dtype=fp8"))
+    own = "exchange=all_to_all", "rank_batches=own", "save_tensors=true", "dtype=fp8"
+    rows = rows_of(tmp_path, start(*own, "decoder=tiny", "decoder.layers=2", "decoder.engram_layers=[1]"))
     assert {row["status"] for row in rows.values()} == {"ok", "skipped"}
     lookup = rows["lookup"]
     told = ("ranks", "rank_batches", "exchange", "split", "iterations")
     assert [lookup[name] for name in told] == [2, "own", "all_gather", "strided", 3]  # the choice as it was named
-    assert lookup["tokens_per_s"] * lookup["wall_ms_median"] / 1e3 == pytest.approx(2 * 2 * 12)
+    for row in (lookup, rows["step"]):
+        assert row["tokens_per_s"] * row["wall_ms_median"] / 1e3 == pytest.approx(2 * 2 * 12)
+    samples = load_samples(tmp_path).pivot(index="iteration", columns="case", values="wall_ms")
+    assert rows["step"]["exposed_ms_median"] == pytest.approx((samples["step"] - samples["ready"]).median())
     assert (tmp_path / "tensors.safetensors").exists()
     assert (tmp_path / "run.1.log").exists()
 
@@ -163,6 +167,10 @@ def test_what_ends_one_rank_is_told_of_it(start, tmp_path):
     assert (rows["lookup"]["status"], rows["hashing"]["status"]) == ("oom_host", "ok")
 
 
+SHARED_DECODER = (
+    "decoder=matmuls", "decoder.layers=4", "decoder.hidden_size=64", "decoder.vocab_size=512",
+    "decoder.products=[[96,64],[64,64],[256,64],[64,128]]", "model.layers=[1,3]",
+)  # fmt: skip
 ON_GPUS = [
     *(("strategy=sharded", f"exchange={exchange}") for exchange in ("all_gather", "all_reduce", "peer")),
     ("strategy=sharded", "exchange=all_to_all", "rank_batches=own"),
@@ -172,6 +180,9 @@ ON_GPUS = [
     ("strategy=host_shared",),
     ("strategy=replicated",),
     ("strategy=device",),
+    *(("strategy=sharded", f"exchange={exchange}", *SHARED_DECODER) for exchange in ("all_gather", "peer")),
+    ("strategy=host_shared", "prefetch.lead=previous_step", *SHARED_DECODER),
+    ("strategy=sharded", "exchange=all_to_all", "rank_batches=own", "decoder=tiny", "model.layers=[1,3]"),
 ]
 
 
