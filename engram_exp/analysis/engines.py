@@ -75,14 +75,16 @@ RELEASES = {
             Setting(
                 "sharded exchange=all_gather",
                 "--engram-config '{\"cpu_offload\": false}'",
-                "spreads the heads over the tensor-parallel GPUs, and splits the columns of the projection over them",
+                "spreads the heads over the tensor-parallel GPUs, and splits the columns of the projection over them "
+                "(here projection=column_parallel)",
                 batches=SAME,
             ),
             Setting(
                 "host_per_rank exchange=all_gather",
                 "--engram-config '{\"cpu_offload\": true}'",
                 f"its default; spreads the heads over the tensor-parallel GPUs, each of which reads its own through "
-                f"the link; sorts row ids {VLLM_SORTS}; splits the columns of the projection over the GPUs",
+                f"the link; sorts row ids {VLLM_SORTS}; splits the columns of the projection over the GPUs "
+                "(here projection=column_parallel)",
                 batches=SAME,
             ),
             Setting(

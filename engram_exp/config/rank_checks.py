@@ -21,6 +21,10 @@ def check_ranks(config: DictConfig) -> None:
     Raises:
         ConfigError: naming the key, its value and what would work.
     """
+    kind: Any = get_class(config.projection._target_)
+    if getattr(kind, "needs_same", False) and (config.ranks == 1 or config.rank_batches == OWN):
+        remedy = "shares the columns out among ranks that ask for the same tokens: ranks=2 rank_batches=same"
+        raise ConfigError("projection", None, f"{kind.__name__} {remedy}; projection=fused has all of them")
     if config.ranks == 1:
         if config.rank_batches != SAME:
             raise ConfigError("rank_batches", config.rank_batches, "says nothing of one rank; ranks=2 has others")

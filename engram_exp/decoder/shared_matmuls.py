@@ -27,7 +27,7 @@ class SharedMatmulDecoder(MatmulDecoder):
     def __init__(
         self, shape: MatmulShare, sequences: int, dtype: torch.dtype, seed: int, placement: Placement, ranks: Ranks
     ) -> None:
-        self.rank, self.size, self.group = ranks.rank, ranks.size, ranks.another_group()
+        self.rank, self.size, self.group = ranks.rank, ranks.size, ranks.compute_group
         self.spans = spans_of(shape.of, ranks.size)
         super().__init__(shape, sequences, dtype, seed, placement)
         self.first_row = shape.vocab_size * self.rank // self.size

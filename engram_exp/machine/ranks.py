@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import cached_property
 from typing import Any, TypeVar
 
 import torch
@@ -87,9 +88,12 @@ class Ranks:
         """Whether all ranks can reach each other's memory."""
         return self.local_size == self.size
 
-    def another_group(self) -> Any:
-        """What else all ranks may send each other through, while an exchange is under way: they ask for it together."""
-        return dist.new_group(timeout=timedelta(seconds=self.patience_s))
+    @cached_property
+    def compute_group(self) -> Any:
+        """What goes through here is computed: the sums of a decoder's layers, and columns of a projection, one behind
+        the other on one stream; an exchange may be under way beside it. All ranks ask for it first at the same turn;
+        None of one rank alone."""
+        return None if self.size == 1 else dist.new_group(timeout=timedelta(seconds=self.patience_s))
 
     def agree(self, error: Exception | None = None, numbers: tuple[float, ...] = ()) -> list[float]:
         """Wait until every rank is here, and learn how it fared.

@@ -37,6 +37,8 @@ BESIDE = ("decoder=matmuls",)
         (("ranks=2", "link_load_gb_per_s=1"), "link_load_gb_per_s=1.0: loads the link of one GPU; use ranks=1"),
         ((*SHARDED, "exchange=none"), "exchange=none: the table is shared out among 2 ranks"),
         ((*SHARDED, "exchange=all_to_all"), "rank_batches=same: AllToAllExchange sends row ids that all ranks know"),
+        (("projection=column_parallel",), "projection=None: ColumnParallelProjection shares the columns out among"),
+        ((*SHARDED, "projection=column_parallel", "rank_batches=own"), "projection=None: ColumnParallelProjection"),
         ((*SHARDED, "lookup=cached"), "lookup=None: CachedLookup keeps rows of earlier calls"),
         ((*SHARDED, "table.split=rows"), "table.split=rows: AllGatherExchange takes whole columns"),
     ],

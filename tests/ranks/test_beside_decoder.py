@@ -1,4 +1,5 @@
-"""A decoder that ranks share out is the whole one, and layers stand in its steps as they do in those of one rank."""
+"""What ranks compute together, a decoder or a projection, is what one would; layers stand in steps of several ranks as
+they do in those of one."""
 
 from __future__ import annotations
 
@@ -6,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from common import TINY
+from common import TINY, demo_geometry
 from hypothesis import given
 from hypothesis import strategies as st
 from pool import pool_of
@@ -14,6 +15,7 @@ from pool import pool_of
 from engram_exp.decoder.shape import DecoderCost
 from engram_exp.decoder.shapes import MatmulShape
 from engram_exp.errors import ConfigError
+from engram_exp.layer.weights import ProjectionWeights
 from engram_exp.machine.placement import Placement
 from engram_exp.measure.loop import measure
 from engram_exp.measure.rank_clock import RankClock
@@ -22,6 +24,8 @@ from engram_exp.run.parts import Parts
 from engram_exp.run.plan import Plan
 from engram_exp.run.ranked import whole_table_bytes
 from engram_exp.steps.lookup.anywhere import AnywhereLookup
+from engram_exp.steps.projection.column_parallel import ColumnParallelProjection
+from engram_exp.steps.projection.fused import FusedProjection
 from engram_exp.vocabulary import OF_A_STEP
 
 CPU = Placement(torch.device("cpu"))
@@ -57,6 +61,44 @@ def test_the_shares_of_a_decoder_make_what_the_whole_makes_and_the_same_on_all_r
     for tied in (True, False):
         first, second = pool(2, through_layers, tied)
         assert torch.equal(first, second)
+
+
+def project(ranks):
+    """Keys and value of 15 columns, which two ranks do not share evenly, beside those of one that has them all."""
+    made = []
+    for dtype, bias, norms in (
+        (torch.float32, True, True),
+        (torch.bfloat16, False, False),
+        (torch.bfloat16, True, True),
+    ):
+        geometry = demo_geometry(hidden_size=5, hc_mult=2, bias=bias, row_values=4, vocab_per_order=(20, 20))
+        weights = replace(ProjectionWeights.draw(geometry, dtype, 0), norms_keys=norms)
+        embeddings = torch.randn(9, geometry.embedding_width, generator=torch.Generator().manual_seed(1)).to(dtype)
+        shared = ColumnParallelProjection(weights.share(ranks.rank, ranks.size), ranks, 12, CPU)
+        for tokens in (9, 4):
+            got, want = (each(embeddings[:tokens]) for each in (shared, FusedProjection(weights, 12, CPU)))
+            tolerance = {torch.float32: 1e-5, torch.bfloat16: 2e-2}[dtype]
+            torch.testing.assert_close(got, want, rtol=tolerance, atol=tolerance)
+            made += map(torch.clone, got)
+    return made
+
+
+@pytest.mark.slow
+def test_columns_of_a_projection_are_those_of_the_whole_on_all_ranks(pool):
+    first, second = pool(2, project)
+    assert all(map(torch.equal, first, second))
+    assert [len(tensor) for tensor in first[:4]] == [9, 9, 4, 4]
+
+
+@given(rows=st.integers(1, 40), shares=st.integers(1, 9))
+def test_shares_of_weights_are_the_whole_and_zeros_behind_it(rows, shares):
+    whole = ProjectionWeights(torch.randn(rows, 3), torch.randn(rows), torch.ones(1, 1), 1e-6)
+    parts = [whole.share(number, shares) for number in range(shares)]
+    for name in ("weight", "bias"):
+        together = torch.cat([getattr(part, name) for part in parts])
+        assert torch.equal(together[:rows], getattr(whole, name))
+        assert not together[rows:].any()
+    assert len({part.weight.shape for part in parts}) == 1
 
 
 @given(ranks=st.integers(1, 6), parts=st.tuples(*[st.integers(1, 4)] * 3))
@@ -100,7 +142,14 @@ SHARED = (
 )  # fmt: skip
 EACH = "decoder=tiny", "rank_batches=own"
 WAYS = {
-    "shared": ("strategy=sharded", "exchange=all_gather", "seq_len=1", "tokens.history=true", *SHARED),
+    "shared": (
+        "strategy=sharded",
+        "exchange=all_gather",
+        "seq_len=1",
+        "tokens.history=true",
+        "projection=column_parallel",
+        *SHARED,
+    ),
     "ahead": ("strategy=sharded", "exchange=all_to_all", "prefetch.lead=previous_step", *EACH),
     "inline": ("strategy=host_per_rank", "exchange=peer", "prefetch.where=inline", "dtype=fp8", *EACH),
 }

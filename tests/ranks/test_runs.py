@@ -97,7 +97,12 @@ def test_ranks_that_ask_for_their_own_leave_one_set_of_rows(start, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "ways", [("strategy=host_shared",), ("strategy=replicated", "exchange=peer"), ("exchange=peer",)]
+    "ways",
+    [
+        ("strategy=host_shared", "projection=column_parallel"),
+        ("strategy=replicated", "exchange=peer"),
+        ("exchange=peer",),
+    ],
 )
 def test_every_rank_is_right_wherever_the_table_is(start, tmp_path, ways):
     rows = rows_of(tmp_path, start(*ways, "ranks=3", "batch_size=1"))
@@ -181,7 +186,8 @@ ON_GPUS = [
     ("strategy=replicated",),
     ("strategy=device",),
     *(("strategy=sharded", f"exchange={exchange}", *SHARED_DECODER) for exchange in ("all_gather", "peer")),
-    ("strategy=host_shared", "prefetch.lead=previous_step", *SHARED_DECODER),
+    ("strategy=host_shared", "prefetch.lead=previous_step", "projection=column_parallel", *SHARED_DECODER),
+    ("strategy=sharded", "projection=column_parallel"),
     ("strategy=sharded", "exchange=all_to_all", "rank_batches=own", "decoder=tiny", "model.layers=[1,3]"),
 ]
 
