@@ -3,7 +3,6 @@ model that is served tensor parallel."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
@@ -110,20 +109,26 @@ def _read(whole: MatmulShape, number: int, ranks: int) -> int:
     return read // ranks if whole.split[number] == READ else read
 
 
+def _shared(whole: MatmulShape, number: int) -> list[int]:
+    """Channels of a product that must be evenly shared out."""
+    stretches, split = _stretches(whole)[number]
+    return stretches if split == MADE else [whole.products[number][1]] if split == READ else []
+
+
 def _check(whole: MatmulShape, number: int, ranks: int) -> None:
     """Refuse a product that so many ranks cannot share out."""
     assert whole.split is not None
-    (made, read), split = whole.products[number], whole.split[number]
-    stretches, _ = _stretches(whole)[number]
-    shared = stretches if split == MADE else [read] if split == READ else []
+    (made, read), split, shared = whole.products[number], whole.split[number], _shared(whole, number)
     if any(channels % ranks for channels in shared):
         remedy = f"{' and '.join(map(str, shared))} channels of product {number + 1}, [{made}, {read}], are not evenly "
         raise ConfigError("ranks", ranks, f"{remedy}shared out; {_dividing(whole)} would be")
     source = whole.sources[number]
-    of_source = WHOLE if source == 0 else whole.split[source - 1]
-    if split == READ and of_source != MADE:
+    is_shared = source > 0 and whole.split[source - 1] == MADE
+    if split == READ and not is_shared:
         raise ConfigError(KEY, list(whole.split), f"product {number + 1} reads what is not shared out; made or whole")
-    there = whole.hidden_size if source == 0 else sum(spans_of(whole, ranks)[source - 1])
+    if split == WHOLE and is_shared:
+        raise ConfigError(KEY, list(whole.split), f"product {number + 1} reads what is shared out; read or made")
+    there = sum(spans_of(whole, ranks)[source - 1]) if source else whole.hidden_size
     if _read(whole, number, ranks) > there:
         remedy = f"product {number + 1} reads {read} channels, of which a rank has {there}; fewer ranks would do"
         raise ConfigError("ranks", ranks, remedy)
@@ -131,9 +136,6 @@ def _check(whole: MatmulShape, number: int, ranks: int) -> None:
 
 def _dividing(whole: MatmulShape) -> str:
     """Numbers of ranks that share all products out evenly."""
-    assert whole.split is not None
-    shared: list[int] = []
-    for (ends, split), (_, read) in zip(_stretches(whole), whole.products, strict=True):
-        shared += ends if split == MADE else [read] if split == READ else []
-    found: Sequence[int] = [number for number in range(1, 17) if not any(each % number for each in shared)]
+    shared = [channels for number in range(len(whole.products)) for channels in _shared(whole, number)]
+    found = [ranks for ranks in range(1, 17) if not any(channels % ranks for channels in shared)]
     return f"ranks={','.join(map(str, found))}"

@@ -124,7 +124,8 @@ def test_all_shares_together_cost_what_the_whole_costs(ranks, parts):
         (2, {"split": [*SPLIT[:4], "made"]}, "decoder.split=.*the last makes the hidden state"),
         (2, {"split": ["whole", "read", *SPLIT[2:]]}, "decoder.split=.*product 2 reads what is not shared out"),
         (4, {}, r"ranks=4: 12 and 6 channels of product 1, \[18, 12\], are not evenly shared out; ranks=1,2,3,6 would"),
-        (2, {"split": ["made", "whole", *SPLIT[2:]]}, "ranks=2: product 2 reads 12 channels, of which a rank has 9"),
+        (2, {"split": ["made", "whole", *SPLIT[2:]]}, "decoder.split=.*product 2 reads what is shared out"),
+        (2, {"split": ["made", "made", *SPLIT[2:]]}, "ranks=2: product 2 reads 12 channels, of which a rank has 9"),
     ],
 )
 def test_a_decoder_that_cannot_be_shared_out_is_refused(ranks, changes, message):
