@@ -89,11 +89,10 @@ def worth_of(rows: pd.DataFrame, layers: int, token_bytes: int | None) -> list[W
 
 
 def _of_size(rows: pd.DataFrame, layers: int, token_bytes: int | None) -> Iterator[Worth]:
-    plain = rows[rows["strategy"] == WITHOUT]
-    if plain.empty:
+    plain, kept = rows[rows["strategy"] == WITHOUT], rows[rows["cache_gb"] > 0]
+    if plain.empty or kept.empty:
         return
     without = _time(plain)
-    kept = rows[rows["cache_gb"] > 0]
     for (strategy, policy), some in kept.groupby(["strategy", "cache_policy"], sort=False):
         sizes, steady = [], some["cache_state"] == STEADY
         some = some[steady] if steady.any() else some  # batches that come again are found in a cache that is large
