@@ -22,9 +22,10 @@ from engram_exp.analysis.curves import (
 )
 from engram_exp.analysis.disk_tier import on_disk, thresholds
 from engram_exp.analysis.disturbed import disturbance
-from engram_exp.analysis.engines import DECODE, PREFILL, Setting, settings_for
-from engram_exp.analysis.exposed import YARDSTICK, Step, beside_fast_decoders, exposed_times, steps_of
-from engram_exp.analysis.memory import Files, Memory, memory_of, rounded_up_gb
+from engram_exp.analysis.engines import DECODE, PREFILL, Gpus, Setting, settings_for
+from engram_exp.analysis.exposed import Step, beside_fast_decoders, exposed_times, steps_of, yardstick_of
+from engram_exp.analysis.memory import Files, fitting_in, memory_of, rounded_up_gb
+from engram_exp.analysis.placements import Placement, by_exchange, gpus_of, placements_of
 from engram_exp.analysis.selection import NOTHING, AdviceError, layers_of, lookups_like, one_subject
 from engram_exp.analysis.subjects import about_of, spelled
 from engram_exp.analysis.worth import Worth, within_budget, worth_of
@@ -102,6 +103,8 @@ class Advice:
             intervals; None where that was nowhere so.
         worth: of device memory for rows, size by size; none where none was given any.
         notes: what limits the advice.
+        gpus: that shared the work; `strategy` then names the exchange, too, and device memory is that of each.
+        placements: what each strategy takes of several GPUs; none of one.
     """
 
     model: str
@@ -118,6 +121,8 @@ class Advice:
     sort_rows: tuple[int | None, int | None]
     worth: list[Worth]
     notes: list[str]
+    gpus: Gpus
+    placements: list[Placement]
 
 
 def advise(
@@ -139,7 +144,7 @@ def advise(
         frame: rows as `load_results` returns them.
         model: as the column calls it.
         decode, prefill: tokens per step, where no step of a model was measured.
-        device_memory_gb: that tables may take, in all layers, 10^9 bytes.
+        device_memory_gb: that tables may take of each GPU, in all layers, 10^9 bytes.
         dtype, ids: values of the columns `dtype` and `tokens`, where the data hold several.
         host_memory_gb: that tables may take, likewise; what does not fit there may lie on a disk.
         files: of the configuration, which say what decoders keep, and where strategies have their tables
@@ -149,6 +154,7 @@ def advise(
         AdviceError: the data do not hold the model, or hold several dtypes or kinds of tokens, or no runs with an
             accelerator, or only steps of a decoder that is too slow, or nothing fits.
     """
+    frame = by_exchange(frame)
     good = one_subject(frame, model, dtype, ids)
     uses = (DECODE, decode), (PREFILL, prefill)
     return _of_subject(frame, good, uses, (device_memory_gb, host_memory_gb), files)
@@ -169,13 +175,13 @@ def _of_subject(
     layers, of_layers = layers_of(good)
     whole = good
     good, stepped = (within_budget(rows, layers, memory_gb[0]) for rows in (good, stepped))
-    tables_gb, needed = memory_of(good, layers, files)
-    fitting = _fitting(needed, *memory_gb)
+    gpus, (tables_gb, needed) = gpus_of(good), memory_of(good, layers, files)
+    fitting = fitting_in(needed, *memory_gb)
     kept = files.kept_of(*good[["decoder", "options", "dtype"]].iloc[0]) if files else None
     freed_gb = {name: tables_gb - memory.device_gb for name, memory in needed.items()}
-    steps = steps_of(stepped, fitting, freed_gb, kept)
+    steps = steps_of(stepped, fitting, freed_gb, kept, gpus)
     found = {} if steps else curves(good)
-    choices = [] if steps else [_choose(good, found, fitting, use, tokens, layers) for use, tokens in uses]
+    choices = [] if steps else [_choose(good, found, fitting, use, tokens, layers, gpus) for use, tokens in uses]
     chosen = [choice.strategy for choice in choices] + [step.best for step in steps]
     longer = exposed_times(whole) if steps else whole
     held_against = of_runs[of_runs["case"].isin(OF_A_STEP)] if steps else good
@@ -194,25 +200,10 @@ def _of_subject(
         regimes=regimes(found, fitting) if found else [],
         sort_rows=sort_thresholds(lookups_like(frame, good)),
         worth=worth_of(longer, layers if steps else 1, kept[0] if kept else None),
-        notes=[*of_layers, *of_decoder, *_notes(needed, found, steps, held_against), *from_disk],
+        notes=[*of_layers, *of_decoder, *_notes(needed, found, steps, held_against, gpus), *from_disk],
+        gpus=gpus,
+        placements=placements_of(needed, found, steps) if gpus.number > 1 else [],
     )
-
-
-def _fitting(needed: Mapping[str, Memory], device_memory_gb: float, host_memory_gb: float) -> list[str]:
-    """The strategies within the budget."""
-    in_host = [name for name, memory in needed.items() if memory.host_gb <= host_memory_gb]
-    if not in_host:
-        most = max(memory.host_gb for memory in needed.values())
-        remedy = f"everything that was measured keeps {most:.1f} GB there; strategy=disk does without"
-        raise AdviceError(f"host_memory_gb={host_memory_gb:g}: {remedy}")
-    fitting = [name for name in in_host if needed[name].device_gb <= device_memory_gb]
-    if not fitting:
-        nearest = min(in_host, key=lambda name: needed[name].device_gb)
-        raise AdviceError(
-            f"device_memory_gb={device_memory_gb:g}: nothing that was measured fits; the nearest is {nearest}, "
-            f"with {needed[nearest].device_gb:.1f} GB of tables on the device"
-        )
-    return fitting
 
 
 def _freed_gb(choices: Sequence[str | None], freed_gb: Mapping[str, float]) -> float | None:
@@ -221,16 +212,18 @@ def _freed_gb(choices: Sequence[str | None], freed_gb: Mapping[str, float]) -> f
     return min(known) if len(known) == len(choices) else None
 
 
-def _notes(names: Collection[str], found: Mapping[str, Curve], steps: Sequence[Step], rows: pd.DataFrame) -> list[str]:
+def _notes(
+    names: Collection[str], found: Mapping[str, Curve], steps: Sequence[Step], rows: pd.DataFrame, gpus: Gpus
+) -> list[str]:
     """What limits advice that is given from these strategies, curves or steps, and rows."""
     times = [time for curve in found.values() for time in curve.values()]
     times += [one.time for step in steps for one in step.strategies]
     notes = []
     if len(names) == 1:
         notes.append(f"nothing but {', '.join(names)} was measured: it is the best of one")
-    if YARDSTICK not in names:
+    if (yardstick := yardstick_of(gpus.number)) not in names:
         unknown = "what tables in device memory expose" if steps else "what an offload adds"
-        notes.append(f"strategy={YARDSTICK} was not measured: {unknown} is unknown")
+        notes.append(f"strategy={yardstick} was not measured: {unknown} is unknown")
     if (rows["table_scale"] < 1).any():
         notes.append("tables were shrunk (table_scale): rows may have been in caches that a whole table exceeds")
     if ((rows["cache_policy"] == LRU) & (rows["cache_state"] == WARM)).any():
@@ -260,7 +253,13 @@ def _added(time: Time, yardstick: Time, layers: int) -> Time | None:
 
 
 def _choose(
-    good: pd.DataFrame, found: Mapping[str, Curve], fitting: Sequence[str], use: str, tokens: int, layers: int
+    good: pd.DataFrame,
+    found: Mapping[str, Curve],
+    fitting: Sequence[str],
+    use: str,
+    tokens: int,
+    layers: int,
+    gpus: Gpus,
 ) -> Choice:
     times = {name: time_at(found[name], tokens) for name in fitting}
     known = {name: time for name, time in times.items() if time.ms is not None}
@@ -272,11 +271,12 @@ def _choose(
     undecided = [name for name in others if known[name].is_open_against(known[best])]
     slower = [name for name in others if name not in undecided]
     time = known[best]
-    if best == YARDSTICK:
+    if best == (yardstick := yardstick_of(gpus.number)):
         added: Time | None = replace(time, ms=0.0, lo=0.0, hi=0.0)
     else:
-        added = _added(time, time_at(found.get(YARDSTICK, {}), tokens), layers)
-    engines = {release: _nearest(good, known, settings, tokens) for release, settings in settings_for(use).items()}
+        added = _added(time, time_at(found.get(yardstick, {}), tokens), layers)
+    ways = settings_for(use, gpus)
+    engines = {release: _nearest(good, known, settings, tokens) for release, settings in ways.items()}
     return Choice(use, tokens, best, [], unmeasured, undecided, slower, time, added, engines)
 
 

@@ -9,12 +9,12 @@ from typing import Any
 import pandas as pd
 
 from engram_exp.analysis.curves import Time, times_of
-from engram_exp.analysis.engines import DECODE, PREFILL, settings_for
+from engram_exp.analysis.engines import DECODE, ONE_GPU, PREFILL, Gpus, settings_for
 from engram_exp.analysis.subjects import with_tokens
 from engram_exp.results.schema import KEYS
 from engram_exp.vocabulary import BESIDE, DECODER, IN_STEP, LOW, OK, ONE, READY, THIS_STEP
 
-YARDSTICK = "device"
+YARDSTICK, YARDSTICK_OF_RANKS = "device", "replicated"
 USUALLY = {"prefetch": BESIDE, "lead": THIS_STEP, "prefetch_streams": ONE, "prefetch_priority": LOW}
 TOLD: dict[str, Any] = {  # of rows of one strategy and size together
     "ready_ms": ("ready_ms", "median"), "device_bytes": ("peak_device_bytes", "max"),
@@ -82,6 +82,7 @@ class Step:
         more: others that fit and do, by their intervals.
         strategies: all that were measured, those that do not fit among them; the least exposed first.
         engines: by name and version, what its user can have, if anything.
+        yardstick: the strategy that others are held against.
     """
 
     use: str
@@ -92,6 +93,7 @@ class Step:
     more: list[str]
     strategies: list[Exposed]
     engines: dict[str, OfEngine | None]
+    yardstick: str = YARDSTICK
 
     @property
     def tokens(self) -> int:
@@ -104,6 +106,11 @@ class Step:
 
 
 OwnWays = dict[tuple[str, str, int, int], OfEngine]  # by release, strategy, sequences and tokens of each
+
+
+def yardstick_of(gpus: int) -> str:
+    """The strategy that keeps all tables in the memory of each of so many GPUs."""
+    return YARDSTICK if gpus == 1 else YARDSTICK_OF_RANKS
 
 
 def tell_exposed(rows: pd.DataFrame) -> pd.Series[bool]:
@@ -156,7 +163,11 @@ def exposed_rows(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def steps_of(
-    steps: pd.DataFrame, fitting: Collection[str], freed_gb: Mapping[str, float], kept: tuple[int, int] | None
+    steps: pd.DataFrame,
+    fitting: Collection[str],
+    freed_gb: Mapping[str, float],
+    kept: tuple[int, int] | None,
+    gpus: Gpus = ONE_GPU,
 ) -> list[Step]:
     """What is exposed, size by size: decode steps, then prompts.
 
@@ -165,25 +176,26 @@ def steps_of(
         fitting: strategies within the budget of device memory.
         freed_gb: of device memory by each strategy, against tables of full size there.
         kept: by the decoder of a sequence: bytes of a token, and tokens; None where that is unknown.
+        gpus: that share the work.
     """
     steps, found = exposed_times(steps), []
     for use, part in ((DECODE, steps[steps["seq_len"] == 1]), (PREFILL, steps[steps["seq_len"] > 1])):
         sizes: dict[int, list[tuple[dict[str, Any], Time]]] = {}
         for row, time in times_of(part, **TOLD):
             sizes.setdefault(row["tokens_per_step"], []).append((row, time))
-        own = _own_ways(use, part)
+        own = _own_ways(use, part, gpus)
         for _, strategies in sorted(sizes.items()):
-            found.append(_step(use, strategies, own, fitting, freed_gb, kept))
+            found.append(_step(use, strategies, own, fitting, freed_gb, kept, gpus))
     return found
 
 
-def _own_ways(use: str, part: pd.DataFrame) -> OwnWays:
+def _own_ways(use: str, part: pd.DataFrame, gpus: Gpus) -> OwnWays:
     """What was measured of the engines' own ways."""
     return {
         (release, name, int(row["batch_size"]), int(row["seq_len"])): OfEngine(
             name, True, time, _percent(time.ms, row["ready_ms"])
         )
-        for release, settings in settings_for(use).items()
+        for release, settings in settings_for(use, gpus).items()
         for name, setting in settings.items()
         for row, time in times_of(part[setting.has(part)], **TOLD)
     }
@@ -202,8 +214,10 @@ def _step(
     fitting: Collection[str],
     of_tables_gb: Mapping[str, float],
     kept: tuple[int, int] | None,
+    gpus: Gpus,
 ) -> Step:
-    yardstick = next((row for row, _ in strategies if row["strategy"] == YARDSTICK), None)
+    held_against = yardstick_of(gpus.number)
+    yardstick = next((row for row, _ in strategies if row["strategy"] == held_against), None)
     found = []
     for row, time in strategies:
         freed_gb, ready_ms = _freed_gb(row, yardstick, of_tables_gb[row["strategy"]]), row["ready_ms"]
@@ -232,8 +246,9 @@ def _step(
                     if one.strategy in settings
                 ]
             )
-            for release, settings in settings_for(use).items()
+            for release, settings in settings_for(use, gpus).items()
         },
+        yardstick=held_against,
     )
 
 

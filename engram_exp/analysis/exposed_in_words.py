@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from engram_exp.analysis.advice import Advice
-from engram_exp.analysis.engines import USES, settings_for
-from engram_exp.analysis.exposed import YARDSTICK, Exposed, Step
+from engram_exp.analysis.engines import ONE_GPU, USES, Gpus, settings_for
+from engram_exp.analysis.exposed import Exposed, Step
 
 FEW = 3  # strategies are named one by one
 
@@ -39,6 +39,7 @@ class CardInWords(NamedTuple):
 
     heading: the use, the decoder as one types it, and in how many runs each size was measured.
     sizes: of steps.
+    yardstick: the strategy that others are held against.
     freed: device memory, with what is chosen.
     cached: what of the decoder's keys and values fits into the least that is freed; empty where that is unknown.
     engines: release, strategy and sizes in words, and the flags for it, if it has any.
@@ -46,6 +47,7 @@ class CardInWords(NamedTuple):
 
     heading: str
     sizes: list[SizeInWords]
+    yardstick: str
     freed: str
     cached: str
     engines: list[tuple[str, str]]
@@ -58,15 +60,14 @@ def cards_of(advice: Advice) -> list[CardInWords]:
         steps = [step for step in advice.steps if step.use == use]
         if steps:
             heading = f"{use} beside decoder={advice.about['decoder']} ({_runs(steps)})"
-            found.append(
-                CardInWords(heading, [*map(_size, steps)], _freed(steps), _cached(steps), _engines(use, steps))
-            )
+            sizes, engines = [*map(_size, steps)], _engines(use, steps, advice.gpus)
+            found.append(CardInWords(heading, sizes, steps[0].yardstick, _freed(steps), _cached(steps), engines))
     return found
 
 
 def lines_of_card(card: CardInWords) -> list[str]:
     """A card as lines for a terminal."""
-    cells = [("tokens", "choose", "us longer", "of the step", f"{YARDSTICK}, us", "how sure")]
+    cells = [("tokens", "choose", "us longer", "of the step", f"{card.yardstick}, us", "how sure")]
     for size in card.sizes:
         us, percent = _and(size.us, size.interval), _and(size.percent, size.percents)
         cells.append((size.size, size.overrides, us, percent, size.yardstick, size.certainty))
@@ -80,12 +81,12 @@ def lines_of_card(card: CardInWords) -> list[str]:
     return lines + [f"  {text} {flags}".rstrip() for text, flags in card.engines]
 
 
-def differences(steps: Sequence[Step]) -> list[str]:
+def differences(steps: Sequence[Step], gpus: Gpus = ONE_GPU) -> list[str]:
     """What the engines that are named do otherwise than was measured, each once."""
     named = [(step.use, release, one.strategy) for step in steps for release, one in step.engines.items() if one]
     return list(
         dict.fromkeys(
-            f"{release} as {name}: {settings_for(use)[release][name].differs}" for use, release, name in named
+            f"{release} as {name}: {settings_for(use, gpus)[release][name].differs}" for use, release, name in named
         )
     )
 
@@ -102,7 +103,7 @@ def _size(step: Step) -> SizeInWords:
     if best is None:
         measured = ", ".join(one.strategy for one in step.strategies)
         return SizeInWords(size, certainty=f"nothing that fits was measured, but {measured}")
-    yardstick = step.of(YARDSTICK)
+    yardstick = step.of(step.yardstick)
     apart = yardstick is not None and yardstick is not best
     return SizeInWords(
         size=size,
@@ -171,10 +172,10 @@ def _runs(steps: Sequence[Step]) -> str:
     return f"{few} run{'s' if few != 1 else ''}" if few == many else f"{few} to {many} runs"
 
 
-def _engines(use: str, steps: Sequence[Step]) -> list[tuple[str, str]]:
+def _engines(use: str, steps: Sequence[Step], gpus: Gpus) -> list[tuple[str, str]]:
     """What each release can be told to do, what that exposes size by size, and how this is known."""
     found = []
-    for release, settings in settings_for(use).items():
+    for release, settings in settings_for(use, gpus).items():
         sizes: dict[tuple[str, bool], list[tuple[str, str]]] = {}
         for step in steps:
             if one := step.engines[release]:

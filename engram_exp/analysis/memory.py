@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Mapping
 from typing import NamedTuple, Protocol
 
 import pandas as pd
 
+from engram_exp.analysis.placements import share_on_device, tables_on_host
+from engram_exp.analysis.selection import AdviceError
 from engram_exp.analysis.worth import row_memory_gb
-from engram_exp.vocabulary import DEVICE, DISK, HOST
+from engram_exp.vocabulary import DISK
 
 VALUES_PER_SCALE = 32  # of one byte each, before the byte of their scale: the rows that `layout` tells of
 OF_LAYER = re.compile(r"\bstrategies\.\d+=(\S+)")  # in the column `strategy`: that of one layer alone
@@ -19,11 +22,12 @@ class Files(Protocol):
     """What configuration files say of names that rows hold, as `engram_exp.config.decoders` tells it."""
 
     def kept_of(self, decoder: str, options: str, dtype: str) -> tuple[int, int] | None: ...
-    def tables_of(self, strategy: str) -> tuple[str, float] | None: ...
+    def tables_of(self, strategy: str) -> tuple[str, str, float] | None: ...
 
 
 class Memory(NamedTuple):
-    """What a strategy keeps of the tables of all layers, and of their rows, 10^9 bytes."""
+    """What a strategy keeps of the tables of all layers, and of their rows, 10^9 bytes: of each device's memory, and of
+    their host's."""
 
     device_gb: float
     host_gb: float
@@ -35,35 +39,52 @@ def memory_of(rows: pd.DataFrame, layers: int, files: Files | None) -> tuple[flo
     Args:
         rows: measured ones of one subject.
         layers: with a table; some of them may have a strategy of their own.
-        files: that say where such a strategy keeps its table; None: in host memory.
+        files: that say where such a strategy keeps its table; None: where the others have theirs.
     """
-    tables_gb = float((rows["row_bytes"] * rows["true_rows"]).max()) * layers / 1e9
+    layer_gb = float((rows["row_bytes"] * rows["true_rows"]).max()) / 1e9
     found = {}
     for name, of_one in rows.groupby("strategy"):
-        own = OF_LAYER.findall(str(name))
-        kept = [_kept(files, each) for each in own]
-        kept += [_kept_by_run(of_one, files if own else None)] * (layers - len(own))
-        on_device = sum(tables_gb / layers if place == DEVICE else gb for place, gb in kept)
-        on_host = sum(tables_gb / layers for place, _ in kept if place == HOST)
-        found[str(name)] = Memory(on_device, on_host)
-    return tables_gb, found
+        own = [told for each in OF_LAYER.findall(str(name)) if files and (told := files.tables_of(each))]
+        usual = files.tables_of(str(name).split()[0]) if files and own else None
+        on_disk = usual[0] == DISK if usual else bool(of_one["page_cache"].iloc[0])
+        kept = [_of_layer(of_one, layer_gb, on_disk)] * (layers - len(own))
+        kept += [
+            _of_layer(of_one.assign(table=table, cache_gb=gb), layer_gb, place == DISK) for place, table, gb in own
+        ]
+        found[str(name)] = Memory(*map(sum, zip(*kept, strict=True)))
+    return layer_gb * layers, found
 
 
-def _kept_by_run(rows: pd.DataFrame, files: Files | None) -> tuple[str, float]:
-    """Where runs of one strategy keep the table of a layer that has no other, and device memory for some of its rows.
+def _of_layer(rows: pd.DataFrame, table_gb: float, on_disk: bool) -> Memory:
+    """Of one layer, whose table is so large, under one strategy."""
+    share = float(share_on_device(rows).max())
+    on_device = table_gb * share if share else float(row_memory_gb(rows).max())
+    return Memory(on_device, 0.0 if on_disk else table_gb * int(tables_on_host(rows).iloc[0]))
+
+
+def fitting_in(needed: Mapping[str, Memory], device_memory_gb: float, host_memory_gb: float) -> list[str]:
+    """The strategies within a budget.
 
     Args:
-        files: where other layers have strategies of their own: whether the file that `page_cache` tells of is theirs.
+        needed: of tables, by strategy.
+        device_memory_gb, host_memory_gb: of the budget.
+
+    Raises:
+        AdviceError: there are none; it names the nearest.
     """
-    first, rows_gb = rows.iloc[0], float(row_memory_gb(rows).max())
-    if first["table"] == DEVICE:
-        return DEVICE, rows_gb
-    place, _ = _kept(files, first["strategy"].split()[0]) if files else (DISK if first["page_cache"] else HOST, 0.0)
-    return place, rows_gb
-
-
-def _kept(files: Files | None, strategy: str) -> tuple[str, float]:
-    return (files and files.tables_of(strategy)) or (HOST, 0.0)
+    in_host = [name for name in sorted(needed) if needed[name].host_gb <= host_memory_gb]
+    if not in_host:
+        most = max(memory.host_gb for memory in needed.values())
+        remedy = f"everything that was measured keeps {most:.1f} GB there; strategy=disk does without"
+        raise AdviceError(f"host_memory_gb={host_memory_gb:g}: {remedy}")
+    fitting = [name for name in in_host if needed[name].device_gb <= device_memory_gb]
+    if not fitting:
+        nearest = min(in_host, key=lambda name: needed[name].device_gb)
+        raise AdviceError(
+            f"device_memory_gb={device_memory_gb:g}: nothing that was measured fits; the nearest is {nearest}, "
+            f"with {needed[nearest].device_gb:.1f} GB of tables on the device"
+        )
+    return fitting
 
 
 def rounded_up_gb(rows: pd.DataFrame, layers: int) -> float:

@@ -31,6 +31,8 @@ PHRASES = {
     "decoder": "decoder={}",
     "engram_layers": "tables at layers {}",
     "ids": "ids made on the {}",
+    "ranks": "{:g} ranks",
+    "rank_batches": "rank_batches={}",
     "threads": "{:g} threads",
 }
 # What no figure and no advice mixes, and its words; of the options, those that belong to one of these (`about_of`).

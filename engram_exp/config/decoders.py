@@ -34,11 +34,12 @@ def kept_of(decoder: str, options: str, dtype: str) -> tuple[int, int] | None:
     return value_bytes_of(values.name) * shape.layers * shape.cache_values // shape.context, shape.context
 
 
-def tables_of(strategy: str) -> tuple[str, float] | None:
-    """Where a strategy keeps a layer's table, and 10^9 bytes of device memory that it has for some of its rows, unless
-    it is told otherwise; None of one that no file here describes."""
+def tables_of(strategy: str) -> tuple[str, str, float] | None:
+    """Where a strategy keeps a layer's table, the option of `table`, and 10^9 bytes of device memory for some of its
+    rows, unless it is told otherwise; None of one that no file here describes."""
     places = given_by((CONF,), "strategy", strategy)
     if not places:
         return None
-    lookup = given_by((CONF,), "lookup", chosen_by(CONF / "strategy" / f"{strategy}.yaml").get("lookup"))
-    return places["table"], float(lookup.get("gb", 0.0))
+    chosen = chosen_by(CONF / "config.yaml") | chosen_by(CONF / "strategy" / f"{strategy}.yaml")
+    lookup = given_by((CONF,), "lookup", chosen["lookup"])
+    return places["table"], chosen["table"], float(lookup.get("gb", 0.0))

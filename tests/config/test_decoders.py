@@ -24,5 +24,8 @@ def test_what_a_sequence_keeps(decoder, options, dtype, wanted):
 
 def test_where_a_strategy_keeps_a_layers_table():
     names = "device", "uva", "disk", "cached", "sharded", "of_someone_else"
-    told = [("device", 0.0), ("host", 0.0), ("disk", 0.0), ("host", 4.0), ("device", 0.0), None]
+    told = [
+        ("device", "device", 0.0), ("host", "huge", 0.0), ("disk", "file", 0.0), ("host", "huge", 4.0),
+        ("device", "shard", 0.0), None,
+    ]  # fmt: skip
     assert list(map(tables_of, names)) == told
