@@ -252,7 +252,7 @@ class Experiment:
         for case in self.job.cases:
             told = [bench.columns(case, right) for bench in benches if case in bench.cases]
             known = {**reading_columns(self.plan, case), **self.job.case_columns(case), **(told[0] if told else {})}
-            rows.append({**common, **known, **disk.get(case, {}), "case": case, **own[case]})
+            rows.append({**common, **disk.get(case, {}), **known, "case": case, **own[case]})
         return rows
 
     def _own(self, case: str, timings: dict[str, Timing], errors: dict[str, Exception]) -> dict[str, Any]:

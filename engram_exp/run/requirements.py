@@ -129,7 +129,7 @@ def check_row_cache(plan: Plan) -> None:
     """
     kind, load = next(plan.task(stage) for stage in plan.stages if stage.name == LOOKUP.name)
     assert issubclass(kind, Lookup)
-    if not kind.keeps_rows:
+    if not kind.leaves_rows(load.options):
         return
     kind.refuse(load, free_device_bytes(plan.device))
     state = load.options.get("state")

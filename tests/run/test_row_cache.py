@@ -10,6 +10,7 @@ from in_step import DECODE, PROMPT, bench_of, statuses
 from places import DEVICES, parts_of
 
 from engram_exp.errors import ConfigError
+from engram_exp.layer.profile import write_profile
 from engram_exp.run.bench import Bench
 from engram_exp.run.plan import Plan
 from engram_exp.run.requirements import check_plan
@@ -140,6 +141,23 @@ def test_a_profile_is_made_of_batches_that_the_run_has_not(configure):
     asked = parts.profile(parts.plan.tokens * 3)
     others = parts.draw(range(4, 7))
     assert np.array_equal(asked, np.concatenate([parts.hash_plan.row_ids(*batch).numpy().ravel() for batch in others]))
+
+
+def test_a_profile_in_a_file_is_taken_instead_unless_it_is_of_another_hash(configure, tmp_path):
+    parts, file = parts_of(configure(*TINY, *CACHED)), tmp_path / "profile.npz"
+    asked = np.array([7, 3, 7, 7], dtype=np.int32)
+    write_profile(file, parts.hash_plan, asked)
+    assert parts.profile(100, str(file)).tolist() == [3, 7, 7, 7]
+    of_layer = tmp_path / f"profile-{parts.geometry.layer}.npz"
+    file.rename(of_layer)
+    assert len(parts.profile(100, str(tmp_path / "profile-{layer}.npz"))) == 4
+    for other in ("model.hash_seed=1", "layer=15", "model.heads=1"):
+        others = parts_of(configure(*TINY, *CACHED, other))
+        with pytest.raises(ConfigError, match=r"^lookup\.profile_path=.*is a profile of another model or layer"):
+            others.profile(100, str(of_layer))
+    of_layer.write_bytes(b"something else")
+    with pytest.raises(ConfigError, match=r"^lookup\.profile_path=.*is no profile \(.*reuse TOKENS --profile FILE"):
+        parts.profile(100, str(of_layer))
 
 
 def test_without_other_batches_there_is_no_profile(configure, tmp_path):

@@ -29,7 +29,7 @@ def lookup_by(way, table, rows, profile=PROFILE, tokens=20, columns=2):
     row_bytes = table.row_format.width * table.row_format.storage_dtype.itemsize
     hot_gb = rows * (row_bytes + FINDING_BYTES) / 1e9 + 1e-12
     try:
-        return WAYS[way](table, tokens, columns, CPU, hot_gb=hot_gb, profile=lambda _: profile, profile_tokens=9)
+        return WAYS[way](table, tokens, columns, CPU, hot_gb=hot_gb, profile=lambda *_: profile, profile_tokens=9)
     except (ConfigError, SkippedError) as error:
         pytest.skip(str(error))  # of this file system, or this kernel
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from math import inf
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -33,7 +33,8 @@ class CachedLookup(Lookup):
         max_tokens: T, at most.
         columns: H.
         placement: the GPU.
-        profile: returns row ids that other batches than those of the run ask for, of so many tokens at least.
+        profile: returns row ids that other batches than those of the run ask for, of so many tokens at least, or those
+            of a file.
         gb: of device memory for rows and for what finds them, in 10^9 bytes.
         ways: rows of a set: each row has its place in one set, as `RowCache` says.
         policy: lru: what misses takes the place of the row of its set that was asked for longest ago; static: the rows
@@ -41,6 +42,7 @@ class CachedLookup(Lookup):
         state: warm: all batches have been called once before any is timed; steady: the first half of them have, and the
             others are timed; cold: each call that is timed finds the cache empty. Nothing here acts on it.
         profile_tokens: of the profile, at least.
+        profile_path: of a file that has the profile instead.
         rows_per_program, warps, programs: of the kernel that reads, as `TritonLookup` has them.
 
     Raises:
@@ -48,8 +50,8 @@ class CachedLookup(Lookup):
         SkippedError: the table lies in memory that the GPU cannot read.
     """
 
-    counts_rows: ClassVar[bool] = True
-    keeps_rows: ClassVar[bool] = True
+    counts_rows = True
+    keeps_rows = True
 
     def __init__(
         self,
@@ -57,7 +59,7 @@ class CachedLookup(Lookup):
         max_tokens: int,
         columns: int,
         placement: Placement,
-        profile: Callable[[int], np.ndarray],
+        profile: Callable[[int, str | None], np.ndarray],
         gb: float,
         ways: int,
         policy: Literal["lru", "static"],
@@ -66,6 +68,7 @@ class CachedLookup(Lookup):
         rows_per_program: int,
         warps: int,
         programs: int | None,
+        profile_path: str | None = None,
     ) -> None:
         placement.require_triton("lookup")
         check_launch(rows_per_program, warps, programs)
@@ -82,7 +85,7 @@ class CachedLookup(Lookup):
             fills=policy == LRU,
         )  # fmt: skip
         if policy == STATIC:
-            self._pin(hottest(profile(profile_tokens), sets, ways))
+            self._pin(hottest(profile(profile_tokens, profile_path), sets, ways))
 
     @classmethod
     def refuse(cls, load: Load, free_bytes: int) -> None:

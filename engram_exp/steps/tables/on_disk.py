@@ -49,6 +49,7 @@ class DiskTable:
     """
 
     place = DISK
+    is_found = False  # nobody but its files tells its rows
     huge_page_share = None
     hot: Any = None  # rows that lookups keep in memory, once one does
 
