@@ -28,7 +28,7 @@ from engram_exp.analysis.memory import rounded_up_gb, table_gb
 from engram_exp.analysis.selection import NOTHING, AdviceError, layers_of, lookups_like, one_subject
 from engram_exp.analysis.subjects import about_of, spelled
 from engram_exp.analysis.worth import Worth, within_budget, worth_of
-from engram_exp.vocabulary import FULL, LRU, OF_A_STEP, WARM
+from engram_exp.vocabulary import FULL, LFU, LRU, OF_A_STEP, WARM
 
 ALONE = "alone; beside a decoder the order may turn over"  # what a time of the layer is
 TokenBytes = Callable[[str, str, str], int | None]
@@ -233,7 +233,7 @@ def _notes(names: Collection[str], found: Mapping[str, Curve], steps: Sequence[S
         notes.append("strategy=device was not measured: what an offload adds is unknown")
     if (rows["table_scale"] < 1).any():
         notes.append("tables were shrunk (table_scale): rows may have been in caches that a whole table exceeds")
-    if ((rows["cache_policy"] == LRU) & (rows["cache_state"] == WARM)).any():
+    if (rows["cache_policy"].isin((LRU, LFU)) & (rows["cache_state"] == WARM)).any():
         notes.append("warm caches had seen the very batches that were timed; lookup.state=steady times others")
     if disturbed := disturbance(rows):
         notes.append(disturbed)

@@ -198,8 +198,8 @@ TABLE = (
            "part of the table; empty: neither", "lookup.gb"),
     Column("cache_ways", NUMBER, WAY, 6, "rows", "of a set of that cache", "lookup.ways"),
     Column("cache_policy", TEXT, WAY, 6, "", "which rows lie there, or in host memory in front of a file: `lru`, those "
-           "(of each set) that were asked for last; `static`, those that a profile asks for most often; `heads`, the "
-           "first of every hash column; `columns`, whole columns", "lookup.policy"),
+           "(of each set) that were asked for last; `lfu`, most often; `static`, those that a profile asks for most "
+           "often; `heads`, the first of every hash column; `columns`, whole columns", "lookup.policy"),
     Column("cache_state", TEXT, WAY, 6, "", "how timed calls find it: `warm`, every batch has been called before; "
            "`steady`, those in front of it have; `cold`, empty", "lookup.state"),
     Column("cache_hit_rate", NUMBER, MEASURED, 6, "", "share of the row ids of the samples that were looked at whose "

@@ -25,6 +25,7 @@ CACHED = ("strategy=cached", "capture=none", "lookup.gb=0.001", "lookup.profile_
     [
         (["batches=2"], 1.0, 1.0),
         (["batches=2", "lookup.state=cold"], 0.0, 0.0),
+        (["batches=2", "lookup.policy=lfu"], 1.0, 1.0),
         (["dtype=fp8", "lookup.gb=0.000001", "lookup.ways=1", "lookup.policy=static"], 0.01, 0.99),
         (["lookup.policy=static", "lookup.profile_tokens=1000000", "tokens.share=0.0001"], 0.5, 1.0),
     ],
@@ -35,7 +36,8 @@ def test_a_row_says_what_hit_and_how_the_cache_was_found(run_inline, overrides, 
     for row in rows:
         assert least <= row["cache_hit_rate"] <= most
         assert row["cache_state"] == ("cold" if "lookup.state=cold" in overrides else "warm")
-        assert row["cache_policy"] == ("static" if "lookup.policy=static" in overrides else "lru")
+        policy = next((each for each in overrides if each.startswith("lookup.policy=")), "lookup.policy=lru")
+        assert row["cache_policy"] == policy.removeprefix("lookup.policy=")
 
 
 @pytest.mark.slow
@@ -115,7 +117,7 @@ def test_what_is_wrong_only_where_all_rows_hit_is_a_mismatch(run_inline, monkeyp
     [
         (["lookup.gb=1e9"], "lookup.gb=1000000000.0: must be below "),
         (["lookup.ways=3"], "lookup.ways=3: must be a power of two"),
-        (["lookup.policy=lfu"], "lookup.policy=lfu: must be one of lru, static, not of type str"),
+        (["lookup.policy=mru"], "lookup.policy=mru: must be one of lru, lfu, static, not of type str"),
         (["lookup.state=steady"], "lookup.state=steady: one case would find what another has read"),
         (
             ["lookup.state=steady", "cases=[lookup]", "batches=1"],

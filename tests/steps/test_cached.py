@@ -38,7 +38,7 @@ def table_of(rows, row_format):
 def cached(table, most, sets, ways, policy="lru", profile=(), rows_per_program=4, programs=2):
     row_format = table.row_format
     row_bytes = row_format.width * row_format.storage_dtype.itemsize
-    set_bytes = RowCache.set_bytes(ways, row_bytes, 4, fills=policy == "lru")
+    set_bytes = RowCache.set_bytes(ways, row_bytes, 4, policy)
     return CachedLookup(
         table, most, 1, PLACEMENT, lambda *_: np.array(profile, dtype=np.int32), (sets + 0.5) * set_bytes / 1e9,
         ways, policy, "warm", 1, rows_per_program, 4, programs,
@@ -75,6 +75,36 @@ class LeastRecentlyUsed:
         return found
 
 
+class LeastFrequentlyUsed:
+    """Sets of a cache that keeps, call by call, the rows that were asked for most often: those that hit are counted,
+    those that come in begin with one more than the least of their set, and the last ones are ahead among equals."""
+
+    def __init__(self, sets, ways):
+        self.ways, self.sets, self.clock = ways, [{} for _ in range(sets)], 0
+
+    def hits(self, batch):
+        hit = [row_id in self.sets[row_id % len(self.sets)] for row_id in batch]
+        came, least = [{} for _ in self.sets], []
+        for stamp, (row_id, is_hit) in enumerate(zip(batch, hit, strict=True), start=self.clock):
+            rows = self.sets[row_id % len(self.sets)]
+            if is_hit:
+                rows[row_id] = rows[row_id][0] + 1, stamp
+        for rows in self.sets:
+            least.append(min((uses for uses, _ in rows.values()), default=0) if len(rows) == self.ways else 0)
+        for stamp, (row_id, is_hit) in enumerate(zip(batch, hit, strict=True), start=self.clock):
+            number = row_id % len(self.sets)
+            if not is_hit:
+                came[number][row_id] = least[number] + 1, stamp
+        self.clock += len(batch)
+        for number, of_set in enumerate(came):
+            both = {**self.sets[number], **of_set}
+            self.sets[number] = dict(sorted(both.items(), key=lambda each: each[1])[-self.ways :])
+        return sum(hit)
+
+
+MODELS = {"lru": LeastRecentlyUsed, "lfu": LeastFrequentlyUsed}
+
+
 def batches_of(rows):
     """Some batches of row ids, some of which come again and again."""
     row_id = st.one_of(st.integers(0, rows - 1), st.integers(0, min(5, rows - 1)))
@@ -82,16 +112,17 @@ def batches_of(rows):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("policy", MODELS)
 @settings(max_examples=40, deadline=None)
 @given(
     sets=st.integers(1, 5), ways=st.sampled_from([1, 2, 4, 8]), row_format=st.sampled_from(FORMATS),
     batches=batches_of(60), rows_per_program=st.sampled_from([1, 4, 16]), programs=st.sampled_from([None, 1, 3]),
 )  # fmt: skip
-def test_what_hits_and_what_is_evicted_is_as_in_a_least_recently_used_cache(
-    sets, ways, row_format, batches, rows_per_program, programs
+def test_what_hits_and_what_is_evicted_is_as_in_a_cache_in_python(
+    policy, sets, ways, row_format, batches, rows_per_program, programs
 ):
-    table, model = table_of(60, row_format), LeastRecentlyUsed(sets, ways)
-    lookup = cached(table, 40, sets, ways, rows_per_program=rows_per_program, programs=programs)
+    table, model = table_of(60, row_format), MODELS[policy](sets, ways)
+    lookup = cached(table, 40, sets, ways, policy, rows_per_program=rows_per_program, programs=programs)
     for batch in batches:
         rows, hits = look_up(lookup, batch)
         assert torch.equal(rows, table.contents(torch.tensor(batch)))
@@ -139,16 +170,17 @@ def chains(sets, batch, order):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("policy", MODELS)
 @settings(max_examples=25, deadline=None)
 @given(data=st.data(), sets=st.integers(1, 3), ways=st.sampled_from([1, 2, 4]), before=batches_of(20))
-def test_in_whatever_order_row_ids_are_chained_the_same_rows_stay(data, sets, ways, before):
+def test_in_whatever_order_row_ids_are_chained_the_same_rows_stay(policy, data, sets, ways, before):
     """The interpreter runs one program after the other; a GPU chains in any order."""
     from engram_exp.steps.lookup import row_cache_triton as kernels
 
     table = table_of(60, FORMATS[0])
     batch = data.draw(st.lists(st.integers(20, 59), min_size=1, max_size=24))  # none of them hits
     order = data.draw(st.permutations(range(len(batch))))
-    model, lookup = LeastRecentlyUsed(sets, ways), cached(table, 40, sets, ways)
+    model, lookup = MODELS[policy](sets, ways), cached(table, 40, sets, ways, policy)
     for earlier in before:
         look_up(lookup, earlier)
         model.hits(earlier)
@@ -159,11 +191,11 @@ def test_in_whatever_order_row_ids_are_chained_the_same_rows_stay(data, sets, wa
     cache.heads.copy_(heads)
     cache.next[: len(batch)] = links.to(KERNEL_DEVICE)
     cache.clock[1] = cache.clock[0]
-    state = cache.tags, cache.lines, cache.stamps, cache.heads, cache.next, cache.clock
+    state = cache.tags, cache.lines, cache.stamps, cache.uses, cache.heads, cache.next, cache.clock
     grid = (-(-len(batch) // kernels.ROWS_OF_INSERT),)
     kernels._insert[grid](
         row_ids, rows, *state, len(batch), sets, WAYS=ways, LINE_WORDS=cache.words, ROWS=kernels.ROWS_OF_INSERT,
-        BLOCK_WORDS=1 << (cache.words - 1).bit_length(), num_warps=1,
+        BLOCK_WORDS=1 << (cache.words - 1).bit_length(), COUNTS_USES=cache.counts_uses, num_warps=1,
     )  # fmt: skip
     model.hits(batch)
     assert kept_by(lookup) == [set(rows) for rows in model.sets]
@@ -180,12 +212,13 @@ def graph_of(lookup, row_ids):
 
 
 @pytest.mark.accelerator
+@pytest.mark.parametrize("policy", MODELS)
 @pytest.mark.parametrize("replayed", [False, True])
 @pytest.mark.parametrize(("sets", "ways"), [(1, 16), (64, 8), (5000, 16)])
-def test_many_programs_at_one_set_keep_what_one_would(sets, ways, replayed):
+def test_many_programs_at_one_set_keep_what_one_would(policy, sets, ways, replayed):
     rows, most, generator = 100_000, 100_000, torch.Generator().manual_seed(0)
-    table, model = table_of(rows, FORMATS[1]), LeastRecentlyUsed(sets, ways)
-    lookup = cached(table, most, sets, ways, rows_per_program=16, programs=528)
+    table, model = table_of(rows, FORMATS[1]), MODELS[policy](sets, ways)
+    lookup = cached(table, most, sets, ways, policy, rows_per_program=16, programs=528)
     row_ids = torch.zeros(1, most, 1, dtype=torch.int32, device=KERNEL_DEVICE)
     found, look = lookup(row_ids), lambda: lookup(row_ids)
     model.hits([0] * most)
@@ -291,9 +324,10 @@ def lookup_load(**changed):
 
 def test_its_memory_is_counted_to_the_byte():
     table = table_of(60, FORMATS[0])
-    for policy in ("lru", "static"):
+    for policy in ("lru", "lfu", "static"):
         cache = cached(table, 40, 5, 4, policy, [1, 2, 3]).cache
-        tensors = [cache.tags, cache.lines, *([cache.stamps, cache.heads] if policy == "lru" else [])]
+        tensors = [cache.tags, cache.lines, *([] if policy == "static" else [cache.stamps, cache.heads])]
+        tensors += [cache.uses] if policy == "lfu" else []
         row_bytes = 10
         sets, size_bytes = size_of({"gb": 1e-6, "ways": 4, "policy": policy}, row_bytes, 4)
         assert size_bytes <= 1000 < size_bytes + size_bytes // sets
