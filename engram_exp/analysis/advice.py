@@ -28,7 +28,7 @@ from engram_exp.analysis.memory import rounded_up_gb, table_gb
 from engram_exp.analysis.selection import NOTHING, AdviceError, layers_of, lookups_like, one_subject
 from engram_exp.analysis.subjects import about_of, spelled
 from engram_exp.analysis.worth import Worth, within_budget, worth_of
-from engram_exp.vocabulary import FULL, LFU, LRU, OF_A_STEP, WARM
+from engram_exp.vocabulary import DEVICE, FULL, HOST, LFU, LRU, OF_A_STEP, WARM
 
 ALONE = "alone; beside a decoder the order may turn over"  # what a time of the layer is
 TokenBytes = Callable[[str, str, str], int | None]
@@ -99,7 +99,7 @@ class Advice:
         regimes: of the strategies that fit the budget, over tokens per step.
         sort_rows: at how many row ids sorting still costs time, and from how many on it saves some, by their
             intervals; None where that was nowhere so.
-        worth: of device memory for rows, size by size; none where none was given any.
+        worth: of memory for rows, of the device or in front of a file, size by size; none where none was given any.
         notes: what limits the advice.
     """
 
@@ -166,9 +166,10 @@ def _of_subject(
         raise AdviceError("; ".join(of_decoder) or NOTHING)
     layers, of_layers = layers_of(good)
     whole = good
-    good, stepped = (within_budget(rows, layers, memory_gb[0]) for rows in (good, stepped))
+    budget = dict(zip((DEVICE, HOST), memory_gb, strict=True))
+    good, stepped = (within_budget(rows, layers, budget) for rows in (good, stepped))
     tables_gb, needed_gb = table_gb(good, layers)
-    fitting = _fitting(needed_gb, on_host_gb(good, tables_gb), *memory_gb)
+    fitting = _fitting(needed_gb, on_host_gb(good, tables_gb, layers), *memory_gb)
     kept_bytes = token_bytes(*good[["decoder", "options", "dtype"]].iloc[0])
     freed_gb = {name: tables_gb - needed for name, needed in needed_gb.items()}
     steps = steps_of(stepped, fitting, freed_gb, kept_bytes)
@@ -202,7 +203,8 @@ def _fitting(
     """The strategies within the budget."""
     in_host = [name for name in sorted(needed_gb) if host_gb[name] <= host_memory_gb]
     if not in_host:
-        remedy = f"everything that was measured keeps {max(host_gb.values()):.1f} GB there; strategy=disk does without"
+        most = f"everything that was measured keeps {max(host_gb.values()):.1f} GB there"
+        remedy = f"{most}; strategy=disk lookup.hot_gb=0 does without"
         raise AdviceError(f"host_memory_gb={host_memory_gb:g}: {remedy}")
     fitting = [name for name in in_host if needed_gb[name] <= device_memory_gb]
     if not fitting:

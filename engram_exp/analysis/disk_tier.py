@@ -9,7 +9,8 @@ import pandas as pd
 
 from engram_exp.analysis.engines import USES
 from engram_exp.analysis.exposed import Exposed, Step
-from engram_exp.vocabulary import DEVICE
+from engram_exp.analysis.worth import row_memory_gb
+from engram_exp.vocabulary import DEVICE, HOST
 
 LEAST_PERCENT = 1.0  # of a step: less is called hidden
 
@@ -20,11 +21,14 @@ def on_disk(rows: pd.DataFrame) -> list[str]:
     return sorted(rows.loc[of_files, "strategy"].unique())
 
 
-def on_host_gb(rows: pd.DataFrame, tables_gb: float) -> dict[str, float]:
-    """What each strategy keeps of the tables in host memory, at full size."""
+def on_host_gb(rows: pd.DataFrame, tables_gb: float, layers: int) -> dict[str, float]:
+    """What each strategy keeps of the tables of so many layers in host memory, at full size; of files, rows in front of
+    them."""
     files = on_disk(rows)
     tables = rows.groupby("strategy")["table"].first()
-    return {str(name): 0.0 if table == DEVICE or name in files else tables_gb for name, table in tables.items()}
+    in_front = (row_memory_gb(rows, HOST) * layers).groupby(rows["strategy"]).max()
+    kept_gb = {str(name): 0.0 if table == DEVICE else tables_gb for name, table in tables.items()}
+    return kept_gb | {name: float(in_front[name]) for name in files}
 
 
 def thresholds(steps: Sequence[Step], strategies: Collection[str]) -> list[str]:
