@@ -197,6 +197,11 @@ def test_a_file_that_is_cut_while_it_is_mapped_ends_its_run_alone(call, tmp_path
         ([*DISK, "cache_state=hot"], r"^cache_state=hot: must be one of cold, warm, as_is"),
         ([*DISK, "lookup.queue_depth=0"], r"^lookup\.queue_depth=0: must be a whole number from 1 to"),
         ([*DISK, "strategy.lookup=device"], r"^strategy\.lookup=device: must be host, which alone reads files"),
+        (["memory_limit_gb=0"], r"^memory_limit_gb=0\.0: must be above 0, or null for what the machine has"),
+        (
+            ["memory_limit_gb=1", "worker=inline"],
+            r"^worker=inline: memory_limit_gb limits the one fresh process of a run",
+        ),
         ([*DISK, "strategy.table=tape"], r"^strategy\.table=tape: must be host, device or disk"),
     ],
 )
