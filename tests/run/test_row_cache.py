@@ -60,6 +60,21 @@ def test_in_its_steady_state_a_cache_is_asked_for_batches_that_it_has_not_seen(r
     assert row["cache_hit_rate"] == 1.0
 
 
+def test_in_its_steady_state_a_step_is_asked_for_batches_that_caches_have_not_seen(run_inline, tmp_path):
+    """A trace of 8 steps, the second half of which repeats the first, or does not; two steps a sample."""
+    again, new = np.random.default_rng(0).integers(0, 50, (2, 4, 2, 1))
+    large = "model.vocab_per_order=[4096,4096]", "batches=8", "steps_per_sample=2", "iterations=3", "cases=[ready,step]"
+    rates = {}
+    for name, timed in (("again", again[:, ::-1]), ("new", new + 50)):
+        np.save(tmp_path / f"{name}.npy", np.concatenate([again, timed]))
+        trace = "tokens=trace", f"tokens.path={tmp_path / f'{name}.npy'}", "tokens.history=false"
+        rows = run_inline(*CACHED, *DECODE, *large, *trace, "lookup.state=steady")
+        assert statuses(rows) == {"ready": "ok", "step": "ok"}, rows
+        (rates[name],) = (row["cache_hit_rate"] for row in rows if row["case"] == "step")
+    assert rates["again"] == 1.0
+    assert rates["new"] < 0.5
+
+
 def test_before_a_batch_comes_again_a_steady_cache_is_put_back():
     done = []
     again = SteadyAgain(lambda: done.append("put back"))
@@ -123,7 +138,14 @@ def test_what_is_wrong_only_where_all_rows_hit_is_a_mismatch(run_inline, monkeyp
             ["lookup.state=steady", "cases=[lookup]", "batches=1"],
             "batches=1: must be at least 2 for lookup.state=steady",
         ),
-        (["lookup.state=steady", "decoder=tiny", "cases=[step]"], "lookup.state=steady: one case would find what"),
+        (
+            ["lookup.state=steady", "decoder=tiny", "cases=[fetch,step]"],
+            "lookup.state=steady: one case would find what",
+        ),
+        (
+            ["lookup.state=steady", *PROMPT, "prefetch.lead=previous_step", "cases=[step]"],
+            "lookup.state=steady: rows that come a step ahead would be there",
+        ),
         (
             ["lookup.state=steady", "lookup.policy=static", "cases=[lookup]"],
             "lookup.state=steady: pinned rows are there",
