@@ -97,23 +97,24 @@ def reading_of(
         table_bytes: of the table.
         multiprocessors: of the device.
         times: of this machine, if they are known.
-        beside: a decoder runs meanwhile.
+        beside: a decoder, or the chunk before in a pipeline, runs meanwhile.
     """
     lookup, geometry = config.lookup, geometry_of(config)
     rows = tokens * geometry.columns
     if not reads_in_order(config):
         return None
+    of_cpu = round(lookup.get("share", 0) * rows)  # gathered and copied while the others are read
     return reading(
         lookup.order,
         lookup.get("rows_per_program", AUTO),
         lookup.get("programs", AUTO),
         sort_from_rows=lookup.sort_from_rows,
-        rows=rows - round(lookup.get("share", 0) * rows),  # without those that the CPU gathers
+        rows=rows - of_cpu,
         row_bytes=geometry.row_bytes,
         table=config.strategy.table,
         table_bytes=table_bytes,
         multiprocessors=multiprocessors,
-        beside=beside,
+        beside=beside or of_cpu > 0,
         times=times,
     )
 

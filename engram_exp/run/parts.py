@@ -73,7 +73,7 @@ class Parts:
             placement: of its output.
             brought: what the model brings to it.
             lead: tokens at the front of each sequence that a fusion only reads.
-            beside: a decoder runs meanwhile.
+            beside: a decoder, or the chunk before, runs on the device meanwhile.
         """
         config, task = self.plan.config, self.plan.task(stage)
         kind = task.kind

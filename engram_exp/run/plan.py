@@ -43,7 +43,7 @@ from engram_exp.steps.projection.step import Projection
 from engram_exp.steps.upload.step import Upload
 from engram_exp.steps.widening.step import Widening
 from engram_exp.strategy.footprint import Footprint, Ring, footprint
-from engram_exp.strategy.plan import made_up_inputs, needed_stages, stages_of_whole
+from engram_exp.strategy.plan import made_up_inputs, needed_stages, stages_of_whole, works_alone
 from engram_exp.strategy.schedule import Cut, cut
 from engram_exp.vocabulary import (
     FUSION,
@@ -224,9 +224,11 @@ class Plan:
         return [self.task(stage, distinct) for stage in self.built if stage.name == case]
 
     def reading(self, case: str) -> Reading | None:
-        """How a kernel reads the rows of a case, as far as the lookup knows orders; chunk by chunk in a pipeline."""
-        tokens = max(piece.tokens for piece in self.cuts) if self.cuts and case in WHOLES else self.tokens
-        beside = self.step is not None and self.step.is_beside and case in OF_A_STEP
+        """How a kernel reads the rows of a case, as far as the lookup knows orders; chunk by chunk in a pipeline, where
+        it reads beside the chunk before."""
+        tokens, beside = self.tokens, self.step is not None and self.step.is_beside and case in OF_A_STEP
+        if self.cuts and case in WHOLES:
+            tokens, beside = max(piece.tokens for piece in self.cuts), works_alone(self.stages)
         known = multiprocessors(self.device), self.read_times
         return reading_of(self.config, *read_here(self, tokens), *known, beside=beside)
 

@@ -93,7 +93,7 @@ class ChunkStages:
             return
         number, chunk_tokens = self.first + len(self.built[0]), max(piece.tokens for piece in self.cuts)
         copies = self.ring_depth if number in (self.beside - 1, self.beside) else 1
-        ring = [self.parts.stage(stage, chunk_tokens) for _ in range(copies)]
+        ring = [self.parts.stage(stage, chunk_tokens, beside=self.on_device) for _ in range(copies)]
         for chunk, built in enumerate(self.built):
             built.append(ring[chunk % copies])
 

@@ -43,7 +43,7 @@ def start(configure, tmp_path):
         choices = {"strategy": "sharded", "exchange": "all_gather", "dtype": "bfloat16"}
         config = configure("strategy=sharded", *TINY, "ranks=2", *overrides)
         Job.create(config, choices, tmp_path).save()
-        path = os.pathsep.join([str(ROOT), str(tmp_path)])
+        path = os.pathsep.join([str(ROOT), str(tmp_path), os.environ.get("PYTHONPATH", "")])
         command = [sys.executable, "-m", "engram_exp.run.worker", str(tmp_path)]
         process = subprocess.Popen(
             command, cwd=ROOT, env={**os.environ, "PYTHONPATH": path, **variables}, start_new_session=True

@@ -11,6 +11,7 @@ from engram_exp.errors import RegistrationError
 from engram_exp.layer.row_format import RowFormat
 from engram_exp.machine.host_memory import HostMemory
 from engram_exp.machine.placement import Placement
+from engram_exp.steps.tables import fill_spans
 from engram_exp.steps.tables.device import DeviceTable
 from engram_exp.steps.tables.host import HostTable
 
@@ -30,6 +31,13 @@ def test_a_device_table_is_filled_in_pieces(monkeypatch):
         table = DeviceTable(30, row_format, 3, ON_KERNEL_DEVICE)
         stored = torch.cat([part.cpu() for part in table.parts], dim=1)
         assert torch.equal(stored, table.contents(torch.arange(30)))
+
+
+def test_stretches_of_growing_length_go_up_through_one_piece_of_memory():
+    row_format = RowFormat(4, torch.float16)
+    spans = [(0, 3), (10, 5), (40, 7)]
+    parts = [torch.empty(15, 4, dtype=torch.float16, device="meta")]  # keeps nothing, but is no host memory
+    fill_spans(parts, row_format, 7, spans)
 
 
 def test_contents_are_finite_the_same_in_every_dtype_and_depend_on_row_and_seed():

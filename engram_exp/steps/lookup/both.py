@@ -70,7 +70,7 @@ class BothLookup(Lookup):
         self.row_ids: torch.Tensor | None = None  # those that the GPU reads
         launch = order, sort_from_rows, rows_per_program, warps, programs
         into = Placement(placement.device, buffer=self.rows)
-        self.read = TritonLookup(table, most, 1, into, *launch, read_times=read_times)
+        self.read = TritonLookup(table, most, 1, into, *launch, read_times=read_times, beside=True)  # the copies
         has_link = placement.device.type != "cpu"
         on_host = Placement(torch.device("cpu"), pinned=has_link)
         on_cpu = self._rows_of_cpu(most)

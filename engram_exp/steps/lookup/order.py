@@ -83,10 +83,11 @@ UNORDERED = (
     Rule(math.inf, math.inf, 16, 528),  # 1,536 ids: 43 us packed, 58 split, the best launches 41 and 58
 )
 ON_THE_DEVICE = Rule(math.inf, math.inf, 32, None)
-# A program holds a multiprocessor, and the decoder's products wait for it. 64 sequences beside dense_8b on an H100, two
-# layers of 32 GB: the step takes 110 us longer; with 1 row in a program for each, which alone reads faster, 160
-# (samples not kept).
-BESIDE_A_DECODER = Rule(math.inf, math.inf, 32, 16)
+# A program holds a multiprocessor, and a decoder's products wait for it. 64 sequences beside dense_8b on an H100, two
+# layers of 32 GB: the step takes 110 us longer; with 1 row in a program for each, which alone reads faster, 160. And
+# many reads in flight hold up copies through the same link: half of 196,608 rows of a table of 30 GB, while the CPU
+# copies the others, 2.7 ms; with a program for each 32 rows, 3.6 (samples of neither are kept).
+BESIDE_OTHERS = Rule(math.inf, math.inf, 32, 16)
 
 
 def launches(multiprocessors: int) -> tuple[Launch, ...]:
@@ -122,7 +123,7 @@ def reading(
 
     Rows in device memory gain nothing from an order. Those that come through the link are read as rules say that were
     measured on another machine, unless another order or launch is clearly faster on this one, of those that agree with
-    what is typed. Where no such launch was measured here, the rules remain. Beside a decoder a launch costs what it
+    what is typed. Where no such launch was measured here, the rules remain. Beside others a launch costs what it
     takes of the device: its time by the share of the multiprocessors that it holds.
 
     Args:
@@ -133,7 +134,8 @@ def reading(
         table: host or device.
         table_bytes: of the table.
         multiprocessors: of the device.
-        beside: a decoder runs meanwhile.
+        beside: others use the device or the link meanwhile: a decoder, the chunk before in a pipeline, the CPU's
+            copies.
         times: of this machine, if they are known.
     """
     if programs in (MULTIPROCESSORS, HALF_BESIDE):
@@ -143,7 +145,7 @@ def reading(
         usual_order = _usual_order(sort_from_rows, rows) if table == HOST else AS_ASKED
     rules: tuple[Rule, ...] = UNORDERED if usual_order == AS_ASKED else ORDERED
     if table != HOST or beside:
-        rules = (BESIDE_A_DECODER,) if table == HOST else (ON_THE_DEVICE,)
+        rules = (BESIDE_OTHERS,) if table == HOST else (ON_THE_DEVICE,)
     rule = next(rule for rule in rules if table_bytes <= rule.table_bytes and rows <= rule.rows)
     usual = Reading(
         usual_order,

@@ -38,10 +38,10 @@ class TritonLookup(Lookup):
         rows_per_program: rows that a program has in flight at a time; auto: see there.
         warps: of a program.
         programs: of a launch, at most; each then takes several blocks of rows. None: one for each block;
-            multiprocessors: as many as the GPU has; half_beside: or half as many beside a decoder; auto: see there.
+            multiprocessors: as many as the GPU has; half_beside: or half as many beside others; auto: see there.
         widen: make embeddings of fp8 rows. Rows that are stored in the compute dtype are that already.
         read_times: of this machine; None: they are not known.
-        beside: a decoder runs meanwhile.
+        beside: others use the device or the link meanwhile, as `reading` has it.
 
     Raises:
         ConfigError: an unknown order, or a number that Triton cannot use.

@@ -51,7 +51,8 @@ def fill_spans(
         spans: the first row of each stretch, and how many follow it.
     """
     on_host = parts[0].device.type == "cpu"
-    begin, staging = 0, [] if on_host else [part.new_empty(0, device="cpu") for part in parts]
+    staging = [] if on_host else [part.new_empty((ROWS_AT_A_TIME, part.shape[1]), device="cpu") for part in parts]
+    begin = 0
     for first, count in spans:
         step = max(1, count) if on_host else ROWS_AT_A_TIME
         for done in range(0, count, step):
@@ -59,7 +60,7 @@ def fill_spans(
             if on_host:
                 row_format.fill(tuple(targets), seed, first + done)
                 continue
-            chunk = tuple(kept.resize_(target.shape) for kept, target in zip(staging, targets, strict=True))
+            chunk = tuple(kept[: len(target)] for kept, target in zip(staging, targets, strict=True))
             row_format.fill(chunk, seed, first + done)
             for target, filled in zip(targets, chunk, strict=True):
                 target.copy_(filled)
