@@ -87,7 +87,14 @@ def test_a_profile_of_nothing_keeps_nothing(tmp_path):
     assert len(table.hot.row_ids) == 0
 
 
-@pytest.mark.parametrize(("options", "key"), [({"hot_gb": -1.0}, "hot_gb"), ({"profile_tokens": 0}, "profile_tokens")])
+@pytest.mark.parametrize(
+    ("options", "key"),
+    [
+        ({"hot_gb": -1.0}, "hot_gb"),
+        ({"profile_tokens": 0}, "profile_tokens"),
+        ({"hot_gb": 1.0, "state": "cold"}, "state"),
+    ],
+)
 def test_numbers_that_cannot_be_are_refused(tmp_path, options, key):
     table = table_in(tmp_path, 300, RowFormat(24, torch.bfloat16))
     with pytest.raises(ConfigError, match=rf"^lookup\.{key}="):

@@ -35,7 +35,7 @@ class InFront(NamedTuple):
     profile_path: str | None = None
 
     def check(self) -> None:
-        """Refuse numbers that cannot be.
+        """Refuse numbers that cannot be, and rows of a profile that are to be forgotten.
 
         Raises:
             ConfigError: naming the key.
@@ -44,6 +44,9 @@ class InFront(NamedTuple):
             raise ConfigError("lookup.hot_gb", self.gb, "must be at least 0")
         if self.profile_tokens < 1:
             raise ConfigError("lookup.profile_tokens", self.profile_tokens, "must be at least 1")
+        if self.gb and self.policy == STATIC and self.state != WARM:
+            remedy = "rows of a profile are there from the start, and stay; use lookup.policy=lru"
+            raise ConfigError("lookup.state", self.state, remedy)
 
     def recent_rows(self, row_bytes: int) -> RecentRows:
         """An empty cache of so much memory.
