@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import runpy
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -14,12 +15,14 @@ from common import ROOT, TINY, demo_geometry, golden
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
+from engram_exp.campaign.preflight import Preflight
 from engram_exp.config.schema import register_schema
 from engram_exp.layer.compression import TokenCompression
 from engram_exp.machine.environment import gpus
 
 if not gpus():
     os.environ["TRITON_INTERPRET"] = "1"  # kernels are tested without a GPU; must be set before Triton is imported
+os.environ["OMP_NUM_THREADS"] = "1"  # PyTorch's, in small operations, would take turns with those of other tests
 
 Compose = Callable[..., DictConfig]
 RunInline = Callable[..., list[dict]]
@@ -81,12 +84,16 @@ def tiny_plan(compression: TokenCompression):
     return DeepSeekHash(compression, hash_seed=0, pad_id=2)(demo_geometry(heads=2, vocab_per_order=(50, 70)))
 
 
+@pytest.fixture(scope="session")
+def schema() -> None:
+    register_schema()
+
+
 @pytest.fixture
-def configure(tmp_path: Path, cache_dir: Path) -> Compose:
+def configure(schema: None, tmp_path: Path, cache_dir: Path) -> Compose:
     """Compose a configuration as the command line would."""
 
     def with_overrides(*overrides: str) -> DictConfig:
-        register_schema()
         with initialize_config_dir(version_base="1.3", config_dir=str(ROOT / "conf")):
             return compose("config", [f"output_dir={tmp_path}", f"cache_dir={cache_dir}", *overrides])
 
@@ -94,8 +101,10 @@ def configure(tmp_path: Path, cache_dir: Path) -> Compose:
 
 
 @pytest.fixture
-def run_inline(configure: Compose, tmp_path: Path) -> RunInline:
-    """Run a tiny configuration in this process; returns its rows. Files are left in `tmp_path`."""
+def run_inline(configure: Compose, tmp_path: Path) -> Iterator[RunInline]:
+    """Run a tiny configuration in this process and on one thread; returns its rows. Files are left in `tmp_path`."""
+    import numba
+
     from engram_exp.run.experiment import run
     from engram_exp.run.job import Job
     from engram_exp.run.terminal import Terminal
@@ -104,7 +113,16 @@ def run_inline(configure: Compose, tmp_path: Path) -> RunInline:
         config = configure(*TINY, *overrides)
         return run(Job.create(config, {"strategy": "tiny"}, tmp_path), Terminal())
 
-    return with_overrides
+    threads = numba.get_num_threads()
+    numba.set_num_threads(1)
+    yield with_overrides
+    numba.set_num_threads(threads)
+
+
+@pytest.fixture
+def few_looks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Look behind the samples at as many calls as usual of quick cases, and at few of interpreted ones."""
+    monkeypatch.setattr("engram_exp.run.glance.BURST_S", 0.05)
 
 
 @pytest.fixture
@@ -129,5 +147,23 @@ def call(command: Callable[..., list[str]]) -> Callable[..., subprocess.Complete
         return subprocess.run(
             command(*arguments), cwd=ROOT, capture_output=True, text=True, env=environment, timeout=250
         )
+
+    return run
+
+
+@pytest.fixture
+def call_here(command: Callable[..., list[str]], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture):
+    """Run `command` in this process, without the time of a start."""
+    monkeypatch.setattr("engram_exp.campaign.process.stop_on", lambda *signals: None)
+
+    def run(*arguments: str) -> subprocess.CompletedProcess:
+        asked = command(*arguments)
+        for name, value in {"sweep_dir": None, "began": 0.0, "reports": False}.items():  # of no earlier call
+            monkeypatch.setattr(Preflight, name, value)
+        monkeypatch.setattr(sys, "argv", asked[1:])
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            runpy.run_path(str(ROOT / "run.py"), run_name="__main__")
+        return subprocess.CompletedProcess(asked, ended.value.code, *capfd.readouterr())
 
     return run

@@ -22,9 +22,10 @@ from engram_exp.analysis.curves import (
 )
 from engram_exp.analysis.disk_tier import on_disk, on_host_gb, thresholds
 from engram_exp.analysis.disturbed import disturbance
-from engram_exp.analysis.engines import DECODE, PREFILL, Setting, settings_for
-from engram_exp.analysis.exposed import YARDSTICK, Step, beside_fast_decoders, exposed_times, steps_of
-from engram_exp.analysis.memory import rounded_up_gb, table_gb
+from engram_exp.analysis.engines import DECODE, PREFILL, Gpus, Setting, settings_for
+from engram_exp.analysis.exposed import Step, beside_fast_decoders, exposed_times, steps_of, yardstick_of
+from engram_exp.analysis.memory import fitting_in, rounded_up_gb, table_gb
+from engram_exp.analysis.placements import Placement, by_exchange, gpus_of, placements_of
 from engram_exp.analysis.selection import NOTHING, AdviceError, layers_of, lookups_like, one_subject
 from engram_exp.analysis.subjects import about_of, spelled
 from engram_exp.analysis.worth import Worth, within_budget, worth_of
@@ -101,6 +102,8 @@ class Advice:
             intervals; None where that was nowhere so.
         worth: of memory for rows, of the device or in front of a file, size by size; none where none was given any.
         notes: what limits the advice.
+        gpus: that shared the work; `strategy` then names the exchange, too, and device memory is that of each.
+        placements: what each strategy takes of several GPUs; none of one.
     """
 
     model: str
@@ -117,6 +120,8 @@ class Advice:
     sort_rows: tuple[int | None, int | None]
     worth: list[Worth]
     notes: list[str]
+    gpus: Gpus
+    placements: list[Placement]
 
 
 def advise(
@@ -138,7 +143,7 @@ def advise(
         frame: rows as `load_results` returns them.
         model: as the column calls it.
         decode, prefill: tokens per step, where no step of a model was measured.
-        device_memory_gb: that tables may take, in all layers, 10^9 bytes.
+        device_memory_gb: that tables may take of each GPU, in all layers, 10^9 bytes.
         dtype, ids: values of the columns `dtype` and `tokens`, where the data hold several.
         host_memory_gb: that tables may take, likewise; what does not fit there may lie on a disk.
         token_bytes: that a decoder keeps of each token, from the columns `decoder`, `options` and `dtype`.
@@ -147,6 +152,7 @@ def advise(
         AdviceError: the data do not hold the model, or hold several dtypes or kinds of tokens, or no runs with an
             accelerator, or only steps of a decoder that is too slow, or nothing fits.
     """
+    frame = by_exchange(frame)
     good = one_subject(frame, model, dtype, ids)
     uses = (DECODE, decode), (PREFILL, prefill)
     return _of_subject(frame, good, uses, (device_memory_gb, host_memory_gb), token_bytes)
@@ -168,13 +174,14 @@ def _of_subject(
     whole = good
     budget = dict(zip((DEVICE, HOST), memory_gb, strict=True))
     good, stepped = (within_budget(rows, layers, budget) for rows in (good, stepped))
-    tables_gb, needed_gb = table_gb(good, layers)
-    fitting = _fitting(needed_gb, on_host_gb(good, tables_gb, layers), *memory_gb)
+    gpus, (tables_gb, needed_gb) = gpus_of(good), table_gb(good, layers)
+    host_gb = on_host_gb(good, tables_gb, layers)
+    fitting = fitting_in(needed_gb, host_gb, *memory_gb)
     kept_bytes = token_bytes(*good[["decoder", "options", "dtype"]].iloc[0])
     freed_gb = {name: tables_gb - needed for name, needed in needed_gb.items()}
-    steps = steps_of(stepped, fitting, freed_gb, kept_bytes)
+    steps = steps_of(stepped, fitting, freed_gb, kept_bytes, gpus)
     found = {} if steps else curves(good)
-    choices = [] if steps else [_choose(found, fitting, use, tokens, layers) for use, tokens in uses]
+    choices = [] if steps else [_choose(found, fitting, use, tokens, layers, gpus) for use, tokens in uses]
     chosen = [choice.strategy for choice in choices] + [step.best for step in steps]
     longer = exposed_times(whole) if steps else whole
     held_against = of_runs[of_runs["case"].isin(OF_A_STEP)] if steps else good
@@ -193,27 +200,10 @@ def _of_subject(
         regimes=regimes(found, fitting) if found else [],
         sort_rows=sort_thresholds(lookups_like(frame, good)),
         worth=worth_of(longer, layers if steps else 1, kept_bytes),
-        notes=[*of_layers, *of_decoder, *_notes(needed_gb, found, steps, held_against), *from_disk],
+        notes=[*of_layers, *of_decoder, *_notes(needed_gb, found, steps, held_against, gpus), *from_disk],
+        gpus=gpus,
+        placements=placements_of(needed_gb, host_gb, found, steps) if gpus.number > 1 else [],
     )
-
-
-def _fitting(
-    needed_gb: Mapping[str, float], host_gb: Mapping[str, float], device_memory_gb: float, host_memory_gb: float
-) -> list[str]:
-    """The strategies within the budget."""
-    in_host = [name for name in sorted(needed_gb) if host_gb[name] <= host_memory_gb]
-    if not in_host:
-        most = f"everything that was measured keeps {max(host_gb.values()):.1f} GB there"
-        remedy = f"{most}; strategy=disk lookup.hot_gb=0 does without"
-        raise AdviceError(f"host_memory_gb={host_memory_gb:g}: {remedy}")
-    fitting = [name for name in in_host if needed_gb[name] <= device_memory_gb]
-    if not fitting:
-        nearest = min(in_host, key=lambda name: needed_gb[name])
-        raise AdviceError(
-            f"device_memory_gb={device_memory_gb:g}: nothing that was measured fits; the nearest is {nearest}, "
-            f"with {needed_gb[nearest]:.1f} GB of tables on the device"
-        )
-    return fitting
 
 
 def _freed_gb(choices: Sequence[str | None], needed_gb: Mapping[str, float], tables_gb: float) -> float | None:
@@ -224,15 +214,17 @@ def _freed_gb(choices: Sequence[str | None], needed_gb: Mapping[str, float], tab
     return tables_gb - max((needed_gb[name] for name in known), default=0.0)
 
 
-def _notes(names: Collection[str], found: Mapping[str, Curve], steps: Sequence[Step], rows: pd.DataFrame) -> list[str]:
+def _notes(
+    names: Collection[str], found: Mapping[str, Curve], steps: Sequence[Step], rows: pd.DataFrame, gpus: Gpus
+) -> list[str]:
     """What limits advice that is given from these strategies, curves or steps, and rows."""
     times = [time for curve in found.values() for time in curve.values()]
     times += [one.time for step in steps for one in step.strategies]
     notes = []
     if len(names) == 1:
         notes.append(f"nothing but {', '.join(names)} was measured: it is the best of one")
-    if YARDSTICK not in names:
-        notes.append("strategy=device was not measured: what an offload adds is unknown")
+    if (yardstick := yardstick_of(gpus.number)) not in names:
+        notes.append(f"strategy={yardstick} was not measured: what an offload adds is unknown")
     if (rows["table_scale"] < 1).any():
         notes.append("tables were shrunk (table_scale): rows may have been in caches that a whole table exceeds")
     if (rows["cache_policy"].isin((LRU, LFU)) & (rows["cache_state"] == WARM)).any():
@@ -261,7 +253,9 @@ def _added(time: Time, yardstick: Time, layers: int) -> Time | None:
     return Time(ms, (time.lo - yardstick.hi) * layers, (time.hi - yardstick.lo) * layers, known, runs)
 
 
-def _choose(found: Mapping[str, Curve], fitting: Sequence[str], use: str, tokens: int, layers: int) -> Choice:
+def _choose(
+    found: Mapping[str, Curve], fitting: Sequence[str], use: str, tokens: int, layers: int, gpus: Gpus
+) -> Choice:
     times = {name: time_at(found[name], tokens) for name in fitting}
     known = {name: time for name, time in times.items() if time.ms is not None}
     if not known:
@@ -272,11 +266,11 @@ def _choose(found: Mapping[str, Curve], fitting: Sequence[str], use: str, tokens
     undecided = [name for name in others if known[name].is_open_against(known[best])]
     slower = [name for name in others if name not in undecided]
     time = known[best]
-    if best == YARDSTICK:
+    if best == (yardstick := yardstick_of(gpus.number)):
         added: Time | None = replace(time, ms=0.0, lo=0.0, hi=0.0)
     else:
-        added = _added(time, time_at(found.get(YARDSTICK, {}), tokens), layers)
-    engines = {release: _nearest(known, settings) for release, settings in settings_for(use).items()}
+        added = _added(time, time_at(found.get(yardstick, {}), tokens), layers)
+    engines = {release: _nearest(known, settings) for release, settings in settings_for(use, gpus).items()}
     return Choice(use, tokens, best, [], unmeasured, undecided, slower, time, added, engines)
 
 

@@ -12,8 +12,9 @@ from engram_exp.analysis.answers import Answer
 from engram_exp.analysis.compare import ENOUGH_RUNS
 from engram_exp.analysis.curves import INTERPOLATED, MEASURED, MOST_APART, Regime, Time
 from engram_exp.analysis.engines import sorting
-from engram_exp.analysis.exposed import YARDSTICK
+from engram_exp.analysis.exposed import yardstick_of
 from engram_exp.analysis.exposed_in_words import CardInWords, cards_of, differences, lines_of_card
+from engram_exp.analysis.placements_in_words import lines_of_placements
 from engram_exp.analysis.worth_in_words import lines_of_worth
 
 
@@ -37,6 +38,7 @@ class Words:
 
     Args:
         tables: how large they are, and where they need not be.
+        placements: what each strategy takes of several GPUs, and its times; none of one.
         cards: of decode steps and prompts of a model; none where no step was measured.
         uses: decode and prefill, by the layer's time alone; none where steps were measured.
         regimes: strategies and the tokens per step at which each is best.
@@ -47,6 +49,7 @@ class Words:
     """
 
     tables: str
+    placements: list[str]
     cards: list[CardInWords]
     uses: list[Use]
     regimes: list[tuple[str, str]]
@@ -59,13 +62,15 @@ class Words:
 def in_words(advice: Advice) -> Words:
     """The advice in words."""
     plural = "s" if advice.layers > 1 else ""
-    freed = "" if advice.freed_gb is None else f", of which {advice.freed_gb:.1f} GB need not be in device memory"
+    memory = "device memory" if advice.gpus.number == 1 else "the memory of each GPU"
+    freed = "" if advice.freed_gb is None else f", of which {advice.freed_gb:.1f} GB need not be in {memory}"
     return Words(
         tables=f"{advice.layers} layer{plural} with {advice.table_gb:.1f} GB of tables{freed}; they take "
         f"{advice.rounded_up_gb:.1f} GB of host memory where an allocator rounds each array up to a power of two, as "
         "PyTorch's does for pinned memory",
         cards=cards_of(advice),
-        uses=[_use(choice, plural) for choice in advice.choices],
+        placements=lines_of_placements(advice),
+        uses=[_use(choice, plural, yardstick_of(advice.gpus.number)) for choice in advice.choices],
         regimes=[(regime.strategy, _range(regime)) for regime in advice.regimes],
         sort_rows=_sorting(*advice.sort_rows),
         worth=lines_of_worth(advice.worth),
@@ -100,7 +105,7 @@ def _lines(told: Sequence[tuple[str, Words]], refused: list[str]) -> list[str]:
 
 
 def _own_lines(label: str, words: Words, told_below: Sequence[str]) -> list[str]:
-    lines = [f"{label}: {words.tables}"]
+    lines = [f"{label}: {words.tables}", *(f"  {line}" for line in words.placements)]
     for card in words.cards:
         lines += ["", *lines_of_card(card)]
     for use in words.uses:
@@ -140,7 +145,7 @@ def certainty(choice: Choice) -> str:
     return text + how + missing
 
 
-def _use(choice: Choice, plural: str) -> Use:
+def _use(choice: Choice, plural: str, yardstick: str) -> Use:
     head = f"{choice.use}, {choice.tokens:,} tokens per step: "
     if choice.strategy is None:
         no_guess = f"nothing is extrapolated, nor interpolated over more than a factor of {MOST_APART}"
@@ -152,7 +157,7 @@ def _use(choice: Choice, plural: str) -> Use:
         points.append(Point(undecided))
     if choice.unmeasured:
         points.append(Point(f"not measured here: {', '.join(choice.unmeasured)}"))
-    if choice.strategy != YARDSTICK and choice.added_ms_per_step is not None:
+    if choice.strategy != yardstick and choice.added_ms_per_step is not None:
         added = choice.added_ms_per_step
         how = "" if added.known == time.known else f", {added.known}"
         about, why = ("", "") if added.lo is not None else ("about ", f" ({_why_no_interval(added)})")
@@ -199,7 +204,7 @@ def _differences(advice: Advice) -> list[str]:
     """What the named engines do otherwise, each once."""
     options = [(release, option) for choice in advice.choices for release, option in choice.engines.items() if option]
     of_choices = (f"{release} as {option.strategy}: {option.differs}" for release, option in options)
-    return list(dict.fromkeys([*of_choices, *differences(advice.steps)]))
+    return list(dict.fromkeys([*of_choices, *differences(advice.steps, advice.gpus)]))
 
 
 def _sorting(after: int | None, by: int | None) -> list[str]:

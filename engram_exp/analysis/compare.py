@@ -33,6 +33,8 @@ GOES_WITH = {
 # What sets a column that is no choice.
 OPTIONS_OF = {"row_bytes": ("model.row_values", "dtype.values_per_scale", "dtype.one_scale")}
 SET_BY_MACHINE = ("threads", "batches")  # by default: its cores, and what exceeds its caches
+RANKS = "ranks"
+WITH_RANKS = ("rank_batches", "threads")  # choices of each number of them: what they ask for, and their share of CPUs
 ALONE = "without a partner"
 AGAINST = " / "  # between a choice of A and one of B
 OTHERS = "other options"  # than those that go with what is compared
@@ -72,7 +74,8 @@ def compare(
         ComparisonError: nothing in common, or different machines.
         FileNotFoundError, ValueError: of a folder, naming its side: it does not exist, or holds no results.
     """
-    return _compare(_rows_of(a, "A"), _rows_of(b, "B"), threshold, other_machine, lambda option: False)
+    free = SET_BY_MACHINE if other_machine else ()
+    return _compare(_rows_of(a, "A"), _rows_of(b, "B"), threshold, other_machine, free, lambda option: False)
 
 
 def _rows_of(side: pd.DataFrame | str | Path, name: str) -> pd.DataFrame:
@@ -85,14 +88,20 @@ def _rows_of(side: pd.DataFrame | str | Path, name: str) -> pd.DataFrame:
 
 
 def _compare(
-    a: pd.DataFrame, b: pd.DataFrame, threshold: float, other_machine: bool, goes_along: Callable[[str], bool]
+    a: pd.DataFrame,
+    b: pd.DataFrame,
+    threshold: float,
+    other_machine: bool,
+    free: Sequence[str],
+    goes_along: Callable[[str], bool],
 ) -> pd.DataFrame:
-    """As `compare`; options that go along with what is compared are choices, the others are part of the workload."""
+    """As `compare`; columns that are free, and options that go along with what is compared, are choices, the others are
+    part of the workload."""
     a, b = (as_typed(side[side["status"] == OK]) for side in (a, b))
     if a.empty or b.empty:
         raise ComparisonError(f"side {'A' if a.empty else 'B'} holds no measured case")
-    free = SET_BY_MACHINE if other_machine else ()
-    marked = [name for name in (*MACHINE, *free) if set(_plain(a[name])) != set(_plain(b[name]))]
+    by_default = SET_BY_MACHINE if other_machine else ()
+    marked = [name for name in (*MACHINE, *by_default) if set(_plain(a[name])) != set(_plain(b[name]))]
     if marked and not other_machine:
         raise ComparisonError(f"the sides differ in {', '.join(marked)}; --other-machine compares them nevertheless")
     notes = [f"{name}: {text}" for name, side in (("A", a), ("B", b)) if (text := disturbance(side))]
@@ -188,7 +197,8 @@ def compare_values(
     other_machine: bool = False,
 ) -> pd.DataFrame:
     """Compare two values of a column within one campaign; otherwise as `compare`. Options that go with the column may
-    differ along with it: those of the model with `model`, those of how it is done with a strategy or a component.
+    differ along with it: those of the model with `model`, those of how it is done with a strategy or a component. What
+    ranks ask for, and their threads, go with how many there are.
 
     Raises:
         ComparisonError: no such column or value.
@@ -204,12 +214,13 @@ def compare_values(
     if column in WORKLOAD:
         ignored = dict.fromkeys([column, *GOES_WITH.get(column, ())], "")
         sides = [side.assign(**ignored) for side in sides]
-    return _compare(sides[0], sides[1], threshold, other_machine, partial(_goes_along, column))
+    free = (*(SET_BY_MACHINE if other_machine else ()), *(WITH_RANKS if column == RANKS else ()))
+    return _compare(sides[0], sides[1], threshold, other_machine, [*dict.fromkeys(free)], partial(_goes_along, column))
 
 
 def _goes_along(column: str, option: str) -> bool:
     key = option.lstrip("~").partition("=")[0]
-    if column in CHOICES:
+    if column in CHOICES or column == RANKS:
         return not asks(option)
     return key.partition(".")[0] == column or key in OPTIONS_OF.get(column, ())
 

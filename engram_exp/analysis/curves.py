@@ -74,8 +74,11 @@ def times_of(rows: pd.DataFrame, **more: tuple[str, Any]) -> Iterator[tuple[dict
         rows: measured ones of one case and one subject, with `tokens_per_step`.
         more: as `over_runs` takes it; the dictionaries hold what it comes to.
     """
-    key, told = ["strategy", "tokens_per_step"], ways_told(rows)
-    for row in over_runs(fastest_ways(rows), key, **more).sort_values(key).to_dict("records"):
+    if rows.empty:
+        return
+    key, fastest = ["strategy", "tokens_per_step"], fastest_ways(rows)
+    told = ways_told(rows, fastest)
+    for row in over_runs(fastest, key, **more).sort_values(key).to_dict("records"):
         without = math.isnan(row["lo"]) or math.isnan(row["hi"])
         lo, hi = (None, None) if without else (row["lo"], row["hi"])
         name, tokens = row["strategy"], row["tokens_per_step"]

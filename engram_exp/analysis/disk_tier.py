@@ -9,8 +9,9 @@ import pandas as pd
 
 from engram_exp.analysis.engines import USES
 from engram_exp.analysis.exposed import Exposed, Step
+from engram_exp.analysis.placements import tables_on_host
 from engram_exp.analysis.worth import row_memory_gb
-from engram_exp.vocabulary import DEVICE, HOST
+from engram_exp.vocabulary import HOST
 
 LEAST_PERCENT = 1.0  # of a step: less is called hidden
 
@@ -22,13 +23,12 @@ def on_disk(rows: pd.DataFrame) -> list[str]:
 
 
 def on_host_gb(rows: pd.DataFrame, tables_gb: float, layers: int) -> dict[str, float]:
-    """What each strategy keeps of the tables of so many layers in host memory, at full size; of files, rows in front of
-    them."""
+    """What each strategy keeps of the tables of so many layers in the memory of the host, at full size: for all ranks;
+    of files, rows in front of them."""
     files = on_disk(rows)
-    tables = rows.groupby("strategy")["table"].first()
+    times = tables_on_host(rows).groupby(rows["strategy"]).first()
     in_front = (row_memory_gb(rows, HOST) * layers).groupby(rows["strategy"]).max()
-    kept_gb = {str(name): 0.0 if table == DEVICE else tables_gb for name, table in tables.items()}
-    return kept_gb | {name: float(in_front[name]) for name in files}
+    return {str(name): float(in_front[name]) if name in files else tables_gb * many for name, many in times.items()}
 
 
 def thresholds(steps: Sequence[Step], strategies: Collection[str]) -> list[str]:

@@ -5,7 +5,10 @@ Read in the released packages. What one release has says nothing about the next:
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+from engram_exp.vocabulary import OWN, SAME
 
 DECODE, PREFILL = USES = ("decode", "prefill")
 
@@ -15,16 +18,18 @@ class Setting:
     """One way in which a release can be run.
 
     Args:
-        strategy: that it stands for.
+        strategy: that it stands for, and between several GPUs the exchange: `sharded exchange=peer`.
         flags: what one types for it, or sets in the environment.
         differs: from what is measured here under that strategy, and the conditions under which the release does it.
         uses: decode, prefill or both.
+        batches: of several GPUs, the `rank_batches` that it stands for; empty: of one GPU.
     """
 
     strategy: str
     flags: str
     differs: str
     uses: tuple[str, ...] = USES
+    batches: str = ""
 
 
 @dataclass(frozen=True)
@@ -40,6 +45,16 @@ class Release:
     sorts: str
 
 
+class Gpus(NamedTuple):
+    """The GPUs that share a run's work: how many, and where there are several, what their ranks ask for."""
+
+    number: int
+    batches: str
+
+
+ONE_GPU = Gpus(1, "")
+# What both engines call the number of GPUs that ask for the same tokens, and of those that each ask for their own.
+PARALLEL = {SAME: "--tensor-parallel-size", OWN: "--data-parallel-size"}
 VLLM_SORTS = "from 36,864 on, on the GB200 family alone"
 SGLANG_SORTS = "always on CUDA GPUs without ATS, never on those with it"
 RELEASES = {
@@ -56,6 +71,47 @@ RELEASES = {
                 "device",
                 "--engram-config '{\"cpu_offload\": false}'",
                 "spreads the heads over tensor-parallel GPUs; one GPU was measured here",
+            ),
+            Setting(
+                "sharded exchange=all_gather",
+                "--engram-config '{\"cpu_offload\": false}'",
+                "spreads the heads over the tensor-parallel GPUs, and splits the columns of the projection over them "
+                "(here projection=column_parallel)",
+                batches=SAME,
+            ),
+            Setting(
+                "host_per_rank exchange=all_gather",
+                "--engram-config '{\"cpu_offload\": true}'",
+                f"its default; spreads the heads over the tensor-parallel GPUs, each of which reads its own through "
+                f"the link; sorts row ids {VLLM_SORTS}; splits the columns of the projection over the GPUs "
+                "(here projection=column_parallel)",
+                batches=SAME,
+            ),
+            Setting(
+                "sharded exchange=peer",
+                '--engram-config \'{"cpu_offload": false, "embedding_across_dp": true}\'',
+                "spreads the heads over the data-parallel GPUs; rows are read from their owner through symmetric "
+                "memory where tensor-parallel-size is 1",
+                batches=OWN,
+            ),
+            Setting(
+                "host_shared",
+                "--engram-config '{\"cpu_offload\": true}'",
+                "its default (dp_shared_memory is automatic, and excludes use_thp) where the GPUs are of one host and "
+                f"/dev/shm holds the tables; sorts row ids {VLLM_SORTS}",
+                batches=OWN,
+            ),
+            Setting(
+                "uva",
+                '--engram-config \'{"cpu_offload": true, "dp_shared_memory": false}\'',
+                f"each data-parallel GPU has a table of its own in host memory; sorts row ids {VLLM_SORTS}",
+                batches=OWN,
+            ),
+            Setting(
+                "replicated",
+                "--engram-config '{\"cpu_offload\": false}'",
+                "each data-parallel GPU has all tables, unless embedding_across_dp is true",
+                batches=OWN,
             ),
         ),
         sorts=VLLM_SORTS,
@@ -84,16 +140,53 @@ RELEASES = {
                 "its default, DeepSeek-V4.1 alone; spreads the rows over tensor-parallel GPUs and adds up what they "
                 "read (SGLANG_OPT_DSV41_ENGRAM_PEER_SHARDS=1: each reads from their owner); one GPU was measured here",
             ),
+            Setting(
+                "sharded exchange=all_reduce",
+                "SGLANG_ENABLE_DSV41_ENGRAM_HOST_TABLE=0",
+                "its default, DeepSeek-V4.1 alone; spreads the rows over the tensor-parallel GPUs (here "
+                "table.split=rows) and adds up widened ones",
+                batches=SAME,
+            ),
+            Setting(
+                "sharded exchange=peer",
+                "SGLANG_ENABLE_DSV41_ENGRAM_HOST_TABLE=0 SGLANG_OPT_DSV41_ENGRAM_PEER_SHARDS=1",
+                "DeepSeek-V4.1 alone; spreads the rows over the tensor-parallel GPUs (here table.split=rows)",
+                batches=SAME,
+            ),
+            Setting(
+                "host_shared",
+                "SGLANG_ENABLE_DSV41_ENGRAM_HOST_TABLE=1 SGLANG_DSV41_ENGRAM_HOST_TABLE_LAYOUT=shared",
+                f"DeepSeek-V4.1 alone; sorts row ids {SGLANG_SORTS}; one program a row, inline",
+                batches=SAME,
+            ),
+            Setting(
+                "host_per_rank exchange=all_reduce",
+                "SGLANG_ENABLE_DSV41_ENGRAM_HOST_TABLE=1 SGLANG_DSV41_ENGRAM_HOST_TABLE_LAYOUT=per_rank",
+                f"DeepSeek-V4.1 alone; spreads the rows over the tensor-parallel GPUs (here table.split=rows), sorts "
+                f"row ids {SGLANG_SORTS}, and adds up widened rows",
+                batches=SAME,
+            ),
         ),
         sorts=SGLANG_SORTS,
     ),
 }
 
 
-def settings_for(use: str) -> dict[str, dict[str, Setting]]:
-    """What each release can do in one use: release as `vLLM 0.33.0`, then strategy."""
+def settings_for(use: str, gpus: Gpus = ONE_GPU) -> dict[str, dict[str, Setting]]:
+    """What each release can do in one use: release as `vLLM 0.33.0`, then strategy.
+
+    Args:
+        use: decode or prefill.
+        gpus: that share the work; where there are several, the flags say so.
+    """
     return {
-        f"{engine} {version}": {one.strategy: one for one in release.settings if use in one.uses}
+        f"{engine} {version}": {
+            one.strategy: replace(one, flags=f"{PARALLEL[gpus.batches]} {gpus.number} {one.flags}")
+            if gpus.batches
+            else one
+            for one in release.settings
+            if use in one.uses and one.batches == gpus.batches
+        }
         for (engine, version), release in RELEASES.items()
     }
 

@@ -9,11 +9,11 @@ from typing import Any
 import pandas as pd
 
 from engram_exp.analysis.curves import Time, times_of
-from engram_exp.analysis.engines import DECODE, PREFILL, settings_for
+from engram_exp.analysis.engines import DECODE, ONE_GPU, PREFILL, Gpus, settings_for
 from engram_exp.analysis.subjects import with_tokens
 from engram_exp.vocabulary import DECODER, DEVICE, IN_STEP, OK, READY
 
-YARDSTICK = "device"
+YARDSTICK, YARDSTICK_OF_RANKS = "device", "replicated"
 # Limit over median of a decoder that advice is given from: of decode steps of few sequences, and of all others.
 LEAST_SHARE_OF_FEW, FEW_SEQUENCES, LEAST_SHARE = 1 / 1.6, 64, 1 / 2
 
@@ -53,6 +53,7 @@ class Step:
         more: others that fit and do, by their intervals.
         strategies: all that were measured, those that do not fit among them; the least exposed first.
         engines: by name and version, the least exposed of the strategies that fit and that it has flags for, if any.
+        yardstick: the strategy that others are held against.
     """
 
     use: str
@@ -63,6 +64,7 @@ class Step:
     more: list[str]
     strategies: list[Exposed]
     engines: dict[str, str | None]
+    yardstick: str = YARDSTICK
 
     @property
     def tokens(self) -> int:
@@ -72,6 +74,11 @@ class Step:
     def of(self, strategy: str) -> Exposed | None:
         """What was measured of a strategy."""
         return next((one for one in self.strategies if one.strategy == strategy), None)
+
+
+def yardstick_of(gpus: int) -> str:
+    """The strategy that keeps all tables in the memory of each of so many GPUs."""
+    return YARDSTICK if gpus == 1 else YARDSTICK_OF_RANKS
 
 
 def tell_exposed(rows: pd.DataFrame) -> pd.Series[bool]:
@@ -112,7 +119,11 @@ def beside_fast_decoders(rows: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
 
 
 def steps_of(
-    steps: pd.DataFrame, fitting: Collection[str], freed_gb: Mapping[str, float], token_bytes: int | None
+    steps: pd.DataFrame,
+    fitting: Collection[str],
+    freed_gb: Mapping[str, float],
+    token_bytes: int | None,
+    gpus: Gpus = ONE_GPU,
 ) -> list[Step]:
     """What is exposed, size by size: decode steps, then prompts.
 
@@ -121,6 +132,7 @@ def steps_of(
         fitting: strategies within the budget of device memory.
         freed_gb: of device memory by each strategy, against tables of full size there.
         token_bytes: that the decoder keeps of a token; None where that is unknown.
+        gpus: that share the work.
     """
     steps, found = exposed_times(steps), []
     for use, part in ((DECODE, steps[steps["seq_len"] == 1]), (PREFILL, steps[steps["seq_len"] > 1])):
@@ -134,7 +146,7 @@ def steps_of(
         ):
             sizes.setdefault(row["tokens_per_step"], []).append((row, time))
         for _, strategies in sorted(sizes.items()):
-            found.append(_step(use, strategies, fitting, freed_gb, token_bytes))
+            found.append(_step(use, strategies, fitting, freed_gb, token_bytes, gpus))
     return found
 
 
@@ -150,8 +162,10 @@ def _step(
     fitting: Collection[str],
     of_tables_gb: Mapping[str, float],
     token_bytes: int | None,
+    gpus: Gpus,
 ) -> Step:
-    yardstick = next((row for row, _ in strategies if row["strategy"] == YARDSTICK), None)
+    held_against = yardstick_of(gpus.number)
+    yardstick = next((row for row, _ in strategies if row["strategy"] == held_against), None)
     found = []
     for row, time in strategies:
         freed_gb = _freed_gb(row, yardstick, of_tables_gb[row["strategy"]])
@@ -172,8 +186,9 @@ def _step(
         strategies=found,
         engines={
             release: next((one.strategy for one in able if one.strategy in settings), None)
-            for release, settings in settings_for(use).items()
+            for release, settings in settings_for(use, gpus).items()
         },
+        yardstick=held_against,
     )
 
 

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from engram_exp.analysis.advice import Advice
-from engram_exp.analysis.engines import USES, settings_for
-from engram_exp.analysis.exposed import YARDSTICK, Exposed, Step
+from engram_exp.analysis.engines import ONE_GPU, USES, Gpus, settings_for
+from engram_exp.analysis.exposed import Exposed, Step
 
 
 class SizeInWords(NamedTuple):
@@ -56,7 +56,7 @@ def cards_of(advice: Advice) -> list[CardInWords]:
         steps = [step for step in advice.steps if step.use == use]
         if steps:
             heading = f"{use} beside decoder={advice.about['decoder']}"
-            found.append(CardInWords(heading, [*map(_size, steps)], _cached(steps), _engines(use, steps)))
+            found.append(CardInWords(heading, [*map(_size, steps)], _cached(steps), _engines(use, steps, advice.gpus)))
     return found
 
 
@@ -78,12 +78,12 @@ def lines_of_card(card: CardInWords) -> list[str]:
     return lines + [f"  {text} {flags}".rstrip() for text, flags in card.engines]
 
 
-def differences(steps: Sequence[Step]) -> list[str]:
+def differences(steps: Sequence[Step], gpus: Gpus = ONE_GPU) -> list[str]:
     """What the engines that are named do otherwise than was measured, each once."""
     named = [(step.use, release, name) for step in steps for release, name in step.engines.items() if name]
     return list(
         dict.fromkeys(
-            f"{release} as {name}: {settings_for(use)[release][name].differs}" for use, release, name in named
+            f"{release} as {name}: {settings_for(use, gpus)[release][name].differs}" for use, release, name in named
         )
     )
 
@@ -100,7 +100,7 @@ def _size(step: Step) -> SizeInWords:
     if best is None:
         measured = ", ".join(one.strategy for one in step.strategies)
         return SizeInWords(size, certainty=f"nothing that fits was measured, but {measured}")
-    yardstick = step.of(YARDSTICK)
+    yardstick = step.of(step.yardstick)
     apart = yardstick is not None and yardstick is not best
     return SizeInWords(
         size=size,
@@ -145,10 +145,10 @@ def _certainty(step: Step, best: Exposed) -> str:
     return f"{text}{ways}; " + (f"{runs} runs" if runs > 1 else "1 run: intervals within its one process")
 
 
-def _engines(use: str, steps: Sequence[Step]) -> list[tuple[str, str]]:
+def _engines(use: str, steps: Sequence[Step], gpus: Gpus) -> list[tuple[str, str]]:
     """What each release can be told to do, and at which sizes that exposes the least of what it can do."""
     found = []
-    for release, settings in settings_for(use).items():
+    for release, settings in settings_for(use, gpus).items():
         sizes: dict[str, list[str]] = {}
         for step in steps:
             if name := step.engines[release]:

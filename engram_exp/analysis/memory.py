@@ -3,20 +3,50 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import pandas as pd
 
+from engram_exp.analysis.placements import share_on_device
+from engram_exp.analysis.selection import AdviceError
 from engram_exp.analysis.worth import row_memory_gb
-from engram_exp.vocabulary import DEVICE
 
 VALUES_PER_SCALE = 32  # of one byte each, before the byte of their scale: the rows that `layout` tells of
 
 
 def table_gb(rows: pd.DataFrame, layers: int) -> tuple[float, dict[str, float]]:
-    """Of all layers at full size: the tables, and what of them each strategy keeps in device memory."""
+    """Of all layers at full size: the tables, and what of them each strategy keeps in the memory of a device."""
     full_size = rows["row_bytes"] * rows["true_rows"] * layers / 1e9
-    on_device = full_size.where(rows["table"] == DEVICE, row_memory_gb(rows) * layers).groupby(rows["strategy"]).max()
-    return float(full_size.max()), on_device.to_dict()
+    share = share_on_device(rows)
+    on_device = (full_size * share).where(share > 0, row_memory_gb(rows) * layers)
+    return float(full_size.max()), on_device.groupby(rows["strategy"]).max().to_dict()
+
+
+def fitting_in(
+    needed_gb: Mapping[str, float], host_gb: Mapping[str, float], device_memory_gb: float, host_memory_gb: float
+) -> list[str]:
+    """The strategies within a budget.
+
+    Args:
+        needed_gb, host_gb: of tables, by strategy.
+        device_memory_gb, host_memory_gb: of the budget.
+
+    Raises:
+        AdviceError: there are none; it names the nearest.
+    """
+    in_host = [name for name in sorted(needed_gb) if host_gb[name] <= host_memory_gb]
+    if not in_host:
+        most = f"everything that was measured keeps {max(host_gb.values()):.1f} GB there"
+        remedy = f"{most}; strategy=disk lookup.hot_gb=0 does without"
+        raise AdviceError(f"host_memory_gb={host_memory_gb:g}: {remedy}")
+    fitting = [name for name in in_host if needed_gb[name] <= device_memory_gb]
+    if not fitting:
+        nearest = min(in_host, key=lambda name: needed_gb[name])
+        raise AdviceError(
+            f"device_memory_gb={device_memory_gb:g}: nothing that was measured fits; the nearest is {nearest}, "
+            f"with {needed_gb[nearest]:.1f} GB of tables on the device"
+        )
+    return fitting
 
 
 def rounded_up_gb(rows: pd.DataFrame, layers: int) -> float:

@@ -31,6 +31,8 @@ PHRASES = {
     "decoder": "decoder={}",
     "engram_layers": "tables at layers {}",
     "ids": "ids made on the {}",
+    "ranks": "{:g} ranks",
+    "rank_batches": "rank_batches={}",
     "threads": "{:g} threads",
 }
 # What no figure and no advice mixes, and its words; of the options, those that belong to one of these (`about_of`).
@@ -194,22 +196,22 @@ def fastest_ways(rows: pd.DataFrame) -> pd.DataFrame:
     return rows[ms == ms.groupby([*(rows[name] for name in key), decided_together]).transform("min")]
 
 
-def ways_told(full: pd.DataFrame) -> dict[tuple[str, int], Way]:
+def ways_told(full: pd.DataFrame, fastest: pd.DataFrame) -> dict[tuple[str, int], Way]:
     """Of one subject, by strategy and tokens per step: the fastest way, where several were measured.
 
     Args:
         full: its rows of `full`, with `tokens_per_step`.
+        fastest: those of the fastest ways.
     """
     key = ["strategy", "tokens_per_step"]
-    rows, fastest = with_nulls(as_typed(in_one_shape(full))), with_nulls(fastest_ways(full)).drop_duplicates(key)
-    found = {}
-    for best in fastest.to_dict("records"):
-        strategy, tokens = best["strategy"], best["tokens_per_step"]
-        measured = rows[(rows["strategy"] == strategy) & (rows["tokens_per_step"] == tokens)]
-        varying = [name for name in WAYS if measured[name].nunique(dropna=False) > 1]
+    at_each = with_nulls(as_typed(in_one_shape(full))).groupby(key)[[*WAYS]]
+    numbers, found = at_each.nunique(dropna=False).to_dict("index"), {}
+    for best in with_nulls(fastest).drop_duplicates(key).to_dict("records"):
+        place = best["strategy"], best["tokens_per_step"]
+        varying = [name for name in WAYS if numbers[place][name] > 1]
         overrides = [text for name in varying if (value := spelled(best[name])) for text in _typed(name, value)]
         if overrides:
-            found[strategy, tokens] = Way(tokens, overrides, measured.groupby(varying, dropna=False).ngroups)
+            found[place] = Way(place[1], overrides, at_each.get_group(place).groupby(varying, dropna=False).ngroups)
     return found
 
 

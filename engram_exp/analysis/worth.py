@@ -106,7 +106,7 @@ def worth_of(rows: pd.DataFrame, layers: int, token_bytes: int | None) -> list[W
 def _of_size(
     place: str, plain: pd.DataFrame, kept: pd.DataFrame, layers: int, token_bytes: int | None
 ) -> Iterator[Worth]:
-    if plain.empty:
+    if plain.empty or kept.empty:
         return
     without = _time(plain)
     for (strategy, policy), some in kept.groupby(["strategy", "cache_policy"], sort=False):

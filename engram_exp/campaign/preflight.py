@@ -45,15 +45,26 @@ class Preflight(Callback):
         """Check every configuration of the sweep."""
         sweep_dir = Path(config.hydra.sweep.dir)
         here = config.hydra.launcher._target_.endswith(".BasicLauncher")  # others may take runs to another machine
-        Preflight.began = self._refuse_unless_sound(lambda: _configurations_of(config), sweep_dir, here=here)
+        gpus = config.hydra.launcher.get("gpus_per_node")
+        Preflight.began = self._refuse_unless_sound(lambda: _configurations_of(config), sweep_dir, here=here, gpus=gpus)
         Preflight.sweep_dir, Preflight.reports = sweep_dir, config.report
 
     def _refuse_unless_sound(
-        self, configurations: Callable[[], list[DictConfig]], output_dir: Path, *, here: bool = True
+        self,
+        configurations: Callable[[], list[DictConfig]],
+        output_dir: Path,
+        *,
+        here: bool = True,
+        gpus: int | None = None,
     ) -> float:
         try:
             for config in configurations():
                 check(config, here=here)
+                if gpus is not None and config.ranks > gpus and config.hardware.device != "cpu":
+                    remedy = (
+                        f"the launcher asks for {gpus} a node; hydra.launcher.gpus_per_node={config.ranks} would do"
+                    )
+                    raise ConfigError("ranks", config.ranks, f"each is a GPU of its own, and {remedy}")
                 if config.retry == "failed" and not any(output_dir.rglob(RESULTS)):
                     raise ConfigError("retry", "failed", f"{output_dir} holds no runs; name an earlier campaign")
             return _check_writable(output_dir)

@@ -26,6 +26,7 @@ from engram_exp.config.rank_checks import check_gpus, check_ranks
 from engram_exp.config.schema import ModelConfig
 from engram_exp.config.step_checks import check_step
 from engram_exp.errors import ConfigError
+from engram_exp.machine.numa import NEAR, require
 from engram_exp.steps.lookup.order import check_launch, check_order
 from engram_exp.vocabulary import (
     AS_IS,
@@ -103,6 +104,8 @@ def check(config: DictConfig, *, here: bool = True) -> None:
         check_teams(config)
         check_host_load(config.host_load, config.hardware.affinity)
         check_gpus(config)
+        if (asked := config.hardware.numa) is not None:
+            require(asked, config.ranks, config.hardware.affinity or os.sched_getaffinity(0))
 
 
 def check_cpus(hardware: Mapping[str, Any]) -> None:
@@ -237,6 +240,10 @@ def _check_hardware(config: DictConfig) -> None:
     if hardware.affinity is not None and not hardware.affinity:
         raise ConfigError("hardware.affinity", "[]", "must be some of the machine's CPUs, or null for all")
     changed = [key for key in ("threads", "pin_threads", "affinity") if hardware[key]]
+    numa = hardware.numa
+    if numa is not None and numa != NEAR and (not isinstance(numa, int) or isinstance(numa, bool) or numa < 0):
+        raise ConfigError("hardware.numa", numa, f"must be the number of a node, {NEAR}, or null")
+    changed += ["numa"] if numa is not None else []
     if config.worker == "inline" and changed:
         raise ConfigError("worker", "inline", f"cannot change hardware.{changed[0]} of this process; use process")
 

@@ -20,7 +20,7 @@ GIVEN = (  # what a run passes to its components
     "plan", "table", "columns", "weights", "fusion_weights", "lead", "max_tokens", "placement", "rows", "row_format",
     "seed", "vocab_size", "history_len", "tokenizer", "open_tokenizer", "cache_dir", "read_times", "beside",
     "layer", "profile",
-    "ranks", "shards", "reachable", "own_lookup", "rank_tokens", "own_batches",
+    "ranks", "shards", "weights_share", "reachable", "own_lookup", "rank_tokens", "own_batches",
 )  # fmt: skip
 OF_HASH = ("hash_seed", "pad_id", "vocab_size", "eos_id")  # keys of a model that its hash may be built from ...
 COMPRESSION = "compression"  # ... beside that of its tokenizer

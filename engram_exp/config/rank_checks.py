@@ -7,11 +7,12 @@ from typing import Any
 from hydra.utils import get_class
 from omegaconf import DictConfig
 
-from engram_exp.config.derived import decodes, exchanges, shares_out
+from engram_exp.config.derived import decoder_of, decodes, exchanges, shares_out
+from engram_exp.config.mixed import mixed_strategies
 from engram_exp.errors import ConfigError
 from engram_exp.layer.shards import BY_ROWS
 from engram_exp.machine.environment import gpus
-from engram_exp.vocabulary import DISK, OWN, SAME
+from engram_exp.vocabulary import DISK, EACH, OWN, SAME
 
 
 def check_ranks(config: DictConfig) -> None:
@@ -20,6 +21,10 @@ def check_ranks(config: DictConfig) -> None:
     Raises:
         ConfigError: naming the key, its value and what would work.
     """
+    kind: Any = get_class(config.projection._target_)
+    if getattr(kind, "needs_same", False) and (config.ranks == 1 or config.rank_batches == OWN):
+        remedy = "shares the columns out among ranks that ask for the same tokens: ranks=2 rank_batches=same"
+        raise ConfigError("projection", None, f"{kind.__name__} {remedy}; projection=fused has all of them")
     if config.ranks == 1:
         if config.rank_batches != SAME:
             raise ConfigError("rank_batches", config.rank_batches, "says nothing of one rank; ranks=2 has others")
@@ -27,7 +32,7 @@ def check_ranks(config: DictConfig) -> None:
     if config.worker == "inline":
         raise ConfigError("worker", "inline", "is one process, and each rank is one; use process")
     if decodes(config):
-        raise ConfigError("ranks", config.ranks, "a model's step is measured on one rank; decoder=none would work")
+        _check_step(config)
     if config.strategy.table == DISK:
         raise ConfigError(
             "ranks", config.ranks, "a table on a disk is read by one rank; strategy=host_shared shares memory"
@@ -39,6 +44,17 @@ def check_ranks(config: DictConfig) -> None:
     elif shares_out(config):
         remedy = f"the table is shared out among {config.ranks} ranks; exchange=all_gather or peer brings its rows"
         raise ConfigError("exchange", "none", remedy)
+
+
+def _check_step(config: DictConfig) -> None:
+    """Refuse a decoder that ranks cannot run together, and what would let two exchanges be under way at a time."""
+    if config.rank_batches != OWN:
+        decoder_of(config).among(config.ranks)
+    for layer, option in mixed_strategies(config).items():
+        raise ConfigError(f"strategies.{layer}", option, "layers of several ranks have one strategy, strategy=")
+    if exchanges(config) and config.prefetch.streams == EACH:
+        remedy = "exchanges of two layers would be under way at a time, through one group; use prefetch.streams=one"
+        raise ConfigError("prefetch.streams", EACH, remedy)
 
 
 def _check_exchange(config: DictConfig) -> None:

@@ -124,6 +124,7 @@ class HardwareConfig:
     threads: Optional[int] = None
     pin_threads: bool = MISSING
     affinity: Optional[list[int]] = None
+    numa: Any = None
     data_sheet: Optional[DataSheet] = None
 
 

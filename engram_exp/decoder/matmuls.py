@@ -15,9 +15,13 @@ class MatmulDecoder(Decoder[MatmulShape]):
 
     def __init__(self, shape: MatmulShape, sequences: int, dtype: torch.dtype, seed: int, placement: Placement) -> None:
         super().__init__(shape, sequences, dtype, seed, placement)
-        self.layers = [[self.random(made, read) for made, read in shape.products] for _ in range(shape.layers)]
+        self.layers = [list(map(self.product, range(len(shape.products)))) for _ in range(shape.layers)]
         for products in self.layers:
             products[-1] *= shape.layers**-0.5
+
+    def product(self, number: int) -> torch.Tensor:
+        """The matrix [n, k] of one of a layer's products."""
+        return self.random(*self.shape.products[number])
 
     def step(self, sequences: int, tokens: int) -> MatmulStep:
         """A step of so many tokens of each of some sequences; it is the same whether they are a prompt or not."""

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from engram_exp.decoder.decoder import Decoder
     from engram_exp.machine.placement import Placement
+    from engram_exp.machine.ranks import Ranks
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,12 +82,34 @@ class DecoderShape(ABC):
         """Floating-point operations of a layer's attention for one sequence of a step."""
         return 0
 
+    @property
+    def output_rows(self) -> int:
+        """Tokens of the vocabulary that the output's matrix chooses from here."""
+        return self.vocab_size
+
+    @property
+    def arriving_values(self) -> float:
+        """Values of each token that arrive from other ranks in a layer."""
+        return 0.0
+
+    def among(self, ranks: int) -> DecoderShape:
+        """What each of so many ranks has of it, where they run the same tokens together.
+
+        Raises:
+            ConfigError: it cannot be split.
+        """
+        remedy = "it is not split over ranks; rank_batches=own gives each a whole one, and decoder=matmuls is split"
+        raise ConfigError("decoder", None, f"with ranks={ranks} and rank_batches=same, {remedy}")
+
     @abstractmethod
-    def build(self, sequences: int, dtype: torch.dtype, seed: int, placement: Placement) -> Decoder:
+    def build(
+        self, sequences: int, dtype: torch.dtype, seed: int, placement: Placement, ranks: Ranks | None = None
+    ) -> Decoder:
         """The decoder, with random weights of a dtype; equal seeds give equal ones on one kind of device.
 
         Args:
             sequences: that its steps have at most.
+            ranks: that have the shares of one decoder, all of which build theirs; None: a whole one is built.
         """
 
 
@@ -113,8 +136,8 @@ class DecoderCost:
     def vocabulary_bytes(self) -> int:
         """Of the embedding, the output's matrix and the norm before it."""
         shape = self.shape
-        matrices = 1 if shape.tied else 2
-        return self.value_bytes * (matrices * shape.vocab_size + 1) * shape.hidden_size
+        rows = shape.vocab_size + (0 if shape.tied else shape.output_rows) + 1
+        return self.value_bytes * rows * shape.hidden_size
 
     @property
     def cache_bytes(self) -> int:
@@ -125,7 +148,7 @@ class DecoderCost:
     def decode_bytes(self) -> int:
         """The fewest bytes that a decode step reads: all weights, of the embedding a row for each sequence, and the
         whole cache."""
-        rows = self.shape.vocab_size + 1 + self.sequences  # of the output, the norm and the embedding
+        rows = self.shape.output_rows + 1 + self.sequences  # of the output, the norm and the embedding
         return self.weight_bytes + self.value_bytes * rows * self.shape.hidden_size + self.cache_bytes
 
     def step_bytes(self, tokens: int) -> int:
@@ -133,19 +156,23 @@ class DecoderCost:
         the weights, and a row of the embedding for each of its tokens."""
         if tokens == 1:
             return self.decode_bytes
-        rows = self.shape.vocab_size + 1 + self.sequences * tokens
+        rows = self.shape.output_rows + 1 + self.sequences * tokens
         return self.weight_bytes + self.value_bytes * rows * self.shape.hidden_size
 
     def flops(self, tokens: int) -> int:
         """Of a step with so many tokens of each sequence: matrix products, attention and one choice a sequence."""
         shape = self.shape
         layer = 2 * tokens * shape.product_values + shape.attention_flops(tokens)
-        return self.sequences * (shape.layers * layer + 2 * shape.vocab_size * shape.hidden_size)
+        return self.sequences * (shape.layers * layer + 2 * shape.output_rows * shape.hidden_size)
 
     def scratch_bytes(self, tokens: int) -> int:
         """Of what lives at the same time during a step, about and at most: of a layer, or of the choice."""
         shape = self.shape
-        return self.value_bytes * self.sequences * max(tokens * shape.scratch_values, 2 * shape.vocab_size)
+        return self.value_bytes * self.sequences * max(tokens * shape.scratch_values, 2 * shape.output_rows)
+
+    def arriving_bytes(self, tokens: int) -> float:
+        """Of all layers, from other ranks, in a step with so many tokens of each sequence."""
+        return self.value_bytes * self.sequences * tokens * self.shape.layers * self.shape.arriving_values
 
     def needed_bytes(self, tokens: int) -> int:
         """Of device memory, for a step with so many tokens of each sequence."""

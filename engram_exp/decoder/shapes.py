@@ -14,7 +14,9 @@ if TYPE_CHECKING:
 
     from engram_exp.decoder.dense import DenseDecoder
     from engram_exp.decoder.matmuls import MatmulDecoder
+    from engram_exp.decoder.tensor_parallel import MatmulShare
     from engram_exp.machine.placement import Placement
+    from engram_exp.machine.ranks import Ranks
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +82,9 @@ class DenseShape(DecoderShape):
         pairs = self.context if tokens == 1 else tokens * (tokens + 1) // 2
         return 4 * pairs * self.heads * self.head_dim
 
-    def build(self, sequences: int, dtype: torch.dtype, seed: int, placement: Placement) -> DenseDecoder:
+    def build(
+        self, sequences: int, dtype: torch.dtype, seed: int, placement: Placement, ranks: Ranks | None = None
+    ) -> DenseDecoder:
         """The decoder, with random weights."""
         from engram_exp.decoder.dense import DenseDecoder  # imports transformers' models, which takes seconds
 
@@ -95,12 +99,15 @@ class MatmulShape(DecoderShape):
         products: the products of a layer, in order, each by the channels n that it makes and the k that it reads. It
             reads the first k channels of the last product before it that makes as many, or of the hidden state; the
             last one is added to the hidden state.
+        split: of each product, what ranks that run it together share out: the channels that it makes (`made`), those
+            that it reads, so that what it makes is the sum of theirs (`read`), or nothing (`whole`). None: not told.
 
     Raises:
         ConfigError: a product that no other makes enough channels for, or a last one that makes no hidden state.
     """
 
     products: Sequence[Sequence[int]]
+    split: Sequence[str] | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -135,7 +142,15 @@ class MatmulShape(DecoderShape):
         """The hidden state before and after a layer, and what all products make."""
         return 2 * self.hidden_size + sum(made for made, _ in self.products)
 
-    def build(self, sequences: int, dtype: torch.dtype, seed: int, placement: Placement) -> MatmulDecoder:
+    def among(self, ranks: int) -> MatmulShare:
+        """What each of so many ranks has of it, as `split` says."""
+        from engram_exp.decoder.tensor_parallel import share_of
+
+        return share_of(self, ranks)
+
+    def build(
+        self, sequences: int, dtype: torch.dtype, seed: int, placement: Placement, ranks: Ranks | None = None
+    ) -> MatmulDecoder:
         """The stand-in, with random weights."""
         from engram_exp.decoder.matmuls import MatmulDecoder
 

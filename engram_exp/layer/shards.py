@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from itertools import accumulate
+from typing import TYPE_CHECKING, NamedTuple
 
-import numpy as np
+if TYPE_CHECKING:
+    import numpy as np
 
 CONTIGUOUS, STRIDED, BY_ROWS = SPLITS = "contiguous", "strided", "rows"
 
@@ -92,7 +94,7 @@ class Shards:
         if self.by_rows:
             first = min(self.rows, share * self.stretch)
             return [Span(first, min(self.stretch, self.rows - first))]
-        starts = np.concatenate([[0], np.cumsum(self.column_rows)])
+        starts = list(accumulate(self.column_rows, initial=0))
         columns = range(self.columns)[self.columns_of(share)]
         return [Span(int(starts[column]), int(self.column_rows[column])) for column in columns]
 
@@ -103,6 +105,8 @@ class Shards:
     def shifts(self) -> np.ndarray:
         """What makes a row id one of its share's own, int64: to be added to it. [H] by column; [size] by share where
         rows are shared out."""
+        import numpy as np  # the process that the user starts asks for no shifts, and should show something soon
+
         if self.by_rows:
             return -self.stretch * np.arange(self.size, dtype=np.int64)
         shifts = np.zeros(self.columns, dtype=np.int64)

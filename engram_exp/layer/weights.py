@@ -62,6 +62,19 @@ class ProjectionWeights:
             norm=self.norm.to(target),
         )
 
+    def share(self, number: int, shares: int) -> ProjectionWeights:
+        """Rows of `weight`, and what `bias` has for them, that one of several has who make the columns between them: as
+        many for each, the last of them zeros where they do not divide."""
+        rows = -(-len(self.weight) // shares)
+
+        def part(whole: torch.Tensor) -> torch.Tensor:
+            found = whole.new_zeros(rows, *whole.shape[1:])
+            own = whole[number * rows : (number + 1) * rows]
+            found[: len(own)] = own
+            return found
+
+        return replace(self, weight=part(self.weight), bias=None if self.bias is None else part(self.bias))
+
     def project(self, embeddings: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys [n, M, C] and value [n, C] of embeddings [n, H * D] in the dtype of these parameters: the plain
         reference."""

@@ -6,12 +6,14 @@ A rank does what every run does; what one of them finds out that the others must
 
 from __future__ import annotations
 
+import gc
 import os
 import socket
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import cached_property
 from typing import Any, TypeVar
 
 import torch
@@ -72,6 +74,7 @@ class Ranks:
     def leave(self) -> None:
         """Part in order: behind this, nobody waits for anybody."""
         if self.control is not None:
+            gc.collect()  # of graphs that hold what they send through: a group waits for them when it ends
             self.agree()
             dist.destroy_process_group()
 
@@ -84,6 +87,13 @@ class Ranks:
     def share_one_host(self) -> bool:
         """Whether all ranks can reach each other's memory."""
         return self.local_size == self.size
+
+    @cached_property
+    def compute_group(self) -> Any:
+        """What goes through here is computed: the sums of a decoder's layers, and columns of a projection, one behind
+        the other on one stream; an exchange may be under way beside it. All ranks ask for it first at the same turn;
+        None of one rank alone."""
+        return None if self.size == 1 else dist.new_group(timeout=timedelta(seconds=self.patience_s))
 
     def agree(self, error: Exception | None = None, numbers: tuple[float, ...] = ()) -> list[float]:
         """Wait until every rank is here, and learn how it fared.

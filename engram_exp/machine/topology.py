@@ -4,12 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from itertools import combinations
 from pathlib import Path
 from typing import Any, NamedTuple
 
 NODES = Path("/sys/devices/system/node")
 PCI = Path("/sys/bus/pci/devices")
 MOST_NVLINKS = 18  # of a GPU
+WAYS = {  # on PCIe from one GPU to another, as the driver numbers them
+    0: "on one board",
+    10: "behind one PCIe switch",
+    20: "behind several PCIe switches",
+    30: "behind one host bridge",
+    40: "on one node, behind different host bridges",
+    50: "on different nodes",
+}
 
 
 class Gpu(NamedTuple):
@@ -48,12 +57,31 @@ def places_of_gpus(nvml: Any = None, pci: Path = PCI) -> list[Gpu]:
     return [Gpu(_node_of(nvml, gpu, pci), _nvlinks_of(nvml, gpu)) for gpu in handles]
 
 
-def in_words(nodes: Mapping[int, str], gpus: Sequence[Gpu]) -> str:
-    """Nodes with their CPUs, and GPUs with theirs, for a human reader."""
+def ways_between_gpus(nvml: Any = None) -> dict[str, list[str]]:
+    """What lies between GPUs on PCIe, the nearest first, and between which, as `0-1`; as far as the driver tells."""
+    if nvml is None:
+        import pynvml
+
+        nvml = pynvml
+    found: dict[int, list[str]] = {}
+    try:
+        nvml.nvmlInit()
+        handles = [nvml.nvmlDeviceGetHandleByIndex(index) for index in range(nvml.nvmlDeviceGetCount())]
+    except nvml.NVMLError:
+        return {}
+    for (one, first), (other, second) in combinations(enumerate(handles), 2):
+        with suppress(nvml.NVMLError):
+            found.setdefault(nvml.nvmlDeviceGetTopologyCommonAncestor(first, second), []).append(f"{one}-{other}")
+    return {WAYS[level]: pairs for level, pairs in sorted(found.items()) if level in WAYS}
+
+
+def in_words(nodes: Mapping[int, str], gpus: Sequence[Gpu], ways: Mapping[str, Sequence[str]]) -> str:
+    """Nodes with their CPUs, GPUs with theirs, and what lies between them, for a human reader."""
     told = [f"node {node}: CPUs {cpus}" for node, cpus in nodes.items()]
     for number, gpu in enumerate(gpus):
         near = "of no known node" if gpu.node is None else f"at node {gpu.node}"
         told.append(f"GPU {number} {near}, {gpu.nvlinks} NVLinks" if gpu.nvlinks else f"GPU {number} {near}, no NVLink")
+    told += [f"GPUs {', '.join(pairs)} {way}" for way, pairs in ways.items()]
     return "; ".join(told)
 
 

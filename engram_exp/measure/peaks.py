@@ -15,12 +15,12 @@ from engram_exp.machine.memory import forget_peaks
 from engram_exp.machine.ranks import FIRST, Ranks
 from engram_exp.measure import kept
 from engram_exp.measure.limits import Limits
-from engram_exp.measure.rates import peers, resources
+from engram_exp.measure.rates import all_ranks, peers, resources
 from engram_exp.measure.rig import Rig, host_bytes
 
 log = logging.getLogger(__name__)
 
-VERSION = 8
+VERSION, VERSION_OF_RANKS = 8, 2
 THIS_MACHINE = "this machine"
 OUTGROWN = 2  # times the memory that limits were measured on: they say too little of such tables
 BUSY_SHARE = 0.1  # of the CPUs, taken by others: what is measured meanwhile may be less than the machine can do
@@ -60,8 +60,8 @@ def rank_limits(
     refresh: bool,
     announce: Callable[[str], None],
 ) -> Limits:
-    """These limits, and what several ranks can send each other: read from a file of so many ranks, or measured by all
-    of them together and written there by the first.
+    """These limits, and what several ranks can send each other and do at once: read from a file of so many ranks, or
+    measured by all of them together and written there by the first.
 
     Args:
         limits: of the machine.
@@ -69,13 +69,15 @@ def rank_limits(
         ranks: of the run.
     """
     hosts = ranks.hosts()
-    path, identity = _file(folder, {**identity, "ranks": [hosts.count(host) for host in dict.fromkeys(hosts)]}, device)
+    of_hosts = [hosts.count(host) for host in dict.fromkeys(hosts)]
+    path, identity = _file(folder, {**identity, "ranks": of_hosts, "of_ranks": VERSION_OF_RANKS}, device)
     found = ranks.from_first(lambda: None if refresh else _kept(path, device, announce))
     if found is None:
         if ranks.rank == FIRST:
-            announce(f"measuring what {ranks.size} ranks can send each other, once; it is kept in {path}")
+            announce(f"measuring what {ranks.size} ranks send each other and do together, once; it is kept in {path}")
         rig = Rig(device, ranks)
-        found = {"memory": {"host_bytes": rig.host_bytes, "huge_page_share": None}, "peaks": peers.measure(rig)}
+        found = {"memory": {"host_bytes": rig.host_bytes, "huge_page_share": None}, "peaks": {}}
+        found["peaks"] = {**peers.measure(rig), **all_ranks.measure(rig)}
         if ranks.rank == FIRST:
             kept.write(path, THIS_MACHINE, {"machine": identity, **found})
     return Limits({**limits.peaks, **found["peaks"]}, limits.measured_on)

@@ -240,6 +240,7 @@ class Bench:
             task, built = self.plan.task(stage), self.parts.stage(stage)
             self.stages[stage.name] = built
             made = None if is_alone else self.made.get((stage.needs, self._side(stage.read_from)))
+            self.ranks.draw_alike()
             inputs = self.made_up.input_of(stage) if made is None else made
             self.inputs[stage.name] = [inputs]
             result = self.last[stage.name] = self._run(partial(built.run, inputs))

@@ -89,7 +89,11 @@ def _lines(job: Job, plan: Plan, needed: Footprint, free: tuple[int, int | None]
         lines.append((str(plan.device), f"{on_device:.2f} GB needed, {free_device / 1e9:.2f} GB free"))
     if config.ranks > 1:
         lines.append(("ranks", _ranks(job, plan)))
-        lines.append(("topology", topology.in_words(topology.cpus_of_nodes(), topology.places_of_gpus())))
+    nodes = topology.cpus_of_nodes()
+    if config.ranks > 1 or len(nodes) > 1:
+        bound = f"; bound to {config.hardware.numa}" if config.hardware.numa is not None else ""
+        told = topology.in_words(nodes, topology.places_of_gpus(), topology.ways_between_gpus())
+        lines.append(("topology", told + bound))
     if plan.looks_up and (reading := plan.reading(plan.cases[-1])):
         programs = f"in {reading.programs} programs" if reading.programs else "in a program for each block"
         lines.append(("rows", f"read {reading.order}, {reading.rows_per_program} at a time, {programs}"))

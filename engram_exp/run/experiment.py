@@ -195,6 +195,7 @@ class Experiment:
             "threads": torch.get_num_threads(),
             "pin_threads": hardware.pin_threads,
             "affinity": list(hardware.affinity or []),
+            **({} if hardware.numa is None else {"numa": hardware.numa}),
         }
         where: Any = Path(config.limits_dir), identity, device
         how: Any = {"refresh": config.limits == "refresh", "announce": self.terminal.say}

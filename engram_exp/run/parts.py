@@ -112,6 +112,7 @@ class Parts:
             "table": lambda: self.table,
             "columns": lambda: self.geometry.columns,
             "weights": lambda: self._on(placement.device, self.weights),
+            "weights_share": lambda: self._on(placement.device, self.weights_share),
             "fusion_weights": lambda: self._on(placement.device, self.fusion_weights),
             "lead": lambda: lead,
             "beside": lambda: beside,
@@ -237,6 +238,11 @@ class Parts:
         return replace(weights, norms_keys=not fuses(self.plan.config))
 
     @cached_property
+    def weights_share(self) -> ProjectionWeights:
+        """Those of this rank, where ranks make the columns between them."""
+        return self.weights.share(self.plan.ranks.rank, self.plan.ranks.size)
+
+    @cached_property
     def reference_weights(self) -> ProjectionWeights:
         """The same in float32."""
         return self.weights.to(torch.float32)
@@ -257,12 +263,12 @@ class Parts:
         return ModelState(self.plan)
 
     @cached_property
-    def _copies(self) -> dict[tuple[torch.device, type], Any]:
+    def _copies(self) -> dict[tuple[torch.device, int], Any]:
         return {}
 
     def _on(self, device: torch.device, weights: Weights) -> Weights:
         """One copy for all who need it there: the chunks of a pipeline share them."""
-        key = device, type(weights)
+        key = device, id(weights)
         if key not in self._copies:
             self._copies[key] = weights if device == CPU else weights.to(device)
         copy: Weights = self._copies[key]

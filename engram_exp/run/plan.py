@@ -161,7 +161,7 @@ class Plan:
         config = config_of_layer(self.config, number)
         if config is self.config:
             return self
-        return Plan(config, self.choices)
+        return Plan(config, self.choices, self.ranks)
 
     def whole(self, case: str) -> tuple[PlannedStage, ...]:
         """The stages of such a case."""

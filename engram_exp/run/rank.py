@@ -9,7 +9,6 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -17,7 +16,7 @@ from engram_exp.config.derived import threads_of
 from engram_exp.errors import LostRank, status_of, text_of
 from engram_exp.machine.disturbance import LoadMeter
 from engram_exp.run.job import Job
-from engram_exp.run.worker import EXIT_UNWRITTEN, log_to, prepare
+from engram_exp.run.worker import EXIT_UNWRITTEN, bind_to_node, log_to, prepare, share_of
 
 ERROR_FILE = "TORCHELASTIC_ERROR_FILE"  # where the launcher looks for what ended a rank
 LAUNCHER = "ENGRAM_EXP_LAUNCHER"  # its process
@@ -31,12 +30,14 @@ def main(folder: Path) -> int:
     end_with_launcher()
     local_rank, local_size = int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"])
     job = Job.load(folder)
+    bind_to_node(job.config, local_rank, local_size)
     prepare(job)
     hardware = job.config.hardware
-    hardware.threads = threads_of(job.config)  # of what all ranks may use; now this one gets its share
-    cpus = share_of(sorted(os.sched_getaffinity(0)), local_rank, local_size)
-    os.sched_setaffinity(0, cpus)
-    hardware.affinity = list(cpus) if hardware.affinity else None
+    if hardware.numa is None:
+        hardware.threads = threads_of(job.config)  # of what all ranks may use; now this one gets its share
+        cpus = share_of(sorted(os.sched_getaffinity(0)), local_rank, local_size)
+        os.sched_setaffinity(0, cpus)
+        hardware.affinity = list(cpus) if hardware.affinity else None
     log_to(folder, rank=int(os.environ["RANK"]))
     meter = LoadMeter()
     from engram_exp.config.options import resolve_device  # PyTorch starts its threads on import: behind the affinity
@@ -70,12 +71,6 @@ def end_with_launcher() -> None:
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.environ.get(LAUNCHER) not in (None, str(os.getppid())):  # it has ended meanwhile
         os.kill(os.getpid(), signal.SIGKILL)
-
-
-def share_of(cpus: Sequence[int], local_rank: int, local_size: int) -> Sequence[int]:
-    """The CPUs of a rank: as many as of the others, beside each other; all of them where there are too few."""
-    each = len(cpus) // local_size
-    return cpus[local_rank * each : (local_rank + 1) * each] or cpus
 
 
 def _tell(error: BaseException, job: Job) -> None:

@@ -53,5 +53,7 @@ def of_all_ranks(timings: Mapping[str, Timing], ranks: Ranks) -> dict[str, Timin
 
 def whole_table_bytes(plan: Plan) -> int:
     """Bytes of the run's tables, however many ranks keep them between them; 0 where it needs none."""
-    kept = plan.footprint().table_bytes
-    return kept if plan.ranks.size == 1 else bool(kept) * plan.geometry.table_bytes
+    if plan.ranks.size == 1:
+        return plan.footprint().table_bytes
+    layers = [layer for layer in (plan.step.layers.values() if plan.step else ()) if layer is not plan]
+    return sum(layer.geometry.table_bytes for layer in (*layers, *([plan] if plan.looks_up else [])))

@@ -41,7 +41,7 @@ class StepBench:
     """
 
     def __init__(self, parts: Parts, plan: StepPlan, clock: Clock, seed: int) -> None:
-        self.parts, self.plan, self.clock = parts, plan, clock
+        self.parts, self.plan, self.clock, self.ranks = parts, plan, clock, parts.plan.ranks
         self.layers = [
             TableLayer(parts if layer is parts.plan else Parts(layer, parts.seed + number), plan, seed + number)
             for number, layer in plan.layers.items()
@@ -58,6 +58,7 @@ class StepBench:
         Raises:
             ConfigError, SkippedError, RegistrationError: as components do.
         """
+        failed = None
         try:
             self.built = StepRuns(self.parts, self.plan, self.layers)
             self.hidden = self.built.hidden(self.built.batches[0]).clone()
@@ -65,7 +66,9 @@ class StepBench:
         except OF_THE_RUN:
             raise
         except Exception as error:
-            self.errors = dict.fromkeys(self.cases, error)
+            failed = error
+        if known := self.ranks.known(failed):
+            self.errors = dict.fromkeys(self.cases, known)
         for case in self._right():
             self._try(case, self._verify)
         for case in self._right():
@@ -81,8 +84,9 @@ class StepBench:
         # Of a sample's steps the last; the next sample goes on with the batch behind it.
         last = [last[(steps * (number + 1) - 1) % len(last)] for number in range(len(last))]
         calls = [partial(Series(run, before), batch) for batch in last]
-        restore = self._restore(case, before)
-        timed = Case(case, calls, True, look.before, look.behind, steps, may_be_quick=False, restore=restore)
+        looks = self.ranks.agreed(look.before), self.ranks.agreed(look.behind)
+        restore = self.ranks.agreed(self._restore(case, before))
+        timed = Case(case, calls, True, *looks, steps, may_be_quick=False, restore=restore)
         return self.files.timed(timed, self.plan.costs_of(case))
 
     def _restore(
@@ -128,6 +132,7 @@ class StepBench:
     def verify_again(self) -> None:
         """When all cases have been looked at: compare a call on ids, and on a hidden state, that were never shown."""
         for case in self._right():
+            self.ranks.draw_alike()  # ranks that ask for the same tokens go on doing so
             for layer in self.layers:
                 layer.renew(self.built.batches[0])
             self._try(case, self._verify)
@@ -138,10 +143,14 @@ class StepBench:
         return [case for case in self.cases if case not in self.errors]
 
     def _try(self, case: str, verify: Callable[[str], None]) -> None:
+        """Whatever is raised here, on any rank, ends this case alone."""
+        failed = None
         try:
             verify(case)
         except Exception as error:
-            self.errors[case] = error
+            failed = error
+        if known := self.ranks.known(failed):
+            self.errors[case] = known
 
     def _inputs(self, case: str) -> list[Batch]:
         """The batches of a case: all where each has rows of its own to be fetched; behind those that caches have seen,
@@ -191,6 +200,7 @@ class StepBench:
     def _verify(self, case: str) -> None:
         """Compare what a case makes of the first batch."""
         built, batch = self.built, self.built.batches[0]
+        hidden = None if case == FETCH else built.hidden(batch)  # at once: ranks run it together, whatever is wrong
         built.place_rows(batch)
         built.forget(case, batch)
         self.clock.synchronize()
@@ -199,8 +209,7 @@ class StepBench:
         for layer, made in zip(self.layers, made_by(self.layers, case, result), strict=True):
             if tasks := layer.tasks_of(case):
                 layer.verifier.require(case, tasks, batch, made, layer.verifier.positions())
-        if case != FETCH:
+        if hidden is not None:
             positions = self.layers[0].verifier.positions().to(result[0].device)
-            got = result[0][positions].cpu()
-            want = built.hidden(batch)[positions].float().cpu()
+            got, want = result[0][positions].cpu(), hidden[positions].float().cpu()
             require_close(f"{case}, {DECODER}", got, want, float(self.parts.tolerance))

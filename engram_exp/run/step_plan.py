@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from engram_exp.config.derived import decoder_of, engram_layers_of, stages_of, value_bytes_of
 from engram_exp.decoder.shape import DecoderCost, DecoderShape
 from engram_exp.measure.limits import Limits
+from engram_exp.run.rank_plan import among
 from engram_exp.stage import Load, PlannedStage, Stage, Task
 from engram_exp.strategy.footprint import Footprint
 from engram_exp.strategy.plan import in_place
@@ -21,6 +22,8 @@ from engram_exp.vocabulary import (
     HOST,
     IN_STEP,
     OF_A_STEP,
+    OWN,
+    PEERS,
     PREVIOUS_STEP,
     READY,
     THIS_STEP,
@@ -48,8 +51,14 @@ class StepPlan:
 
     @cached_property
     def shape(self) -> DecoderShape:
-        """The decoder's sizes."""
-        return decoder_of(self.plan.config)
+        """The decoder's sizes; of a rank's share, where ranks run the same tokens together."""
+        shape, size = decoder_of(self.plan.config), self.plan.ranks.size
+        return shape.among(size) if self.is_shared else shape
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether ranks have shares of one decoder."""
+        return self.plan.ranks.size > 1 and self.plan.config.rank_batches != OWN
 
     @cached_property
     def cost(self) -> DecoderCost:
@@ -116,10 +125,9 @@ class StepPlan:
     def decoder_task(self) -> Task:
         """A step of the decoder alone, as a stage."""
         stage = PlannedStage(DECODER, DEVICE, TOKEN_IDS, DECODER)
-        load = Load(
-            stage, self.plan.geometry, self.plan.config.batch_size, self.plan.tokens, self.plan.config.dtype.name
-        )
-        return Task(_kind(self.cost, self.plan.config.seq_len), load)
+        plan, config = self.plan, self.plan.config
+        load = Load(stage, plan.geometry, config.batch_size, plan.tokens, config.dtype.name, among=among(plan))
+        return Task(_kind(self.cost, config.seq_len), load)
 
     def check_fits(self, needed: Footprint, free_host: int, free_device: int | None) -> None:
         """Refuse a decoder that does not fit beside the rest of the run.
@@ -156,7 +164,8 @@ class StepPlan:
             for kind, load in [*(tasks if layer is not self.plan else ()), *others]:
                 kept.update(kind.keeps(load))
                 kept.update(kind.shares(load))
-            tables += layer.geometry.table_bytes if layer is not self.plan else 0
+            share = among(layer).table_share
+            tables += round(share * layer.geometry.table_bytes) if layer is not self.plan else 0
         place = self.plan.config.strategy.table
         alike = all(layer.config.strategy.table == place for layer in self.layers.values())
         return Footprint(kept[HOST], kept[DEVICE], tables, place if alike else "")
@@ -176,6 +185,7 @@ def _kind(cost: DecoderCost, tokens: int) -> type[Stage]:
 
         @classmethod
         def work(cls, load: Load) -> dict[str, float]:
-            return {load.memory: cls.bytes_moved(load), "device GEMM": cls.flops(load)}
+            own: dict[str, float] = {load.memory: cls.bytes_moved(load), "device GEMM": cls.flops(load)}
+            return {**own, PEERS: cost.arriving_bytes(tokens)} if cost.shape.arriving_values else own
 
     return DecoderPass

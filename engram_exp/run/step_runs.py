@@ -41,7 +41,7 @@ class StepRuns:
         self.sampled = ids_of(config) == DEVICE
         self.batches = self._placed(parts.batches)
         decoder = plan.shape.build(
-            config.batch_size, plan.plan.dtype, config.seed + DECODER_SEED, Placement(self.device)
+            config.batch_size, plan.plan.dtype, config.seed + DECODER_SEED, Placement(self.device), plan.plan.ranks
         )
         self.decoder, self.ids = decoder.step(config.batch_size, config.seq_len), self._ids()
         fetches = self._fetches(self.ids)

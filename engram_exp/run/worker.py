@@ -5,11 +5,14 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
-from engram_exp.config.derived import threads_of
+from omegaconf import DictConfig
+
+from engram_exp.config.derived import threads_of, usable_cpus
+from engram_exp.machine import numa
 from engram_exp.machine.disturbance import LoadMeter
 from engram_exp.machine.environment import code_cache
 from engram_exp.machine.files import kept_from_children
@@ -47,6 +50,8 @@ def main(folder: Path, turn: int | None = None) -> int:
         turn: descriptor of the lock that lasts as long as this process, but not as long as what it starts.
     """
     job = Job.load(folder)
+    if job.config.ranks == 1:
+        bind_to_node(job.config)
     prepare(job)
     log_to(folder)
     with kept_from_children(turn) if turn is not None else nullcontext(), code_kept(job):
@@ -66,6 +71,35 @@ def main(folder: Path, turn: int | None = None) -> int:
             log.error("%s: the results cannot be written: %s", folder, error)
             return EXIT_UNWRITTEN
     return 0 if all(row["status"] in SUCCESSES for row in rows) else 1
+
+
+def bind_to_node(config: DictConfig, local_rank: int = 0, local_size: int = 1) -> None:
+    """Give this process its share of the CPUs of the node that `hardware.numa` names, and its memory, if it names one;
+    the configuration then says so.
+
+    Args:
+        config: of the run.
+        local_rank, local_size: which process of this host, of how many.
+
+    Raises:
+        ConfigError: as `machine.numa` does.
+    """
+    hardware = config.hardware
+    if hardware.numa is None:
+        return
+    nodes = numa.nodes_of(hardware.numa, local_size)
+    node = nodes[local_rank]
+    beside = [rank for rank in range(local_size) if nodes[rank] == node]
+    cpus = numa.cpus_of(node, hardware.affinity or os.sched_getaffinity(0))
+    hardware.affinity = list(share_of(cpus, beside.index(local_rank), len(beside)))
+    hardware.threads = hardware.threads or usable_cpus(hardware.affinity)
+    numa.bind_memory(node)
+
+
+def share_of(cpus: Sequence[int], number: int, of: int) -> Sequence[int]:
+    """The CPUs of one of several processes: as many as of the others, beside each other; all, of too few."""
+    each = len(cpus) // of
+    return cpus[number * each : (number + 1) * each] or cpus
 
 
 def prepare(job: Job) -> None:

@@ -30,7 +30,7 @@ def test_repetitions_on_which_auto_decided_differently_are_compared_as_one():
     assert (found["row_order"], found["runs_a"], found["ratio"]) == ("auto / sorted", 4, 2.0)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(
     a=st.lists(st.integers(95, 105), min_size=4, max_size=8), b=st.lists(st.integers(95, 105), min_size=4, max_size=8)
 )

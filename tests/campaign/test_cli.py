@@ -47,10 +47,10 @@ def test_a_terminal_gets_a_bar_and_a_table(call):
     assert "s left" in plain
 
 
-def test_a_sweep_survives_a_failing_run(call, tmp_path):
+def test_a_sweep_survives_a_failing_run(call_here, tmp_path):
     np.save(tmp_path / "good.npy", np.arange(24).reshape(2, 12))
     np.save(tmp_path / "bad.npy", np.arange(24).reshape(3, 8))
-    done = call("-m", "tokens=ids", f"tokens.path={tmp_path}/bad.npy,{tmp_path}/good.npy", "cases=[hash]")
+    done = call_here("-m", "tokens=ids", f"tokens.path={tmp_path}/bad.npy,{tmp_path}/good.npy", "cases=[hash]")
     assert done.returncode == 1
     assert "median ms of every run" in done.stdout
     frame = load_results(tmp_path)
@@ -60,10 +60,10 @@ def test_a_sweep_survives_a_failing_run(call, tmp_path):
     assert len(sweep.read_text().splitlines()) == 1 + 4
 
 
-def test_a_run_that_is_refused_by_the_machine_exits_with_2(call, tmp_path):
+def test_a_run_that_is_refused_by_the_machine_exits_with_2(call_here, tmp_path):
     if gpus():
         pytest.skip("needs a machine without CUDA")
-    done = call("hardware=cuda")
+    done = call_here("hardware=cuda", "worker=inline")
     assert done.returncode == 2
     assert "refused: hardware.device=cuda: PyTorch finds no accelerator; auto and cpu would work" in done.stdout
     assert set(load_results(tmp_path)["status"]) == {"refused"}
@@ -87,8 +87,8 @@ def test_a_run_that_is_refused_by_the_machine_exits_with_2(call, tmp_path):
         (["no_such_key=1"], "no_such_key"),
     ],
 )
-def test_refusals_name_the_key_and_start_nothing(call, tmp_path, arguments, says):
-    done = call(*arguments)
+def test_refusals_name_the_key_and_start_nothing(call_here, tmp_path, arguments, says):
+    done = call_here(*arguments)
     assert done.returncode == 2
     assert says in done.stderr
     assert "Traceback" not in done.stderr
@@ -96,16 +96,16 @@ def test_refusals_name_the_key_and_start_nothing(call, tmp_path, arguments, says
 
 
 @pytest.mark.parametrize("mode", [[], ["-m"]])
-def test_an_output_folder_that_cannot_be_written_is_refused(call, tmp_path, mode):
+def test_an_output_folder_that_cannot_be_written_is_refused(call_here, tmp_path, mode):
     (tmp_path / "file").write_text("")
-    done = call(*mode, f"output_dir={tmp_path / 'file'}")
+    done = call_here(*mode, f"output_dir={tmp_path / 'file'}")
     assert done.returncode == 2
     assert f"refused: output_dir={tmp_path / 'file'}" in done.stderr
     assert "cannot be written (Not a directory)" in done.stderr
 
 
-def test_a_timeout_is_a_row(call, tmp_path):
-    done = call("timeout_s=0.3")
+def test_a_timeout_is_a_row(call_here, tmp_path):
+    done = call_here("timeout_s=0.3")
     assert done.returncode == 1
     frame = load_results(tmp_path)
     assert set(frame["status"]) == {"timeout"}
@@ -113,17 +113,17 @@ def test_a_timeout_is_a_row(call, tmp_path):
     assert frame["cpu_name"][0], "also a run that died is stamped"
 
 
-def test_a_sweep_over_what_a_search_path_adds_is_checked_too(call, tmp_path):
+def test_a_sweep_over_what_a_search_path_adds_is_checked_too(call_here, tmp_path):
     (tmp_path / "conf/hashing").mkdir(parents=True)
     shutil.copy(ROOT / "conf/hashing/numpy.yaml", tmp_path / "conf/hashing/mine.yaml")
     added = f"hydra.searchpath=[file://{tmp_path}/conf]"
-    refused = call("-m", added, "hashing=mine,numba", "batch_size=0", "cases=[hashing]")
+    refused = call_here("-m", added, "hashing=mine,numba", "batch_size=0", "cases=[hashing]")
     assert refused.returncode == 2
     assert "refused: batch_size=0: must be at least 1" in refused.stderr
-    done = call("-m", added, "hashing=mine,numba", "cases=[hashing]", "worker=inline")
+    done = call_here("-m", added, "hashing=mine,numba", "cases=[hashing]", "worker=inline")
     assert done.returncode == 0, done.stderr
     assert sorted(load_results(tmp_path)["hashing"]) == ["mine", "numba"]
-    unknown = call("-m", "hashing=mine,numba", "cases=[hashing]")
+    unknown = call_here("-m", "hashing=mine,numba", "cases=[hashing]")
     assert unknown.returncode == 2
     assert "Could not find 'hashing/mine'" in unknown.stderr
     assert "Traceback" not in unknown.stderr
@@ -207,7 +207,7 @@ def test_help_shows_groups_choices_and_examples_without_pytorch():
     assert sum("python run.py" in line for line in done.stdout.splitlines()) >= 3
     imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
     assert {"hydra", "omegaconf"} <= imported
-    assert not {"torch", "pandas", "numba", "transformers"} & imported
+    assert not {"torch", "numpy", "pandas", "numba", "transformers"} & imported
 
 
 def test_threads_and_affinity_reach_the_worker(call, tmp_path):

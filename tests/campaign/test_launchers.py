@@ -120,6 +120,12 @@ def test_what_is_refused_is_not_launched(sweep, tmp_path):
     assert not list(tmp_path.rglob(".submitit"))
 
 
+def test_a_launcher_gives_every_rank_a_gpu(sweep):
+    done = sweep("hydra/launcher=local_queue", "ranks=1,2", "hardware=cuda")
+    assert done.returncode == 2
+    assert "ranks=2: each is a GPU of its own, and the launcher asks for 1 a node; hydra.launcher.gpus" in done.stderr
+
+
 def test_slurm_gives_each_configuration_a_node_of_its_own(sweep, tmp_path):
     for name, script in {
         "sbatch": f'cp "$1" {tmp_path}/asked\necho no such partition >&2\nexit 1',
@@ -128,9 +134,18 @@ def test_slurm_gives_each_configuration_a_node_of_its_own(sweep, tmp_path):
         (tmp_path / name).write_text(f"#!/bin/sh\n{script}\n")
         (tmp_path / name).chmod(0o755)
     path = f"{tmp_path}{os.pathsep}{os.environ['PATH']}"
-    done = sweep("hydra/launcher=slurm_node", "hydra.launcher.partition=gpu", "batch_size=1,2", PATH=path)
+    asked = "hydra/launcher=slurm_node", "hydra.launcher.partition=gpu", "batch_size=1,2", "ranks=2"
+    done = sweep(*asked, PATH=path)
     assert done.returncode == 1
     assert "no such partition" in done.stdout + done.stderr
     asked = (tmp_path / "asked").read_text()
-    for line in ("--exclusive", "--nodes=1", "--ntasks-per-node=1", "--mem=0GB", "--partition=gpu", "--array=0-1%"):
+    for line in (
+        "--exclusive",
+        "--nodes=1",
+        "--ntasks-per-node=1",
+        "--mem=0GB",
+        "--partition=gpu",
+        "--array=0-1%",
+        "--gpus-per-node=2",
+    ):
         assert f"#SBATCH {line}" in asked, line

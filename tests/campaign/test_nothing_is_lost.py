@@ -56,18 +56,18 @@ DAMAGES = {
 
 
 @pytest.mark.parametrize("name", ["results.csv", "samples.csv"])
-@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES.keys())
-def test_what_the_loader_rejects_is_run_again(sweep, tmp_path, name, damage, capsys):
-    assert sweep() == 0
+def test_what_the_loader_rejects_is_run_again(sweep, tmp_path, name, capsys):
+    sizes = range(1, len(DAMAGES) + 2)
+    assert sweep(batch_sizes=sizes) == 0
     before = ids(tmp_path)
-    damage(tmp_path / "mine/0" / name)
-    assert statuses_of(tmp_path / "mine/0") == set()
-    assert sweep() == 0
-    assert "2 runs, 1 of them to be done" in capsys.readouterr().out
+    for number, damage in enumerate(DAMAGES.values()):
+        damage(tmp_path / f"mine/{number}" / name)
+        assert statuses_of(tmp_path / f"mine/{number}") == set()
+    assert sweep(batch_sizes=sizes) == 0
+    assert f"{len(sizes)} runs, {len(DAMAGES)} of them to be done" in capsys.readouterr().out
     after = ids(tmp_path)
-    assert after[1] != before[1]
-    assert after[2] == before[2]
-    assert len(load_samples(tmp_path)) == 6
+    assert [after[size] == before[size] for size in sizes] == [False] * len(DAMAGES) + [True]
+    assert len(load_samples(tmp_path)) == 3 * len(sizes)
 
 
 @pytest.mark.filterwarnings("ignore:.*unchecked run")

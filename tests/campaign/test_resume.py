@@ -1,40 +1,19 @@
 """Runs again: repetitions, campaigns that go on, and what an earlier run leaves behind."""
 
-import runpy
 import subprocess
 import sys
 
 import numpy as np
-import pytest
 from common import ROOT, runs
 
 from engram_exp import load_results, load_samples
-from engram_exp.campaign.preflight import Preflight
 
 
-@pytest.fixture
-def call_here(command, monkeypatch, capsys):
-    """Run `command` in this process, without the time of a start."""
-    monkeypatch.setattr("engram_exp.campaign.process.stop_on", lambda *signals: None)
-    for name in ("sweep_dir", "began", "reports"):
-        monkeypatch.setattr(Preflight, name, getattr(Preflight, name))
-
-    def call(*arguments):
-        asked = command(*arguments)
-        monkeypatch.setattr(sys, "argv", asked[1:])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as ended:
-            runpy.run_path(str(ROOT / "run.py"), run_name="__main__")
-        return subprocess.CompletedProcess(asked, ended.value.code, *capsys.readouterr())
-
-    return call
-
-
-def test_an_earlier_run_in_the_same_folder_does_not_count(call, tmp_path):
+def test_an_earlier_run_in_the_same_folder_does_not_count(call_here, tmp_path):
     same = f"hydra.run.dir={tmp_path / 'out/same'}"
-    assert call("cases=[hashing]", same, "worker=inline").returncode == 0
+    assert call_here("cases=[hashing]", same, "worker=inline").returncode == 0
     assert len(load_samples(tmp_path)) == 3
-    assert call("cases=[hashing]", same, "timeout_s=0.3", "resume=false").returncode == 1
+    assert call_here("cases=[hashing]", same, "timeout_s=0.3", "resume=false").returncode == 1
     assert load_results(tmp_path)["status"].tolist() == ["timeout"]
     assert load_samples(tmp_path).empty
 
@@ -86,15 +65,15 @@ def test_single_runs_of_a_campaign_go_on_beside_each_other(call_here, tmp_path):
     assert ids[1] == ids[2] == ids[3]
 
 
-def test_only_what_failed_is_tried_again(call, tmp_path):
+def test_only_what_failed_is_tried_again(call_here, tmp_path):
     np.save(tmp_path / "good.npy", np.arange(24).reshape(2, 12))
     np.save(tmp_path / "bad.npy", np.arange(24).reshape(3, 8))
     paths = f"tokens.path={tmp_path}/bad.npy,{tmp_path}/good.npy"
     sweep = ("-m", "tokens=ids", paths, "cases=[hashing]", "worker=inline", "campaign=mine")
-    assert call(*sweep).returncode == 1
+    assert call_here(*sweep).returncode == 1
     good = load_results(tmp_path).set_index("status")["run_id"]["ok"]
     np.save(tmp_path / "bad.npy", np.arange(24).reshape(2, 12))
-    done = call(*sweep, "retry=failed")
+    done = call_here(*sweep, "retry=failed")
     assert done.returncode == 0, done.stdout
     assert "2 runs, 1 of them to be done" in done.stdout
     frame = load_results(tmp_path)

@@ -45,6 +45,8 @@ def test_every_option_composes_and_builds(configure, tmp_path, group, option):
         overrides.append("strategy=device")  # steps on the device, a table there
     if (group, option) in (("lookup", "both"), ("lookup", "distinct_copy")):
         overrides.append("strategy=both")
+    if option == "column_parallel":
+        overrides += ["ranks=2", "hardware=cpu"]
     if option == "distinct_link":
         overrides.append("strategy=uva")
     if option == "split":

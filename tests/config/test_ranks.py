@@ -6,6 +6,7 @@ from common import TINY
 from engram_exp.config.checks import check
 from engram_exp.config.derived import (
     capture_of,
+    decoder_of,
     exchanges,
     order_of,
     reads_in_order,
@@ -17,6 +18,7 @@ from engram_exp.errors import ConfigError
 from engram_exp.machine.environment import gpus
 
 SHARDED = "strategy=sharded", "ranks=2", "worker=process"
+BESIDE = ("decoder=matmuls",)
 
 
 @pytest.mark.parametrize(
@@ -27,11 +29,16 @@ SHARDED = "strategy=sharded", "ranks=2", "worker=process"
         (("ranks=2", "rank_batches=each"), "rank_batches=each: must be one of same, own"),
         (("ranks=2", "rank_timeout_s=0"), "rank_timeout_s=0.0: must be above 0"),
         (("ranks=2", "worker=inline"), "worker=inline: is one process, and each rank is one; use process"),
-        (("ranks=2", "decoder=tiny"), "ranks=2: a model's step is measured on one rank; decoder=none would work"),
+        (("ranks=2", "decoder=tiny"), "decoder=None: with ranks=2 and rank_batches=same, it is not split over ranks"),
+        ((*SHARDED, *BESIDE, "ranks=3"), "ranks=3: 4096 and 2048 channels of product 1, [6144, 4096], are not evenly"),
+        ((*SHARDED, *BESIDE, "prefetch.streams=each"), "prefetch.streams=each: exchanges of two layers would be under"),
+        ((*SHARDED, *BESIDE, "strategies.15=uva"), "strategies.15=uva: layers of several ranks have one strategy"),
         (("ranks=2", "strategy=disk"), "ranks=2: a table on a disk is read by one rank; strategy=host_shared shares"),
         (("ranks=2", "link_load_gb_per_s=1"), "link_load_gb_per_s=1.0: loads the link of one GPU; use ranks=1"),
         ((*SHARDED, "exchange=none"), "exchange=none: the table is shared out among 2 ranks"),
         ((*SHARDED, "exchange=all_to_all"), "rank_batches=same: AllToAllExchange sends row ids that all ranks know"),
+        (("projection=column_parallel",), "projection=None: ColumnParallelProjection shares the columns out among"),
+        ((*SHARDED, "projection=column_parallel", "rank_batches=own"), "projection=None: ColumnParallelProjection"),
         ((*SHARDED, "lookup=cached"), "lookup=None: CachedLookup keeps rows of earlier calls"),
         ((*SHARDED, "table.split=rows"), "table.split=rows: AllGatherExchange takes whole columns"),
     ],
@@ -40,6 +47,20 @@ def test_what_ranks_cannot_do_is_refused(configure, overrides, message):
     with pytest.raises(ConfigError) as refused:
         check(configure(*TINY, *overrides))
     assert str(refused.value).startswith(message)
+
+
+@pytest.mark.parametrize("ranks", [2, 4, 8])
+@pytest.mark.parametrize("decoder", ["matmuls", "v41_flash_active"])
+def test_stand_ins_are_shared_out_with_two_sums_a_layer(configure, decoder, ranks):
+    config = configure(*TINY, "strategy=host_shared", f"ranks={ranks}", f"decoder={decoder}")
+    check(config)
+    whole = decoder_of(config)
+    assert whole.among(ranks).arriving_values == pytest.approx(2 * (1 - 1 / ranks) * 2 * whole.hidden_size)
+
+
+@pytest.mark.parametrize("decoder", ["tiny", "dense_8b", "matmuls"])
+def test_ranks_that_ask_for_their_own_have_a_decoder_each(configure, decoder):
+    check(configure(*TINY, *SHARDED, f"decoder={decoder}", "rank_batches=own"))
 
 
 @pytest.mark.skipif(bool(gpus()), reason="needs a machine with fewer GPUs")

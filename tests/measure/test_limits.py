@@ -70,6 +70,23 @@ def test_what_was_not_measured_bounds_nothing():
     assert limit({"host memory": 1e9}, {}) is None
 
 
+ALL_RANKS = {"all_ranks_gb_per_s": {"links": 8.0, "host memory of all ranks": 4.0, "bytes": 10**6}}
+
+
+@pytest.mark.parametrize(
+    ("work", "ms", "by"),
+    [
+        ({"link": 6e9, "link rows": 2e9}, 1000.0, "links"),
+        ({"host memory": 4e9}, 1000.0, "host memory of all ranks"),
+        ({"host memory": 10**6}, None, None),  # a cache may hold it
+        ({"device memory": 10**9}, None, None),
+    ],
+)
+def test_ranks_that_work_at_once_are_bound_by_what_they_reach_together(work, ms, by):
+    found = limit(work, {**ALL_RANKS, "device_gb_per_s": {}})
+    assert found == (None if ms is None else (pytest.approx(ms), by))
+
+
 def test_what_is_not_asked_for_is_no_bound():
     assert limit({"host GEMM": 0, "host memory": 0, "host rows": 0, "link": 0}) is None
 

@@ -16,7 +16,7 @@ import torch.distributed as dist
 
 from engram_exp.machine.ranks import Ranks
 
-PATIENCE_S = 20.0
+PATIENCE_S = 60.0
 SILENT = "no answer"
 PRELOADED = [  # by a server that forks the ranks
     "pool", "engram_exp.steps.lookup.gather", "engram_exp.steps.exchange.all_gather",
@@ -58,10 +58,10 @@ class Pool:
 
 
 @contextmanager
-def pool_of(most: int, folder: Path) -> Iterator[Pool]:
-    """Start so many ranks, and end them."""
+def pool_of(most: int, folder: Path, *preloaded: str) -> Iterator[Pool]:
+    """Start so many ranks, which have also imported these modules, and end them."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(PRELOADED)
+    context.set_forkserver_preload([*PRELOADED, *preloaded])
     pipes, processes = [], []
     for rank in range(most):
         own, other = context.Pipe()

@@ -196,6 +196,7 @@ def test_what_ranks_can_send_each_other_is_measured_once_and_kept(pool, tmp_path
     first, second = pool(2, peaks_of, str(tmp_path))
     assert first == second
     assert min(first["peers_ms"].values()) > 0
+    assert first["all_ranks_gb_per_s"]["host memory of all ranks"] > 0
     (file,) = tmp_path.iterdir()
     before = file.stat().st_mtime_ns
     assert pool(2, peaks_of, str(tmp_path)) == [first, first]

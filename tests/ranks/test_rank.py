@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from engram_exp.errors import OtherRankError
 from engram_exp.run.launch import _cause, in_words
-from engram_exp.run.rank import share_of
+from engram_exp.run.worker import share_of
 
 CPUS = st.lists(st.integers(0, 99), min_size=1, max_size=20, unique=True).map(sorted)
 

@@ -14,7 +14,8 @@ import psutil
 import pytest
 from common import ROOT, TINY
 
-from engram_exp import load_results
+from engram_exp import advise, load_results, load_samples
+from engram_exp.analysis.engines import Gpus
 from engram_exp.machine.environment import gpus
 from engram_exp.run.job import Job
 
@@ -81,18 +82,27 @@ def left_behind():
 
 
 def test_ranks_that_ask_for_their_own_leave_one_set_of_rows(start, tmp_path):
-    rows = rows_of(tmp_path, start("exchange=all_to_all", "rank_batches=own", "save_tensors=true", "dtype=fp8"))
+    own = "exchange=all_to_all", "rank_batches=own", "save_tensors=true", "dtype=fp8"
+    rows = rows_of(tmp_path, start(*own, "decoder=tiny", "decoder.layers=2", "decoder.engram_layers=[1]"))
     assert {row["status"] for row in rows.values()} == {"ok", "skipped"}
     lookup = rows["lookup"]
     told = ("ranks", "rank_batches", "exchange", "split", "iterations")
     assert [lookup[name] for name in told] == [2, "own", "all_gather", "strided", 3]  # the choice as it was named
-    assert lookup["tokens_per_s"] * lookup["wall_ms_median"] / 1e3 == pytest.approx(2 * 2 * 12)
+    for row in (lookup, rows["step"]):
+        assert row["tokens_per_s"] * row["wall_ms_median"] / 1e3 == pytest.approx(2 * 2 * 12)
+    samples = load_samples(tmp_path).pivot(index="iteration", columns="case", values="wall_ms")
+    assert rows["step"]["exposed_ms_median"] == pytest.approx((samples["step"] - samples["ready"]).median())
     assert (tmp_path / "tensors.safetensors").exists()
     assert (tmp_path / "run.1.log").exists()
 
 
 @pytest.mark.parametrize(
-    "ways", [("strategy=host_shared",), ("strategy=replicated", "exchange=peer"), ("exchange=peer",)]
+    "ways",
+    [
+        ("strategy=host_shared", "projection=column_parallel"),
+        ("strategy=replicated", "exchange=peer"),
+        ("exchange=peer",),
+    ],
 )
 def test_every_rank_is_right_wherever_the_table_is(start, tmp_path, ways):
     rows = rows_of(tmp_path, start(*ways, "ranks=3", "batch_size=1"))
@@ -104,12 +114,16 @@ def test_every_rank_is_right_wherever_the_table_is(start, tmp_path, ways):
 
 
 def test_the_program_runs_ranks_as_it_runs_one(call, tmp_path):
-    done = call("ranks=2", "strategy=sharded", "exchange=peer", "cases=[lookup]")
+    done = call("ranks=2", "strategy=sharded", "exchange=peer", "cases=[full]")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "2 on this host, memory and work below of each" in done.stdout
-    assert done.stdout.count("timed lookup") == 1
-    (row,) = load_results(tmp_path / "out").to_dict("records")
+    assert done.stdout.count("timed full") == 1
+    found = load_results(tmp_path / "out").assign(device="cuda")  # advice takes no CPU that stands in for GPUs
+    (row,) = found.to_dict("records")
     assert (row["status"], row["ranks"], row["exchange"], row["split"]) == ("ok", 2, "peer", "strided")
+    advice = advise(found, "demo", decode=row["batch_size"] * row["seq_len"], prefill=1, device_memory_gb=1)
+    assert (advice.gpus, advice.choices[0].strategy) == (Gpus(2, "same"), "sharded exchange=peer")
+    assert advice.placements[0].device_gb == pytest.approx(advice.table_gb / 2)
 
 
 @pytest.mark.parametrize("rank", [0, 1])
@@ -158,6 +172,10 @@ def test_what_ends_one_rank_is_told_of_it(start, tmp_path):
     assert (rows["lookup"]["status"], rows["hashing"]["status"]) == ("oom_host", "ok")
 
 
+SHARED_DECODER = (
+    "decoder=matmuls", "decoder.layers=4", "decoder.hidden_size=64", "decoder.vocab_size=512",
+    "decoder.products=[[96,64],[64,64],[256,64],[64,128]]", "model.layers=[1,3]",
+)  # fmt: skip
 ON_GPUS = [
     *(("strategy=sharded", f"exchange={exchange}") for exchange in ("all_gather", "all_reduce", "peer")),
     ("strategy=sharded", "exchange=all_to_all", "rank_batches=own"),
@@ -167,6 +185,10 @@ ON_GPUS = [
     ("strategy=host_shared",),
     ("strategy=replicated",),
     ("strategy=device",),
+    *(("strategy=sharded", f"exchange={exchange}", *SHARED_DECODER) for exchange in ("all_gather", "peer")),
+    ("strategy=host_shared", "prefetch.lead=previous_step", "projection=column_parallel", *SHARED_DECODER),
+    ("strategy=sharded", "projection=column_parallel"),
+    ("strategy=sharded", "exchange=all_to_all", "rank_batches=own", "decoder=tiny", "model.layers=[1,3]"),
 ]
 
 

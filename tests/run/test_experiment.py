@@ -4,15 +4,12 @@ import json
 from itertools import count
 
 import numpy as np
-import psutil
 import pytest
 import torch
 from places import DEVICES, KERNEL_DEVICE
 
 from engram_exp import load_results, load_samples
 from engram_exp.measure import loop
-from engram_exp.measure.limits import POSSIBLE_PER_S, Limits
-from engram_exp.measure.rates import Limit
 from engram_exp.results.schema import COLUMNS
 from engram_exp.run import experiment as module
 from engram_exp.run.card import make_card
@@ -71,10 +68,12 @@ def test_a_run_gives_a_row_for_every_case(run_inline, tmp_path, strategy, compon
     ],
 )
 @pytest.mark.parametrize("strategy", ["uva", "device"])
+@pytest.mark.usefixtures("few_looks")
 def test_steps_on_the_device_have_their_rows(run_inline, tmp_path, strategy, dtype, row_bytes, options):
     device = KERNEL_DEVICE.type
     capture = [] if device == "cuda" else ["capture=none"]
-    rows = run_inline(f"strategy={strategy}", f"hardware={device}", f"dtype={dtype}", "seq_len=5", *capture, *options)
+    few = "seq_len=2", "batches=2", "iterations=1"
+    rows = run_inline(f"strategy={strategy}", f"hardware={device}", f"dtype={dtype}", *few, *capture, *options)
     statuses = {row["case"]: row["status"] for row in rows}
     widening = {"widening": "ok"} if options == ["lookup.widen=false"] else {}
     upload = "ok" if device == "cuda" else "skipped"
@@ -97,6 +96,7 @@ def test_steps_on_the_device_have_their_rows(run_inline, tmp_path, strategy, dty
         (["lookup.sort_from_rows=1"], "partitioned"),
     ],
 )
+@pytest.mark.usefixtures("few_looks")
 def test_rows_that_are_read_in_order_come_back_to_their_places(run_inline, options, order):
     device = KERNEL_DEVICE.type
     capture = [] if device == "cuda" else ["capture=none"]
@@ -227,39 +227,6 @@ def test_rows_that_come_again_are_told(run_inline, tmp_path):
     assert run_inline("cases=[projection]")[0].get("lru_hit_rate") is None
 
 
-def test_a_limit_that_is_beaten_marks_the_row(run_inline, tmp_path, monkeypatch, capsys):
-    slow = Limits({"host_gb_per_s": {"1": 1e-6}, "host_rows_per_s": {"1": {"64": 1e-6}}})
-    monkeypatch.setattr("engram_exp.run.experiment.machine_limits", lambda *_, **__: slow)
-    (row,) = run_inline("limits=cached", "cases=[hashing]")
-    assert row["status"] == "suspect"
-    assert row["efficiency"] > 1.1
-    frame = load_results(tmp_path)
-    assert frame["status"][0] == "suspect"
-    assert frame["wall_ms_median"][0] > 0, "the time stays to be looked at"
-    assert "that the host memory of this machine takes: the limit is wrong" in frame["error"][0]
-    assert "suspect" in capsys.readouterr().out
-
-
-def test_within_noise_of_its_limit_a_row_is_good(run_inline, monkeypatch, capsys):
-    def just_beaten(self, work, load):
-        return Limit(1e9, "host memory")
-
-    monkeypatch.setattr(Limits, "of", just_beaten)
-    monkeypatch.setattr("engram_exp.run.experiment.machine_limits", lambda *_, **__: Limits({}))
-    monkeypatch.setattr("engram_exp.measure.limits.CLEARLY_BEATEN", 1e15)
-    (row,) = run_inline("limits=cached", "cases=[hashing]")
-    assert row["status"] == "ok"
-    assert "hashing: faster than its limit, but within what two measurements differ by" in capsys.readouterr().out
-
-
-def test_without_limits_what_no_machine_can_do_marks_the_row(run_inline, monkeypatch):
-    monkeypatch.setitem(POSSIBLE_PER_S, "host memory", 1.0)
-    (row,) = run_inline("limits=none", "cases=[hashing]")
-    assert row["status"] == "suspect"
-    assert "that any machine takes for this work" in row["error"]
-    assert row["limit_ms"] is None
-
-
 def test_how_busy_the_machine_was_before_a_run_is_on_record(run_inline, tmp_path):
     run_inline("cases=[hashing]")
     load = json.loads((tmp_path / "environment.json").read_text())["load_before"]
@@ -300,45 +267,3 @@ def test_row_and_card_tell_the_pause_before_samples(run_inline, monkeypatch, cap
     assert "lookup.threads=1" in row["options"].split()
     assert "pause_ms" not in row["options"]
     assert "4 batches in turn, 20 ms apart" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize("error", [None, ValueError("lost")])
-def test_other_processes_are_busy_while_samples_are_taken(run_inline, monkeypatch, error):
-    before, meanwhile = psutil.Process().children(), []
-
-    def measure(*arguments, original=module.measure, **options):
-        meanwhile.extend(each for each in psutil.Process().children() if each not in before)
-        if error:
-            raise error
-        return original(*arguments, **options)
-
-    monkeypatch.setattr(module, "measure", measure)
-    (row,) = run_inline("host_load=1", "cases=[lookup]")
-    assert (row["status"], row["host_load"]) == ("crash" if error else "ok", 1)
-    assert "host_load" not in row["options"]
-    assert len(meanwhile) == 1
-    assert psutil.Process().children() == before
-
-
-def test_without_a_link_its_load_is_refused(run_inline):
-    (row,) = run_inline("link_load_gb_per_s=2", "link_load_block_kib=64", "cases=[lookup]")
-    assert row["status"] == "refused"
-    assert row["error"].startswith("link_load_gb_per_s=2.0: there is no link to load: the device is cpu")
-    assert (row["link_load_gb_per_s"], row["link_load_block_kib"]) == (2, 64)
-    assert "link_load" not in row["options"]
-
-
-def test_without_a_load_the_size_of_its_blocks_makes_no_other_run(run_inline):
-    (row,) = run_inline("link_load_block_kib=64", "cases=[hashing]")
-    assert (row["link_load_gb_per_s"], row["link_load_block_kib"], row["link_load_reached_gb_per_s"]) == (0, 0, None)
-    assert "link_load" not in row["options"]
-
-
-@pytest.mark.accelerator
-@pytest.mark.parametrize("strategy", ["kv_on_gpu", "uva"])
-def test_rows_are_right_while_the_link_is_loaded_and_tell_how_much_it_was(run_inline, strategy):
-    rows = run_inline(f"strategy={strategy}", "hardware=cuda", "link_load_gb_per_s=2", "iterations=200", "pause_ms=1")
-    assert {row["status"] for row in rows} == {"ok"}
-    assert {row["link_load_gb_per_s"] for row in rows} == {2}
-    assert len({row["link_load_reached_gb_per_s"] for row in rows}) == 1
-    assert 0 < rows[0]["link_load_reached_gb_per_s"] <= 2

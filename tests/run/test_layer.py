@@ -26,9 +26,10 @@ IN_CHUNKS = ("schedule=pipelined", "schedule.chunk_tokens=5", "schedule.ring_dep
 @pytest.mark.parametrize(
     "strategy",
     [("kv_on_cpu", "schedule=serial"), ("kv_on_cpu", *IN_CHUNKS), ("kv_on_gpu", *IN_CHUNKS, "dtype=fp8"),
-     ("kv_on_gpu", "components=original", "dtype=float16"), ("uva", "seq_len=5"),
+     ("kv_on_gpu", "components=original", "dtype=float16"), ("uva", "seq_len=5", "lookup.rows_per_program=8"),
      ("device", "tokens.history=true", "seq_len=5")],
 )  # fmt: skip
+@pytest.mark.usefixtures("few_looks")
 def test_the_layer_has_its_rows(run_inline, tmp_path, strategy, fusion, device):
     name, *more = strategy
     if name in ("uva", "device") and device == "cpu":
@@ -52,15 +53,18 @@ def layer_of(run_inline, tmp_path, *overrides):
 
 
 @pytest.mark.parametrize("history", ["true", "false"])
+@pytest.mark.usefixtures("few_looks")
 def test_all_strategies_and_schedules_give_the_same_hidden_state(run_inline, tmp_path, history):
     device = KERNEL_DEVICE.type
-    common = (*CONV, "dtype=float32", f"tokens.history={history}", f"hardware={device}", "cases=[layer]")
+    once = "cases=[layer]", "iterations=1", "batches=2"
+    common = (*CONV, "dtype=float32", f"tokens.history={history}", f"hardware={device}", *once)
+    uva = "strategy=uva", "lookup.rows_per_program=8"
     outcomes = [
         layer_of(run_inline, tmp_path, *common, *more)
         for more in (
             ("strategy=kv_on_cpu", "schedule=serial"),
             ("strategy=kv_on_gpu", "projection=linear", "schedule=serial"),
-            ("strategy=uva", "capture=none"),
+            (*uva, "capture=none"),
             *(
                 (f"strategy={strategy}", f"schedule.chunk_tokens={chunk}", f"schedule.ring_depth={depth}")
                 for strategy, chunk, depth in (
@@ -69,7 +73,7 @@ def test_all_strategies_and_schedules_give_the_same_hidden_state(run_inline, tmp
                 )
             ),
             *(
-                ("strategy=uva", "schedule=pipelined", f"schedule.chunk_tokens={chunk}", captured)
+                (*uva, "schedule=pipelined", f"schedule.chunk_tokens={chunk}", captured)
                 for chunk in (5, 12)
                 for captured in CAPTURES
             ),

@@ -127,8 +127,8 @@ def test_failed_rows_tell_them_too():
     assert {row["options"] for row in job.failed_rows("refused", "heads")} == {"model.hc_mult=1 model.heads=0"}
 
 
-def test_a_sweep_tells_its_runs_apart(call, tmp_path):
-    done = call("-m", "model.hc_mult=1,2", "cases=[hashing]", "worker=inline")
+def test_a_sweep_tells_its_runs_apart(call_here, tmp_path):
+    done = call_here("-m", "model.hc_mult=1,2", "cases=[hashing]", "worker=inline")
     assert done.returncode == 0, done.stderr
     frame = load_results(tmp_path)
     assert [text.split(" ")[0] for text in frame["options"]] == ["model.hc_mult=1", "model.hc_mult=2"]

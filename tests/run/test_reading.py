@@ -39,6 +39,7 @@ IN_CHUNKS = "schedule=pipelined", "schedule.chunk_tokens=8", "cases=[full]"
         ("uva", (1.0, 2.0), ["limits=none", *IN_CHUNKS], ("as_asked", 32, 16)),  # beside the chunk before
     ],
 )
+@pytest.mark.usefixtures("few_looks")
 def test_what_auto_comes_to_is_the_same_in_kernel_card_and_rows(
     run_inline, monkeypatch, capsys, strategy, us, options, expected
 ):
@@ -50,7 +51,7 @@ def test_what_auto_comes_to_is_the_same_in_kernel_card_and_rows(
 
     monkeypatch.setattr(TritonLookup, "__call__", watched)
     monkeypatch.setattr("engram_exp.run.experiment.machine_limits", lambda *_, **__: machine_that_reads(*us))
-    shape = ["limits=cached", "seq_len=24", "capture=none", "cases=[lookup,full]"]
+    shape = ["limits=cached", "seq_len=8", "capture=none", "cases=[lookup,full]", "batches=1", "iterations=1"]
     rows = run_inline(f"strategy={strategy}", f"hardware={KERNEL_DEVICE.type}", *shape, *options)
     assert {row["status"] for row in rows} == {"ok"}, rows
     assert read == {expected}

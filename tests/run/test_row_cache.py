@@ -17,21 +17,22 @@ from engram_exp.run.requirements import check_plan
 from engram_exp.run.row_cache import SteadyAgain, counting_of, require_kept
 from engram_exp.steps.lookup.cached import CachedLookup
 
+pytestmark = pytest.mark.usefixtures("few_looks")
 CACHED = ("strategy=cached", "capture=none", "lookup.gb=0.001", "lookup.profile_tokens=100", "cases=[lookup,full]")
 
 
 @pytest.mark.parametrize(
     ("overrides", "least", "most"),
     [
-        (["batches=2"], 1.0, 1.0),
-        (["batches=2", "lookup.state=cold"], 0.0, 0.0),
-        (["batches=2", "lookup.policy=lfu"], 1.0, 1.0),
+        ([], 1.0, 1.0),
+        (["lookup.state=cold"], 0.0, 0.0),
+        (["lookup.policy=lfu"], 1.0, 1.0),
         (["dtype=fp8", "lookup.gb=0.000001", "lookup.ways=1", "lookup.policy=static"], 0.01, 0.99),
-        (["lookup.policy=static", "lookup.profile_tokens=1000000", "tokens.share=0.0001"], 0.5, 1.0),
+        (["lookup.policy=static", "lookup.profile_tokens=10000", "tokens.share=0.0001"], 0.5, 1.0),
     ],
 )
 def test_a_row_says_what_hit_and_how_the_cache_was_found(run_inline, overrides, least, most):
-    rows = run_inline(*CACHED, *overrides)
+    rows = run_inline(*CACHED, "batches=2", "seq_len=6", *overrides)
     assert {row["status"] for row in rows} == {"ok"}, rows
     for row in rows:
         assert least <= row["cache_hit_rate"] <= most
@@ -42,16 +43,17 @@ def test_a_row_says_what_hit_and_how_the_cache_was_found(run_inline, overrides, 
 
 @pytest.mark.slow
 def test_in_its_steady_state_a_cache_is_asked_for_batches_that_it_has_not_seen(run_inline, configure, tmp_path):
-    """A trace of 16 steps, of which the last 8 are timed, again and again; 4,096 rows a column, so that few are met by
+    """A trace of 8 steps, of which the last 4 are timed, again and again; 4,096 rows a column, so that few are met by
     chance."""
     random = np.random.default_rng(0)
-    again, new = random.integers(0, 50, (2, 8, 2, 12))
-    large = "model.vocab_per_order=[4096,4096]", "batches=16", "cases=[lookup]", "lookup.state=steady", "budget_s=20"
+    again, new = random.integers(0, 50, (2, 4, 2, 6))
+    steady = "seq_len=6", "batches=8", "cases=[lookup]", "lookup.state=steady", "budget_s=20"
+    large = "model.vocab_per_order=[4096,4096]", *steady
     rates = {}
     for name, timed in (("again", again[:, ::-1]), ("new", new + 50)):
         np.save(tmp_path / f"{name}.npy", np.concatenate([again, timed]))
         trace = "tokens=trace", f"tokens.path={tmp_path / f'{name}.npy'}", "tokens.history=false"
-        (row,) = run_inline(*CACHED, *large, *trace, "iterations=10")
+        (row,) = run_inline(*CACHED, *large, *trace, "iterations=6")
         assert (row["status"], row["cache_state"]) == ("ok", "steady"), row
         rates[name] = row["cache_hit_rate"]
     assert rates["again"] == 1.0
@@ -192,6 +194,7 @@ def test_without_other_batches_there_is_no_profile(configure, tmp_path):
 
 
 IN_A_STEP = ("cases=[fetch,ready,step]", "batches=3", "steps_per_sample=1", "iterations=2")
+FEW = (*PROMPT, "seq_len=4")
 
 
 @pytest.mark.slow
@@ -201,8 +204,8 @@ IN_A_STEP = ("cases=[fetch,ready,step]", "batches=3", "steps_per_sample=1", "ite
     [
         ((*DECODE,), 1.0),
         ((*DECODE, "lookup.state=cold", "prefetch.where=inline"), 0.0),
-        ((*PROMPT, "prefetch.lead=previous_step", "dtype=fp8"), 1.0),
-        ((*PROMPT, "prefetch.lead=previous_step", "lookup.state=cold"), 0.0),
+        ((*FEW, "prefetch.lead=previous_step", "dtype=fp8"), 1.0),
+        ((*FEW, "prefetch.lead=previous_step", "lookup.state=cold"), 0.0),
         ((*DECODE, "strategies.3=uva", "prefetch.streams=each"), 1.0),
     ],
 )
@@ -215,7 +218,7 @@ def test_layers_of_a_step_have_caches_of_their_own(run_inline, device, overrides
 
 
 def test_what_a_cold_step_fetches_before_its_sample_hits_nothing(configure):
-    overrides = (*PROMPT, "prefetch.lead=previous_step", "lookup.state=cold", "hardware=cpu", "capture=none")
+    overrides = (*FEW, "prefetch.lead=previous_step", "lookup.state=cold", "hardware=cpu", "capture=none")
     bench = bench_of(configure(*TINY, *CACHED, *overrides, *IN_A_STEP))
     case = bench.timed("step")
     with torch.inference_mode():

@@ -21,17 +21,9 @@ from engram_exp.strategy.fetch import HostFetch
 from engram_exp.strategy.step import Ahead, InStep
 from engram_exp.vocabulary import OF_A_STEP
 
+pytestmark = pytest.mark.usefixtures("few_looks")
 QUICK = ("iterations=1", "steps_per_sample=1", "batches=1")
 ON_GPU = f"hardware={KERNEL_DEVICE.type}"
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Hundreds of small operations: threads that wait for each other's turn would take most of the time."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def plan_rows(frame) -> int:
@@ -44,7 +36,7 @@ def plan_rows(frame) -> int:
 @pytest.mark.parametrize("strategy", ["kv_on_cpu", "kv_on_gpu"])
 def test_a_step_has_its_rows(run_inline, tmp_path, device, shape, strategy):
     rows = run_inline(
-        f"strategy={strategy}", f"hardware={device}", *shape, "fusion=gated_conv", "iterations=7", "budget_s=30"
+        f"strategy={strategy}", f"hardware={device}", *shape, "fusion=gated_conv", "iterations=7", "budget_s=5"
     )
     assert list(statuses(rows))[-4:] == list(OF_A_STEP)
     assert {statuses(rows)[case] for case in OF_A_STEP} == {"ok"}, rows
@@ -73,9 +65,10 @@ def test_a_step_has_its_rows(run_inline, tmp_path, device, shape, strategy):
 @pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["uva", "device"])
 @pytest.mark.parametrize("options", [("prefetch.where=inline",), ("dtype=fp8", "prefetch.streams=each")])
-@pytest.mark.parametrize("shape", [DECODE, (*PROMPT, "seq_len=5")])
+@pytest.mark.parametrize("shape", [DECODE, (*PROMPT, "seq_len=3")])
 def test_the_device_fetches_rows_of_a_step(run_inline, strategy, options, shape):
-    rows = run_inline(f"strategy={strategy}", "capture=none", ON_GPU, *options, *shape, CASES, *QUICK)
+    few = "lookup.rows_per_program=8", *QUICK
+    rows = run_inline(f"strategy={strategy}", "capture=none", ON_GPU, *options, *shape, CASES, *few)
     assert set(statuses(rows).values()) == {"ok"}, rows
 
 
@@ -160,11 +153,14 @@ def test_what_rests_on_a_suspect_time_is_not_told(run_inline, monkeypatch):
     [
         (("strategies.3=uva",), "tiny strategies.3=uva"),
         (("strategies.1=device", "strategies.3=kv_on_cpu"), "tiny strategies.1=device strategies.3=kv_on_cpu"),
-        (("strategy=uva", "strategies.3=kv_on_gpu", "dtype=fp8"), "tiny strategies.3=kv_on_gpu"),
+        (
+            ("strategy=uva", "strategies.3=kv_on_gpu", "dtype=fp8", "lookup.rows_per_program=8"),
+            "tiny strategies.3=kv_on_gpu",
+        ),
     ],
 )
 def test_layers_may_have_strategies_of_their_own(run_inline, tmp_path, strategies, told):
-    rows = run_inline(*DECODE, *strategies, "fusion=gated_conv", "capture=none", ON_GPU, CASES)
+    rows = run_inline(*DECODE, *strategies, "fusion=gated_conv", "capture=none", ON_GPU, CASES, *QUICK)
     assert set(statuses(rows).values()) == {"ok"}, rows
     frame = load_results(tmp_path)
     assert (frame["strategy"] == told).all()

@@ -5,58 +5,17 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
-from asked import tasks_of
+from caches import FORMATS, PLACEMENT, cached, kept_by, look_up, table_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from places import CPU, KERNEL_DEVICE
+from places import KERNEL_DEVICE
 from row_caches import MODELS
 
-from engram_exp.errors import ConfigError, MismatchError
-from engram_exp.layer.row_format import RowFormat
-from engram_exp.machine.placement import Placement
+from engram_exp.errors import MismatchError
 from engram_exp.reuse.sample import repeat_distances
 from engram_exp.run.row_cache import require_kept
-from engram_exp.steps.lookup.cached import CachedLookup, hottest, size_of
-from engram_exp.steps.lookup.row_cache_triton import RowCache
-from engram_exp.steps.tables.host import HostTable
+from engram_exp.steps.lookup.cached import hottest
 from engram_exp.steps.widening import build_widening
-
-PINNABLE = Placement(torch.device("cpu"), pinned=KERNEL_DEVICE.type == "cuda")
-PLACEMENT = CPU if KERNEL_DEVICE.type == "cpu" else Placement(KERNEL_DEVICE)
-FORMATS = (
-    RowFormat(5, torch.bfloat16),
-    RowFormat(24, torch.bfloat16, values_per_scale=16),
-    RowFormat(24, torch.bfloat16, values_per_scale=8, split=True),
-    RowFormat(8, torch.float32),
-)
-OPTIONS = {"gb": 1.0, "ways": 2, "policy": "lru", "state": "warm", "profile_tokens": 1}
-
-
-def table_of(rows, row_format):
-    return HostTable(rows, row_format, 0, PINNABLE, huge_pages=False, pinned=True)
-
-
-def cached(table, most, sets, ways, policy="lru", profile=(), rows_per_program=4, programs=2):
-    row_format = table.row_format
-    row_bytes = row_format.width * row_format.storage_dtype.itemsize
-    set_bytes = RowCache.set_bytes(ways, row_bytes, 4, policy)
-    return CachedLookup(
-        table, most, 1, PLACEMENT, lambda *_: np.array(profile, dtype=np.int32), (sets + 0.5) * set_bytes / 1e9,
-        ways, policy, "warm", 1, rows_per_program, 4, programs,
-    )  # fmt: skip
-
-
-def look_up(lookup, row_ids):
-    """The rows of row ids, and how many of these hit."""
-    before = int(lookup.counts[0])
-    rows = lookup(torch.tensor(row_ids, dtype=torch.int32, device=KERNEL_DEVICE).view(1, -1, 1)).cpu()
-    return rows, int(lookup.counts[0]) - before
-
-
-def kept_by(lookup):
-    """The row ids in the cache, by set."""
-    assert torch.equal(lookup.cache.heads.cpu(), torch.full_like(lookup.cache.heads.cpu(), -1)), "chains are empty"
-    return [{row_id for row_id in tags if row_id >= 0} for tags in lookup.cache.tags.tolist()]
 
 
 def batches_of(rows):
@@ -246,55 +205,6 @@ def test_one_damaged_byte_among_all_lines_is_found(row_format):
     lookup.cache.lines.view(torch.uint8)[lookup.cache.tags.flatten().tolist().index(8), -1] ^= 1
     with pytest.raises(MismatchError, match=r"^lookup: 1 of 3 rows in the cache differ from the table"):
         require_kept("lookup", lookup, table)
-
-
-@pytest.mark.parametrize(
-    ("changed", "says"),
-    [
-        ({"ways": 12}, "lookup.ways=12: must be a power of two"),
-        ({"ways": 0}, "lookup.ways=0: must be a power of two"),
-        ({"ways": 128}, "lookup.ways=128: must be a power of two, and at most 64"),
-        ({"gb": 1e-7}, "lookup.gb=1e-07: must hold a set of 2 rows, which takes 2.84e-07"),
-        ({"gb": -1.0}, "lookup.gb=-1.0: must hold a set"),
-        ({"gb": float("inf")}, "lookup.gb=inf: must hold a set"),
-        ({"gb": 3.0}, "lookup.gb=3.0: must be below 2: no more device memory is free"),
-        ({"policy": "static", "state": "cold"}, "lookup.state=cold: pinned rows are there from the start"),
-        ({"profile_tokens": 0}, "lookup.profile_tokens=0: must be at least 1"),
-    ],
-)
-def test_a_cache_that_cannot_be_is_refused(changed, says):
-    load = lookup_load(**changed)
-    with pytest.raises(ConfigError) as refusal:
-        CachedLookup.refuse(load, free_bytes=int(2e9))
-    assert str(refusal.value).startswith(says)
-
-
-def lookup_load(**changed):
-    places = {"table": "host", "hashing": "device", "lookup": "device", "projection": "device"}
-    tasks = tasks_of(places, {"lookup": CachedLookup}, distinct_rows=0.5, distinct_in_all=0.5,
-                     options={**OPTIONS, **changed})  # fmt: skip
-    return next(task.load for task in tasks if task.load.stage.name == "lookup")
-
-
-def test_its_memory_is_counted_to_the_byte():
-    table = table_of(60, FORMATS[0])
-    for policy in ("lru", "lfu", "static"):
-        cache = cached(table, 40, 5, 4, policy, [1, 2, 3]).cache
-        tensors = [cache.tags, cache.lines, *([] if policy == "static" else [cache.stamps, cache.heads])]
-        tensors += [cache.uses] if policy == "lfu" else []
-        row_bytes = 10
-        sets, size_bytes = size_of({"gb": 1e-6, "ways": 4, "policy": policy}, row_bytes, 4)
-        assert size_bytes <= 1000 < size_bytes + size_bytes // sets
-        assert sum(tensor.nbytes for tensor in tensors) == size_bytes // sets * 5
-    load = lookup_load()
-    without = load.bytes_of(load.stage.makes) + 4 * load.row_ids
-    assert 1e9 - 1000 < CachedLookup.keeps(load)["device"] - without <= 1e9
-
-
-def test_no_limit_claims_that_a_hit_crosses_the_link():
-    assert set(CachedLookup.work(lookup_load())) == {"device memory"}
-    cold = CachedLookup.work(lookup_load(state="cold"))
-    assert cold["link row reads"] == pytest.approx(0.5 * lookup_load().row_ids)
 
 
 def test_the_hottest_rows_of_each_set_are_pinned():

@@ -1,4 +1,4 @@
-"""Chunks that overlap give what whole batches give, and only because every wait is where it must be."""
+"""Chunks that overlap give what whole batches give."""
 
 import gc
 from itertools import cycle
@@ -9,21 +9,17 @@ import torch
 from common import TINY
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from places import CPU, DEVICES, KERNEL_DEVICE, built_stages, parts_of
+from places import CPU, DEVICES, KERNEL_DEVICE, parts_of
 from safetensors.torch import load_file
 
 from engram_exp.config.derived import chunk_tokens_of
 from engram_exp.layer.tokens import Batch
 from engram_exp.machine.host_memory import HostMemory
 from engram_exp.run.whole import build_whole_run
-from engram_exp.stage import Strategy
 from engram_exp.steps.hashing.numpy import NumpyHasher
-from engram_exp.steps.lookup.triton import TritonLookup
-from engram_exp.steps.projection.fused import FusedProjection
-from engram_exp.steps.upload.pinned import PinnedUpload
-from engram_exp.strategy.schedule import Graph, Pipeline, Replay, Slot, cut, streams_of
+from engram_exp.strategy.schedule import cut, streams_of
 
-A_WHILE = 20_000_000  # cycles of a GPU: some 10 ms
+KEPT = ("cases=[full]", "save_tensors=true", "iterations=1", "batches=2")
 IN_CHUNKS = ("schedule=pipelined", "schedule.chunk_tokens=5", "schedule.ring_depth=2")
 
 
@@ -43,9 +39,12 @@ def test_chunks_hash_to_what_the_batch_hashes_to(tiny_plan, batch_size, seq_len,
 
 
 @pytest.mark.parametrize("dtype", ["float32", "fp8"])
-@pytest.mark.parametrize("options", [("strategy=uva", "lookup.widen=false"), ("strategy=device",)])
+@pytest.mark.parametrize(
+    "options", [("strategy=uva", "lookup.widen=false", "lookup.rows_per_program=8"), ("strategy=device",)]
+)
+@pytest.mark.usefixtures("few_looks")
 def test_rows_are_read_while_others_are_computed(run_inline, tmp_path, options, dtype):
-    common = (*options, f"hardware={KERNEL_DEVICE.type}", f"dtype={dtype}", "cases=[full]", "save_tensors=true")
+    common = (*options, f"hardware={KERNEL_DEVICE.type}", f"dtype={dtype}", *KEPT)
     capture = ["capture=graph", "capture=none"] if KERNEL_DEVICE.type == "cuda" else ["capture=none"]
     assert run_inline(*common, "schedule=serial")[0]["status"] == "ok"
     serial = load_file(tmp_path / "tensors.safetensors")
@@ -62,7 +61,7 @@ def test_rows_are_read_while_others_are_computed(run_inline, tmp_path, options, 
 @pytest.mark.parametrize("strategy", ["kv_on_cpu", "kv_on_gpu"])
 @pytest.mark.parametrize("dtype", ["float32", "fp8", "fp8_one_scale"])
 def test_a_pipeline_gives_the_same_keys_and_value(run_inline, tmp_path, device, strategy, dtype):
-    common = (f"strategy={strategy}", f"hardware={device}", f"dtype={dtype}", "cases=[full]", "save_tensors=true")
+    common = (f"strategy={strategy}", f"hardware={device}", f"dtype={dtype}", *KEPT)
     assert run_inline(*common, "schedule=serial")[0]["status"] == "ok"
     serial = load_file(tmp_path / "tensors.safetensors")
     for chunk_tokens, ring_depth in ((1, 3), (5, 1), (12, 2), (20, 3), (50, 2)):
@@ -136,169 +135,10 @@ def test_streams_never_coincide_however_many_others_use_the_pool(others):
     assert len(set(found[0])) == 2
 
 
-@pytest.mark.accelerator
-def test_a_pipeline_and_a_capture_have_streams_of_their_own(configure):
-    parts = parts_of(configure(*TINY, "strategy=uva", "hardware=cuda", *IN_CHUNKS, "capture=none"))
-    for _ in range(33):
-        pipeline = build_whole_run(parts, "full", {})
-        assert pipeline.beside.stream_id == streams_of("cuda").beside.stream_id
-    assert pipeline.beside.stream_id != streams_of("cuda").capturing.stream_id
-
-
-@pytest.mark.accelerator
-def test_a_graph_is_replayed_on_its_own_buffers_only(configure):
-    parts = parts_of(configure(*TINY, "strategy=uva", "hardware=cuda"))
-    with torch.inference_mode():
-        strategy = Strategy(list(built_stages(parts).values()))
-        replay = Replay(strategy)
-        want = replay(parts.batches[0])[0].clone()
-        assert torch.equal(replay(parts.batches[0])[0], want)
-        with pytest.raises(RuntimeError, match="captured for other buffers"):
-            replay(parts.batches[1])
-
-
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
 def test_a_graph_needs_a_gpu(run_inline):
     row = run_inline("strategy=uva")[0]
     assert (row["status"], row["error"].partition(":")[0]) == ("refused", "capture=graph")
-
-
-def slow_upload(self, tensors, original=PinnedUpload.__call__):
-    torch.cuda._sleep(A_WHILE)
-    return original(self, tensors)
-
-
-def slow_lookup(self, row_ids, original=TritonLookup.__call__):
-    torch.cuda._sleep(A_WHILE)
-    return original(self, row_ids)
-
-
-def slow_projection(self, embeddings, original=FusedProjection.__call__):
-    if embeddings.is_cuda:
-        torch.cuda._sleep(A_WHILE)
-    return original(self, embeddings)
-
-
-def no_wait(*_):
-    pass
-
-
-@pytest.mark.accelerator
-@pytest.mark.parametrize(
-    ("strategy", "slow", "wait"),
-    [
-        ("kv_on_gpu", (PinnedUpload, slow_upload), "host_waits"),
-        ("kv_on_cpu", (PinnedUpload, slow_upload), "host_waits"),
-        ("kv_on_gpu", (PinnedUpload, slow_upload), "device_waits"),
-        ("kv_on_gpu", (FusedProjection, slow_projection), "beside_waits"),
-        ("uva", (TritonLookup, slow_lookup), "device_waits"),
-        ("uva", (FusedProjection, slow_projection), "beside_waits"),
-        ("device", (TritonLookup, slow_lookup), "device_waits"),
-    ],
-)
-@pytest.mark.parametrize("whole", [("cases=full",), ("cases=layer", "fusion=gated_conv")])
-def test_delays_change_nothing_as_long_as_every_wait_is_there(run_inline, monkeypatch, strategy, slow, wait, whole):
-    arguments = (f"strategy={strategy}", "hardware=cuda", *whole, *IN_CHUNKS, "capture=none")
-    component, slowed = slow
-    monkeypatch.setattr(component, "__call__", slowed)
-    assert run_inline(*arguments)[0]["status"] == "ok"
-    monkeypatch.setattr(Slot, wait, no_wait)
-    assert run_inline(*arguments)[0]["status"] == "mismatch"
-
-
-@pytest.mark.accelerator
-@pytest.mark.parametrize(
-    ("strategy", "owner", "wait"),
-    [("kv_on_cpu", Pipeline, "beside_waits"), ("kv_on_cpu", Slot, "device_waits"), ("kv_on_gpu", Slot, "device_waits")],
-)
-@pytest.mark.parametrize("waits", [True, False])
-def test_keys_and_value_can_be_read_behind_a_call_and_until_the_next(
-    configure, monkeypatch, strategy, owner, wait, waits
-):
-    parts = parts_of(configure(*TINY, f"strategy={strategy}", "hardware=cuda", *IN_CHUNKS))
-    first, second = parts.batches[:2]
-    with torch.inference_mode():
-        monkeypatch.setattr(PinnedUpload, "__call__", slow_upload)
-        whole_run = build_whole_run(parts, "full", {})
-        for batch in (second, first):
-            want = whole_run(batch)[0]
-            torch.cuda.synchronize()
-        want = want.clone()
-        whole_run(second)
-        torch.cuda.synchronize()
-        if not waits:
-            monkeypatch.setattr(owner, wait, no_wait)
-        keys = whole_run(first)[0]
-        if wait == "beside_waits":
-            torch.cuda.synchronize()
-            torch.cuda._sleep(A_WHILE * 10)
-        read = keys.clone()
-        whole_run(second)
-        torch.cuda.synchronize()
-    assert torch.equal(read, want) == waits
-
-
-@pytest.mark.accelerator
-@pytest.mark.parametrize("waits", [True, False])
-def test_rows_are_read_once_the_ids_of_this_call_are_hashed(configure, monkeypatch, waits):
-    parts = parts_of(configure(*TINY, "strategy=uva", "hardware=cuda", *IN_CHUNKS, "capture=none"))
-    first, second = parts.batches[:2]
-    with torch.inference_mode():
-        overlap = build_whole_run(parts, "full", {})
-        overlap(first)
-        want = overlap(second)[0].clone()
-        torch.cuda.synchronize()
-        monkeypatch.setattr(FusedProjection, "__call__", slow_projection)
-        if not waits:
-            monkeypatch.setattr(Pipeline, "beside_waits", no_wait)
-        overlap(first)
-        keys = overlap(second)[0]
-        torch.cuda.synchronize()
-    assert torch.equal(keys, want) == waits
-
-
-@pytest.mark.accelerator
-@pytest.mark.parametrize("waits", [True, False])
-def test_a_graph_reads_its_ids_before_they_are_overwritten(configure, monkeypatch, waits):
-    if not waits:
-        monkeypatch.setattr(Graph, "host_waits", no_wait)
-    monkeypatch.setattr(PinnedUpload, "__call__", slow_upload)
-    parts = parts_of(configure(*TINY, "strategy=uva", "hardware=cuda", "batches=2"))
-    with torch.inference_mode():
-        stages = built_stages(parts)
-        graph = build_whole_run(parts, "full", stages)
-        first, second = parts.batches
-        graph(first)
-        torch.cuda.synchronize()
-        keys = graph(first)[0].clone()
-        graph(second)
-        torch.cuda.synchronize()
-        want = Strategy(list(stages.values()))(first)[0]
-    assert torch.equal(keys, want) == waits
-
-
-@pytest.mark.accelerator
-@pytest.mark.parametrize(
-    ("strategy", "schedule"),
-    [
-        *((strategy, IN_CHUNKS) for strategy in ("kv_on_gpu", "kv_on_cpu", "uva", "device")),
-        ("uva", (*IN_CHUNKS, "capture=none")),
-        ("uva", ()),
-        ("device", ()),
-    ],
-)
-def test_nothing_waits_for_the_device_between_kernels(configure, strategy, schedule):
-    parts = parts_of(configure(*TINY, f"strategy={strategy}", "hardware=cuda", *schedule))
-    with torch.inference_mode():
-        stages = {} if schedule else built_stages(parts)
-        whole_run = build_whole_run(parts, "full", stages)
-        for batch in parts.batches[:3]:
-            whole_run(batch)
-        torch.cuda.set_sync_debug_mode("error")
-        try:
-            whole_run(parts.batches[0])
-        finally:
-            torch.cuda.set_sync_debug_mode("default")
 
 
 @pytest.mark.parametrize("device", DEVICES)

@@ -35,7 +35,7 @@ def measure(rig: Rig) -> dict[str, dict[str, float]]:
             if size <= memory.nbytes:
                 part = memory[:size]
                 source, target = part.chunk(2)
-                read = partial(_read_all, part, total)
+                read = partial(read_all, part, total)
                 times = max(1, SAMPLE_BYTES // size)
                 best = min(
                     rig.best_s(place, partial(_repeat, call, times), SHORT)
@@ -66,7 +66,8 @@ def _repeat(call: Any, times: int) -> None:
         call()
 
 
-def _read_all(part: torch.Tensor, total: torch.Tensor) -> None:
+def read_all(part: torch.Tensor, total: torch.Tensor) -> None:
+    """Read each byte of some memory once; on a device, its sum goes to `total`."""
     if part.device.type == "cpu":
         _read(part.view(torch.int64).numpy())
     else:

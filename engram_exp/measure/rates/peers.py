@@ -46,9 +46,9 @@ def measure(rig: Rig) -> dict[str, dict[str, float]]:
     most = ARRIVING_ON_CPU if on_cpu else min(ARRIVING_BYTES[-1], free_device_bytes(rig.device) // FREE_SHARE)
     (least_of_all,) = rig.ranks.agree(numbers=(-float(most),))
     sizes = [size for size in ARRIVING_BYTES if size <= -least_of_all]
-    found = {TIMES: {str(size): min(_best_ms(clock, way) for way in _ways(rig, size, memory)) for size in sizes}}
+    found = {TIMES: {str(size): min(best_ms(clock, way) for way in _ways(rig, size, memory)) for size in sizes}}
     if memory is not None:
-        found[RATES] = {str(row): ROWS / _best_ms(clock, _peer_reads(rig, memory, row)) * 1e3 for row in ROW_BYTES}
+        found[RATES] = {str(row): ROWS / best_ms(clock, _peer_reads(rig, memory, row)) * 1e3 for row in ROW_BYTES}
     return found
 
 
@@ -66,11 +66,11 @@ def in_words(peaks: Peaks, dtype: str) -> Iterator[str]:
         yield f"peers {max(size / ms for size, ms in points(peaks[TIMES])) / 1e6:.1f} GB/s"
 
 
-def _best_ms(clock: RankClock, call: Callable[[], object]) -> float:
+def best_ms(clock: RankClock, call: Callable[[], object], seconds: float = SHORT) -> float:
     """The fastest of several calls that all ranks make, of which as many as on all: their times are agreed on."""
     clock.time(call, uses_device=True)
     best_ms, spent_ms, taken = float("inf"), 0.0, 0
-    while taken < SAMPLES or spent_ms < 1e3 * SHORT:
+    while taken < SAMPLES or spent_ms < 1e3 * seconds:
         wall_ms = clock.time(call, uses_device=True).wall_ms
         best_ms, spent_ms, taken = min(best_ms, wall_ms), spent_ms + wall_ms, taken + 1
     return best_ms

@@ -84,9 +84,9 @@ UNORDERED = (
 )
 ON_THE_DEVICE = Rule(math.inf, math.inf, 32, None)
 # A program holds a multiprocessor, and a decoder's products wait for it. 64 sequences beside dense_8b on an H100, two
-# layers of 32 GB: the step takes 110 us longer; with 1 row in a program for each, which alone reads faster, 160. And
-# many reads in flight hold up copies through the same link: half of 196,608 rows of a table of 30 GB, while the CPU
-# copies the others, 2.7 ms; with a program for each 32 rows, 3.6 (samples of neither are kept).
+# layers of 32 GB: the step takes 110 us longer; with 1 row in a program for each, which alone reads faster, 160
+# (samples not kept). And reads in flight hold up copies through the same link: half of 196,608 rows of a table of 30
+# GB, while the CPU copies the others, 2.7 ms; a program for each 32 rows, 3.6 (outputs/reference/h100_layer/both).
 BESIDE_OTHERS = Rule(math.inf, math.inf, 32, 16)
 
 

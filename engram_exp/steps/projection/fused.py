@@ -27,7 +27,7 @@ class FusedProjection(Projection):
     def __init__(self, weights: ProjectionWeights, max_tokens: int, placement: Placement) -> None:
         self.weights = weights = weights.to(placement.device)
         self.kv = placement.empty(max_tokens, len(weights.weight), dtype=weights.weight.dtype)
-        self.norm = _fastest_norm(weights)
+        self.norm = fastest_norm(weights)
 
     def __call__(self, embeddings: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys [T, M, C] and value [T, C] of embeddings [T, H * D]: views of one buffer, kept for the next call."""
@@ -51,7 +51,8 @@ class NoNorm:
         """Nothing."""
 
 
-def _fastest_norm(weights: ProjectionWeights) -> Norm:
+def fastest_norm(weights: ProjectionWeights) -> Norm:
+    """What normalises the keys the soonest where these weights are; nothing where a gate does it."""
     if not weights.norms_keys:
         return NoNorm()
     if weights.norm.device.type == "cuda" and has_triton():

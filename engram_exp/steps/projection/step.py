@@ -20,7 +20,7 @@ class Projection(Stage):
     and value [T, C] in the compute dtype.
     """
 
-    built_from = ("weights", "max_tokens", "placement")
+    built_from: ClassVar[tuple[str, ...]] = ("weights", "max_tokens", "placement")
     kv_buffers: ClassVar[int] = 1  # keys and values that it holds at a time; 1: they lie side by side in a kept buffer
 
     @classmethod

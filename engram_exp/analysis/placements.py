@@ -1,0 +1,91 @@
+"""Several GPUs: what the tables take of each of them and of their host, wherever they are kept."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import pandas as pd
+
+from engram_exp.analysis.curves import Curve, Time
+from engram_exp.analysis.engines import Gpus
+from engram_exp.analysis.exposed import Step
+from engram_exp.vocabulary import DEVICE
+
+SHARD, HOST_SHARD, SHARED = "shard", "shard_host", "shared"  # options of `table`: what ranks keep between them
+
+
+@dataclass(frozen=True)
+class Sized:
+    """The time of a step of one size.
+
+    Args:
+        size: tokens per step or, of a model's, sequences x tokens of each: of one rank, whatever the others ask for.
+        time: of it.
+    """
+
+    size: str
+    time: Time
+
+
+@dataclass(frozen=True)
+class Placement:
+    """One way to keep the tables of all layers on several GPUs.
+
+    Args:
+        strategy: and the exchange, if rows cross between the GPUs.
+        device_gb: of each GPU's memory, at full size.
+        host_gb: of their host's, of all of them together.
+        times: of one layer or, where steps of a model were measured, what these take longer; by size, ascending.
+    """
+
+    strategy: str
+    device_gb: float
+    host_gb: float
+    times: list[Sized]
+
+
+def ranks_in(rows: pd.DataFrame) -> pd.Series[int]:
+    """How many ranks each row is of; 1 where it does not tell."""
+    return pd.to_numeric(rows["ranks"], errors="coerce").fillna(1).astype(int)
+
+
+def by_exchange(rows: pd.DataFrame) -> pd.DataFrame:
+    """The rows with the exchange in their strategy: what ranks share out is not one thing, however its rows come."""
+    exchanged = (ranks_in(rows) > 1) & ~rows["exchange"].isin(["", "none"])
+    return rows.assign(strategy=rows["strategy"].mask(exchanged, rows["strategy"] + " exchange=" + rows["exchange"]))
+
+
+def gpus_of(rows: pd.DataFrame) -> Gpus:
+    """Those of one subject."""
+    return Gpus(int(ranks_in(rows).iloc[0]), str(rows["rank_batches"].iloc[0]))
+
+
+def share_on_device(rows: pd.DataFrame) -> pd.Series[float]:
+    """The share of the tables that each GPU keeps: of those that are shared out, as if evenly."""
+    return (rows["table"] == DEVICE).astype(float).mask(rows["table"] == SHARD, 1 / ranks_in(rows))
+
+
+def tables_on_host(rows: pd.DataFrame) -> pd.Series[int]:
+    """How often the tables lie in the memory of the host: once for each rank, unless these share them."""
+    once = ranks_in(rows).mask(rows["table"].isin([HOST_SHARD, SHARED]), 1)
+    return once.mask(rows["table"].isin([DEVICE, SHARD]), 0)
+
+
+def placements_of(
+    device_gb: Mapping[str, float], host_gb: Mapping[str, float], curves: Mapping[str, Curve], steps: Sequence[Step]
+) -> list[Placement]:
+    """What was measured of each strategy; the least of each GPU's memory first.
+
+    Args:
+        device_gb, host_gb: of the tables, by strategy.
+        curves: of the layer's time; none where steps of a model were measured.
+        steps: of these.
+    """
+    found = []
+    for strategy in sorted(device_gb, key=lambda name: (device_gb[name], name)):
+        in_steps = [(f"{one.batch_size:,} x {one.seq_len:,}", one.of(strategy)) for one in steps]
+        times = [Sized(size, one.time) for size, one in in_steps if one]
+        times += [Sized(f"{tokens:,}", time) for tokens, time in sorted(curves.get(strategy, {}).items())]
+        found.append(Placement(strategy, device_gb[strategy], host_gb[strategy], times))
+    return found
