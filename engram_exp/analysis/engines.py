@@ -6,7 +6,6 @@ Read in the released packages. What one release has says nothing about the next:
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import NamedTuple
 
 from engram_exp.vocabulary import OWN, SAME
 
@@ -45,7 +44,8 @@ class Release:
     sorts: str
 
 
-class Gpus(NamedTuple):
+@dataclass(frozen=True)
+class Gpus:
     """The GPUs that share a run's work: how many, and where there are several, what their ranks ask for."""
 
     number: int
