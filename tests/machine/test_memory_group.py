@@ -59,10 +59,11 @@ CONTROLLERS, OWN_CONTROLLERS = "groups/cgroup.controllers", "groups/job/cgroup.s
         ("own", "4:memory:/job\n", NONE),
         ("own", "0::/\n", "this process is in the topmost group"),
         (OWN_CONTROLLERS, None, "no memory group can be made .*No such file"),
-        (f"groups/job/{memory_group.PREFIX}{os.getpid()}", "another's", "no memory group can be made .*File exists"),
+        (f"groups/job/{memory_group.PREFIX}4711", "another's", "no memory group can be made .*File exists"),
     ],
 )
-def test_why_there_is_none_is_told(groups, tmp_path, file, text, why):
+def test_why_there_is_none_is_told(groups, tmp_path, monkeypatch, file, text, why):
+    monkeypatch.setattr(memory_group.os, "getpid", lambda: 4711)
     if text is None:
         (tmp_path / file).unlink()
     else:
