@@ -63,7 +63,7 @@ HALF_BESIDE = "half_beside"  # ... or, beside a decoder, half as many
 SAME, OWN = "same", "own"  # batches of the ranks of a run
 PEERS, PEER_ROWS = "peers", "peer rows"  # resources: bytes that arrive from other ranks, and rows read in their memory
 
-LRU, STATIC = "lru", "static"  # what a cache of rows keeps
+LRU, LFU, STATIC = "lru", "lfu", "static"  # what a cache of rows keeps
 HEADS = "heads"  # of all hash columns: which rows of a table lie in device memory
 COLD, WARM, STEADY = "cold", "warm", "steady"
 AS_IS = "as_is"

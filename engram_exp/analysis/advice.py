@@ -29,7 +29,7 @@ from engram_exp.analysis.placements import Placement, by_exchange, gpus_of, plac
 from engram_exp.analysis.selection import NOTHING, AdviceError, layers_of, lookups_like, one_subject
 from engram_exp.analysis.subjects import about_of, spelled
 from engram_exp.analysis.worth import Worth, within_budget, worth_of
-from engram_exp.vocabulary import FULL, LRU, OF_A_STEP, WARM
+from engram_exp.vocabulary import DEVICE, FULL, HOST, LFU, LRU, OF_A_STEP, WARM
 
 ALONE = "alone; beside a decoder the order may turn over"  # what a time of the layer is
 
@@ -101,7 +101,7 @@ class Advice:
         regimes: of the strategies that fit the budget, over tokens per step.
         sort_rows: at how many row ids sorting still costs time, and from how many on it saves some, by their
             intervals; None where that was nowhere so.
-        worth: of device memory for rows, size by size; none where none was given any.
+        worth: of memory for rows, of the device or in front of a file, size by size; none where none was given any.
         notes: what limits the advice.
         gpus: that shared the work; `strategy` then names the exchange, too, and device memory is that of each.
         placements: what each strategy takes of several GPUs; none of one.
@@ -174,7 +174,8 @@ def _of_subject(
         raise AdviceError("; ".join(of_decoder) or NOTHING)
     layers, of_layers = layers_of(good)
     whole = good
-    good, stepped = (within_budget(rows, layers, memory_gb[0]) for rows in (good, stepped))
+    budget = dict(zip((DEVICE, HOST), memory_gb, strict=True))
+    good, stepped = (within_budget(rows, layers, budget) for rows in (good, stepped))
     gpus, (tables_gb, needed) = gpus_of(good), memory_of(good, layers, files)
     fitting = fitting_in(needed, *memory_gb)
     kept = files.kept_of(*good[["decoder", "options", "dtype"]].iloc[0]) if files else None
@@ -226,7 +227,7 @@ def _notes(
         notes.append(f"strategy={yardstick} was not measured: {unknown} is unknown")
     if (rows["table_scale"] < 1).any():
         notes.append("tables were shrunk (table_scale): rows may have been in caches that a whole table exceeds")
-    if ((rows["cache_policy"] == LRU) & (rows["cache_state"] == WARM)).any():
+    if (rows["cache_policy"].isin((LRU, LFU)) & (rows["cache_state"] == WARM)).any():
         notes.append("warm caches had seen the very batches that were timed; lookup.state=steady times others")
     if disturbed := disturbance(rows):
         notes.append(disturbed)

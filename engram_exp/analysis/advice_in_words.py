@@ -43,7 +43,7 @@ class Words:
         uses: decode and prefill, by the layer's time alone; none where steps were measured.
         regimes: strategies and the tokens per step at which each is best.
         sort_rows: whether sorting row ids pays, and when engines do it.
-        worth: how much device memory for rows pays back; none where none was given any.
+        worth: how much memory for rows pays back; none where none was given any.
         notes: what limits the advice.
         engines: what the releases that are named do otherwise than was measured.
     """

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from engram_exp.vocabulary import OWN, SAME
 
@@ -56,7 +56,8 @@ class Release:
     sorts: str
 
 
-class Gpus(NamedTuple):
+@dataclass(frozen=True)
+class Gpus:
     """The GPUs that share a run's work: how many, and where there are several, what their ranks ask for."""
 
     number: int

@@ -12,7 +12,7 @@ import pandas as pd
 from engram_exp.analysis.placements import share_on_device, tables_on_host
 from engram_exp.analysis.selection import AdviceError
 from engram_exp.analysis.worth import row_memory_gb
-from engram_exp.vocabulary import DISK
+from engram_exp.vocabulary import DISK, HOST
 
 VALUES_PER_SCALE = 32  # of one byte each, before the byte of their scale: the rows that `layout` tells of
 OF_LAYER = re.compile(r"\bstrategies\.\d+=(\S+)")  # in the column `strategy`: that of one layer alone
@@ -48,9 +48,8 @@ def memory_of(rows: pd.DataFrame, layers: int, files: Files | None) -> tuple[flo
         usual = files.tables_of(str(name).split()[0]) if files and own else None
         on_disk = usual[0] == DISK if usual else bool(of_one["page_cache"].iloc[0])
         kept = [_of_layer(of_one, layer_gb, on_disk)] * (layers - len(own))
-        kept += [
-            _of_layer(of_one.assign(table=table, cache_gb=gb), layer_gb, place == DISK) for place, table, gb in own
-        ]
+        layers_own = ((of_one.assign(table=table, cache_gb=gb, hot_gb=0.0), place) for place, table, gb in own)
+        kept += [_of_layer(as_own, layer_gb, place == DISK) for as_own, place in layers_own]
         found[str(name)] = Memory(*map(sum, zip(*kept, strict=True)))
     return layer_gb * layers, found
 
@@ -59,7 +58,8 @@ def _of_layer(rows: pd.DataFrame, table_gb: float, on_disk: bool) -> Memory:
     """Of one layer, whose table is so large, under one strategy."""
     share = float(share_on_device(rows).max())
     on_device = table_gb * share if share else float(row_memory_gb(rows).max())
-    return Memory(on_device, 0.0 if on_disk else table_gb * int(tables_on_host(rows).iloc[0]))
+    in_front = float(row_memory_gb(rows, HOST).max())
+    return Memory(on_device, in_front if on_disk else table_gb * int(tables_on_host(rows).iloc[0]))
 
 
 def fitting_in(needed: Mapping[str, Memory], device_memory_gb: float, host_memory_gb: float) -> list[str]:
@@ -74,8 +74,8 @@ def fitting_in(needed: Mapping[str, Memory], device_memory_gb: float, host_memor
     """
     in_host = [name for name in sorted(needed) if needed[name].host_gb <= host_memory_gb]
     if not in_host:
-        most = max(memory.host_gb for memory in needed.values())
-        remedy = f"everything that was measured keeps {most:.1f} GB there; strategy=disk does without"
+        most = f"everything that was measured keeps {max(memory.host_gb for memory in needed.values()):.1f} GB there"
+        remedy = f"{most}; strategy=disk lookup.hot_gb=0 does without"
         raise AdviceError(f"host_memory_gb={host_memory_gb:g}: {remedy}")
     fitting = [name for name in in_host if needed[name].device_gb <= device_memory_gb]
     if not fitting:

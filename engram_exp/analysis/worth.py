@@ -1,22 +1,25 @@
-"""What device memory is worth as memory for rows: how much of it pays back, against reading all through the link."""
+"""What memory is worth as memory for rows: how much device memory pays back, against reading all through the link, and
+how much host memory, against reading all from a file."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import pandas as pd
 
 from engram_exp.analysis.curves import Time, times_of
 from engram_exp.analysis.subjects import STEP, with_tokens
-from engram_exp.vocabulary import COLD, STEADY
+from engram_exp.vocabulary import COLD, DEVICE, HOST, STEADY
 
 WITHOUT = "uva"  # the strategy that reads all rows through the link
+SIZES = {DEVICE: "cache_gb", HOST: "hot_gb"}  # columns: of memory for rows, by where it is ...
+HIT_RATES = {DEVICE: "cache_hit_rate", HOST: "hot_hit_rate"}  # ... and of what was there
 
 
 @dataclass(frozen=True)
 class RowMemory:
-    """So much device memory for rows.
+    """So much memory for rows.
 
     Args:
         gb: 10^9 bytes.
@@ -31,24 +34,28 @@ class RowMemory:
 
 @dataclass(frozen=True)
 class Worth:
-    """What device memory for rows is worth at one size of step; times and memory are of one layer, or where steps of a
-    model were measured, of all its layers with tables.
+    """What memory for rows is worth at one size of step; times and memory are of one layer, or where steps of a model
+    were measured, of all its layers with tables.
 
     Args:
+        place: device: rows of a table in host memory; host: rows of a file.
         batch_size, seq_len: sequences, and tokens of each.
         strategy, policy: that use it, and which rows they keep there.
-        without: the time of reading all rows through the link.
+        held_against: the strategy that reads all rows through the link, or from the file.
+        without: its time.
         sizes: of the memory, ascending.
         pays_from_gb: the least that is clearly faster than without, by the intervals; None: none is.
         enough_gb: of those that are, the least than which no larger one is clearly faster.
         saved_ms_per_gb: of a step, by that one.
-        tokens_per_gb: whose keys and values a decoder could keep instead; None where its sizes do not tell.
+        tokens_per_gb: whose keys and values a decoder could keep there instead; None where its sizes do not tell.
     """
 
+    place: str
     batch_size: int
     seq_len: int
     strategy: str
     policy: str
+    held_against: str
     without: Time
     sizes: list[RowMemory]
     pays_from_gb: float | None
@@ -57,26 +64,27 @@ class Worth:
     tokens_per_gb: int | None
 
 
-def row_memory_gb(rows: pd.DataFrame) -> pd.Series[float]:
-    """Device memory for rows of a layer that rows of results tell of; 0 where there was none."""
-    return pd.to_numeric(rows["cache_gb"], errors="coerce").fillna(0.0)
+def row_memory_gb(rows: pd.DataFrame, place: str = DEVICE) -> pd.Series[float]:
+    """Memory for rows of a layer that rows of results tell of, of the device or of the host; 0 where there was none."""
+    return pd.to_numeric(rows[SIZES[place]], errors="coerce").fillna(0.0)
 
 
-def within_budget(rows: pd.DataFrame, layers: int, device_memory_gb: float) -> pd.DataFrame:
-    """The rows without those of a strategy that keep more rows in device memory than fit, where it was measured with
-    less, too.
+def within_budget(rows: pd.DataFrame, layers: int, memory_gb: Mapping[str, float]) -> pd.DataFrame:
+    """The rows without those of a strategy that keep more rows in memory than fit, where it was measured with less.
 
     Args:
         rows: measured ones of one subject.
         layers: with a table.
-        device_memory_gb: for all of them.
+        memory_gb: for all of them, by place.
     """
-    fits = row_memory_gb(rows) * layers <= device_memory_gb
-    return rows[fits | ~fits.groupby(rows["strategy"]).transform("any")]
+    for place, most_gb in memory_gb.items():
+        fits = row_memory_gb(rows, place) * layers <= most_gb
+        rows = rows[fits | ~fits.groupby(rows["strategy"]).transform("any")]
+    return rows
 
 
 def worth_of(rows: pd.DataFrame, layers: int, token_bytes: int | None) -> list[Worth]:
-    """What device memory for rows is worth, size by size. Caches that every call finds empty say nothing of it.
+    """What memory for rows is worth, size by size. Caches that every call finds empty say nothing of it.
 
     Args:
         rows: measured ones of one case and one subject.
@@ -84,29 +92,39 @@ def worth_of(rows: pd.DataFrame, layers: int, token_bytes: int | None) -> list[W
         token_bytes: that a decoder keeps of a token; None where that is unknown.
     """
     rows = with_tokens(rows[rows["cache_state"] != COLD])
-    sizes = rows.assign(cache_gb=row_memory_gb(rows)).groupby(["tokens_per_step", *STEP], dropna=False)
-    return [worth for _, of_size in sizes for worth in _of_size(of_size, layers, token_bytes)]
+    rows = rows.assign(**{column: row_memory_gb(rows, place) for place, column in SIZES.items()})
+    found: list[Worth] = []
+    for _, of_size in rows.groupby(["tokens_per_step", *STEP], dropna=False):
+        plain, kept = of_size[of_size["strategy"] == WITHOUT], of_size[of_size[SIZES[DEVICE]] > 0]
+        found += _of_size(DEVICE, plain, kept, layers, token_bytes)
+        for _, of_file in of_size[of_size["page_cache"] != ""].groupby("strategy", sort=False):
+            is_kept = of_file[SIZES[HOST]] > 0
+            found += _of_size(HOST, of_file[~is_kept], of_file[is_kept], layers, None)
+    return found
 
 
-def _of_size(rows: pd.DataFrame, layers: int, token_bytes: int | None) -> Iterator[Worth]:
-    plain, kept = rows[rows["strategy"] == WITHOUT], rows[rows["cache_gb"] > 0]
+def _of_size(
+    place: str, plain: pd.DataFrame, kept: pd.DataFrame, layers: int, token_bytes: int | None
+) -> Iterator[Worth]:
     if plain.empty or kept.empty:
         return
     without = _time(plain)
     for (strategy, policy), some in kept.groupby(["strategy", "cache_policy"], sort=False):
         sizes, steady = [], some["cache_state"] == STEADY
         some = some[steady] if steady.any() else some  # batches that come again are found in a cache that is large
-        for gb, of_gb in some.groupby("cache_gb"):
-            rate = pd.to_numeric(of_gb["cache_hit_rate"], errors="coerce").median()
+        for gb, of_gb in ((gb, some[some[SIZES[place]] == gb]) for gb in sorted(some[SIZES[place]].unique())):
+            rate = pd.to_numeric(of_gb[HIT_RATES[place]], errors="coerce").median()
             sizes.append(RowMemory(float(gb) * layers, None if pd.isna(rate) else float(rate), _time(of_gb)))
         paying = [size for size in sizes if size.time.is_below(without)]
         enough = next((one for one in paying if not any(other.time.is_below(one.time) for other in sizes)), None)
         saved = None if enough is None else ((without.ms or 0.0) - (enough.time.ms or 0.0)) / enough.gb
         yield Worth(
-            batch_size=int(rows["batch_size"].iloc[0]),
-            seq_len=int(rows["seq_len"].iloc[0]),
+            place=place,
+            batch_size=int(plain["batch_size"].iloc[0]),
+            seq_len=int(plain["seq_len"].iloc[0]),
             strategy=str(strategy),
             policy=str(policy),
+            held_against=str(plain["strategy"].iloc[0]),
             without=without,
             sizes=sizes,
             pays_from_gb=paying[0].gb if paying else None,

@@ -1,10 +1,13 @@
-"""What device memory is worth as memory for rows, in words."""
+"""What memory is worth as memory for rows, in words."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from engram_exp.analysis.worth import WITHOUT, RowMemory, Worth
+from engram_exp.analysis.worth import RowMemory, Worth
+from engram_exp.vocabulary import DEVICE, HOST
+
+MEMORY = {DEVICE: "device memory for rows", HOST: "host memory for rows in front of a file"}
 
 
 def lines_of_worth(found: Sequence[Worth]) -> list[str]:
@@ -14,8 +17,8 @@ def lines_of_worth(found: Sequence[Worth]) -> list[str]:
 
 def _line(worth: Worth) -> str:
     size = f"{worth.batch_size * worth.seq_len:,} tokens ({worth.batch_size:,} x {worth.seq_len:,})"
-    head = f"device memory for rows, {worth.strategy} {worth.policy}, {size}"
-    times = "; ".join([f"{WITHOUT} {worth.without.ms:.4g} ms", *map(_of_size, worth.sizes)])
+    head = f"{MEMORY[worth.place]}, {worth.strategy} {worth.policy}, {size}"
+    times = "; ".join([f"{worth.held_against} {worth.without.ms:.4g} ms", *map(_of_size, worth.sizes)])
     return f"{head}: {times}. {_verdict(worth)}"
 
 

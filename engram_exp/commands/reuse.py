@@ -18,6 +18,7 @@ from engram_exp.config.checks import check
 from engram_exp.config.schema import register_schema
 from engram_exp.layer.conversations import MESSAGES
 from engram_exp.layer.corpus import JSONL, records
+from engram_exp.layer.profile import write_profile
 from engram_exp.machine.files import write_text
 from engram_exp.vocabulary import ALL_ORDERS, COLD, LRU, STATIC, WARM
 
@@ -48,6 +49,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--points", metavar="FOLDER", help="of campaigns: what their runs on such tokens and such a table measured"
     )
+    text = "gets how often each row was asked for (.npz), for lookup.policy=static and lookup.profile_path"
+    parser.add_argument("--profile", type=Path, metavar="FILE", help=text)
     parser.add_argument("--output", metavar="DIR", help="gets cache.csv, steps.csv and reuse.svg (extra `report`)")
 
 
@@ -56,7 +59,7 @@ def run(arguments: argparse.Namespace) -> None:
 
     Raises:
         ValueError: tokens, a key or a number that will not do.
-        OSError: the folder cannot be written.
+        OSError: the folder, or the file of the profile, cannot be written.
     """
     from engram_exp.reuse.curves import curves  # no other command needs PyTorch, which is slow to import
     from engram_exp.run.workload import Workload
@@ -64,9 +67,11 @@ def run(arguments: argparse.Namespace) -> None:
     config = _config(arguments.tokens, arguments.overrides, arguments.most)
     workload, console = Workload(config), Console()
     points = _points(arguments.points, config, workload.geometry.rows) if arguments.points else {}
-    caches, steps = [], []
+    caches, steps = list[pd.DataFrame](), list[pd.DataFrame]()
     for streams in arguments.concurrency or [workload.concurrency]:
         row_ids = workload.row_ids(arguments.most, streams)
+        if arguments.profile and not caches:
+            write_profile(arguments.profile, workload.parts.hash_plan, row_ids)
         began = time.perf_counter()
         cache, step = curves(row_ids, workload.shape)
         passed_s = time.perf_counter() - began

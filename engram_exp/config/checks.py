@@ -265,7 +265,14 @@ def _check_schedule(config: DictConfig) -> None:
 
 
 def _check_disk(config: DictConfig) -> None:
-    """Refuse a state of the page cache where no table lies in a file, and reads under way that are no number."""
+    """Refuse a state of the page cache where no table lies in a file, reads under way that are no number, and memory
+    that cannot be limited."""
+    limit_gb = config.memory_limit_gb
+    if limit_gb is not None and not 0 < limit_gb < inf:
+        raise ConfigError("memory_limit_gb", limit_gb, "must be above 0, or null for what the machine has")
+    if limit_gb is not None and (config.worker == "inline" or config.ranks > 1):
+        key, value = ("worker", "inline") if config.worker == "inline" else ("ranks", config.ranks)
+        raise ConfigError(key, value, "memory_limit_gb limits the one fresh process of a run; leave it out")
     if config.cache_state != AS_IS and config.strategy.table != DISK:
         raise ConfigError(
             "cache_state", config.cache_state, "says nothing of a table in memory; strategy=disk has a file"

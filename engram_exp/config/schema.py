@@ -142,6 +142,7 @@ class RunConfig:
     budget_s: float = MISSING
     pause_ms: float = MISSING
     cache_state: str = MISSING
+    memory_limit_gb: Optional[float] = None
     host_load: int = MISSING
     link_load_gb_per_s: float = MISSING
     link_load_block_kib: int = MISSING

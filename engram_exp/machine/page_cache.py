@@ -5,12 +5,14 @@ from __future__ import annotations
 import ctypes
 import mmap
 import os
+from contextlib import suppress
 
 import numpy as np
 
 from engram_exp.machine.native_calls import LIBC
 
 READ_BYTES = 2**23  # at a time
+POPULATE_READ = 22  # advice, from Linux 5.14 on; Python's mmap does not name it
 LIBC.mincore.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_void_p]
 LIBC.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long]
 LIBC.mmap.restype = ctypes.c_void_p
@@ -29,6 +31,13 @@ def load(descriptor: int) -> None:
     while got := os.preadv(descriptor, [buffer], offset):
         offset += got
     os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_NORMAL)
+
+
+def map_pages(mapped: mmap.mmap) -> None:
+    """Map all pages of a mapped file, so that whoever touches one does not wait until the kernel has. A kernel that is
+    too old for that maps each when it is touched."""
+    with suppress(OSError):
+        mapped.madvise(POPULATE_READ)
 
 
 def resident_share(descriptor: int) -> float | None:

@@ -197,9 +197,9 @@ TABLE = (
     Column("cache_gb", NUMBER, WAY, 6, "10^9 bytes", "asked for of device memory for a cache of rows, or for a "
            "part of the table; empty: neither", "lookup.gb"),
     Column("cache_ways", NUMBER, WAY, 6, "rows", "of a set of that cache", "lookup.ways"),
-    Column("cache_policy", TEXT, WAY, 6, "", "which rows lie there: `lru`, those of each set that were asked for last; "
-           "`static`, those that a profile asks for most often; `heads`, the first of every hash column; `columns`, "
-           "whole columns", "lookup.policy"),
+    Column("cache_policy", TEXT, WAY, 6, "", "which rows lie there, or in host memory in front of a file: `lru`, those "
+           "(of each set) that were asked for last; `lfu`, most often; `static`, those that a profile asks for most "
+           "often; `heads`, the first of every hash column; `columns`, whole columns", "lookup.policy"),
     Column("cache_state", TEXT, WAY, 6, "", "how timed calls find it: `warm`, every batch has been called before; "
            "`steady`, those in front of it have; `cold`, empty", "lookup.state"),
     Column("cache_hit_rate", NUMBER, MEASURED, 6, "", "share of the row ids of the samples that were looked at whose "
@@ -220,7 +220,8 @@ TABLE = (
     Column("reads", NUMBER, MEASURED, 7, "reads", "requests in such a call; of a mapped file, pages waited for"),
     Column("read_amplification", NUMBER, MEASURED, 7, "", "`read_bytes` over `asked_bytes`"),
     Column("hot_gb", NUMBER, WAY, 7, "10^9 bytes", "of host memory, for rows in front of a file", "lookup.hot_gb"),
-    Column("hot_hit_rate", NUMBER, MEASURED, 7, "", "share of the row ids of such a call whose rows were there"),
+    Column("hot_hit_rate", NUMBER, MEASURED, 7, "", "share of the row ids of such a call whose rows were there; with "
+           "`lru`, of the samples that were looked at, a row that one call asks for twice hits the second time"),
     Column("resident_share", NUMBER, MEASURED, 7, "", "of the pages of the files of all tables of the case's run, in "
            "memory when such a call begins"),
     Column("warm_ms_median", NUMBER, MEASURED, 7, "ms", "of a cold case, if it reads through the page cache: the same "

@@ -22,8 +22,8 @@ def measured_points(folder: str | Path, tokens: str, rows: int, *, has_path: boo
     Returns:
         steps: a row for each shape and share: `sequences`, `seq_len`, `step_tokens` and `distinct_share`, of the first
             batch.
-        hits: a row for each hit rate of caches that were timed on batches which they had not seen: `sequences`,
-            `seq_len`, `cache_gb`, `policy` and `hit_rate`; none where there were no such.
+        hits: a row for each hit rate of caches that were timed on batches which they had not seen, in device memory or
+            in front of a file: `sequences`, `seq_len`, `cache_gb`, `policy` and `hit_rate`; none where there were none.
 
     Raises:
         FileNotFoundError: the folder does not exist.
@@ -42,8 +42,9 @@ def measured_points(folder: str | Path, tokens: str, rows: int, *, has_path: boo
         step_tokens=found["sequences"] * found["seq_len"], distinct_share=found["unique_row_fraction"]
     )[["sequences", "seq_len", "step_tokens", "distinct_share"]]
     on_curve = (found["cache_policy"] == STATIC) | (found["cache_state"] == STEADY)
-    hits = found[on_curve & found["cache_hit_rate"].notna()]
-    hits = hits.rename(columns={"cache_policy": "policy", "cache_hit_rate": "hit_rate"})
+    rates = found["cache_hit_rate"].fillna(found["hot_hit_rate"])
+    sizes = found["cache_gb"].fillna(found["hot_gb"])
+    hits = found.assign(policy=found["cache_policy"], cache_gb=sizes, hit_rate=rates)[on_curve & rates.notna()]
     hits = hits[["sequences", "seq_len", "cache_gb", "policy", "hit_rate"]]
     return (
         steps.drop_duplicates().sort_values(["step_tokens", "sequences"], ignore_index=True),

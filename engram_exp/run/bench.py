@@ -185,7 +185,11 @@ class Bench:
         return {name: tensor.cpu().clone().contiguous() for name, tensor in tensors.items()}
 
     def _counting(self, case: str) -> Any:
-        """The lookup that a case calls, if it counts; all cases share it. None: it calls none."""
+        """The lookup that a case calls, if it counts; all cases share it. None: it calls none. Of a pipeline's chunks,
+        each counts by itself, unless they all share the rows that they keep."""
+        if case in WHOLES and self.chunks:
+            of_chunks = counting_of([*self.chunks.of_batches, *self.chunks.built[0]])
+            return of_chunks if of_chunks and of_chunks.keeps_rows else None
         names = [stage.name for stage in self.plan.whole(case)] if case in WHOLES else [case]
         return counting_of(self.stages[name] for name in names if name in self.stages)
 

@@ -20,6 +20,7 @@ from engram_exp.config.checks import check_host_load
 from engram_exp.errors import status_of
 from engram_exp.layer.hash_plan import HashPlan
 from engram_exp.layer.tokens import Batch
+from engram_exp.machine import memory_group
 from engram_exp.machine.disturbance import LoadMeter
 from engram_exp.machine.environment import machine, record, stamp
 from engram_exp.machine.memory import forget_peaks, free_device_bytes, free_host_bytes
@@ -108,6 +109,8 @@ class Experiment:
 
     def __init__(self, job: Job, terminal: Terminal, cpus: Collection[int], ranks: Ranks = ALONE) -> None:
         self.job, self.terminal, self.cpus, self.ranks = job, terminal, cpus, ranks
+        if job.config.memory_limit_gb is not None:
+            memory_group.join(round(job.config.memory_limit_gb * 1e9))
         self.plan = Plan(job.config, job.choices, ranks)
         wake(self.plan.device)
         if job.config.worker == "inline":
@@ -253,7 +256,7 @@ class Experiment:
         for case in self.job.cases:
             told = [bench.columns(case, right) for bench in benches if case in bench.cases]
             known = {**reading_columns(self.plan, case), **self.job.case_columns(case), **(told[0] if told else {})}
-            rows.append({**common, **known, **disk.get(case, {}), "case": case, **own[case]})
+            rows.append({**common, **disk.get(case, {}), **known, "case": case, **own[case]})
         return rows
 
     def _own(self, case: str, timings: dict[str, Timing], errors: dict[str, Exception]) -> dict[str, Any]:

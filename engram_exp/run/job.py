@@ -194,6 +194,8 @@ class Job:
             return {}
         keys = {name: key.removeprefix("lookup.") for name, key in KEYS.items() if key.startswith("lookup.")}
         options = {name: self.config.lookup.get(key) for name, key in keys.items()}
+        if not self.config.lookup.get("hot_gb", 1):  # no rows are kept in front of a file
+            options |= {"cache_policy": None, "cache_state": None}
         known = {
             name: None if value in (AUTO, MULTIPROCESSORS, HALF_BESIDE) else value for name, value in options.items()
         }
@@ -232,6 +234,8 @@ def fingerprint(config: DictConfig, choices: Mapping[str, str | None], repeat: i
 def _named_files(config: DictConfig) -> list[Path]:
     """The files, or folders of them, that a run's tokens, and rows of its own, come from."""
     names = [config.tokens.get("path"), config.model.tokenizer, config.table.get("checkpoint")]
+    profile = config.lookup.get("profile_path")
+    names += [profile.replace("{layer}", str(config.layer))] if profile else []
     if names[1]:
         with suppress(ConfigError):  # the run will say so
             names[1] = tokenizer_file(names[1]) or names[1]

@@ -92,13 +92,14 @@ class Files:
         through_cache = not all(getattr(task.kind, "past_cache", False) for task in of_disk)
         asked = sum(task.load.row_ids for task in of_disk) * self.tables[0].disk_row_bytes
         reads, from_disk, warm_ms, spent_ms = [], [], list[float](), 0.0
-        hits, hits_of = HotRows.found, HotRows.asked
+        hits = hits_of = 0
         for call in case.calls[:LOOKS]:
             if case.restore:
                 case.restore(call)
-            before, read_before = _requests(), read_bytes()
+            before, read_before, hot_before = _requests(), read_bytes(), (HotRows.found, HotRows.asked)
             spent_ms += clock.time(call, uses_device=case.uses_device).wall_ms
             reads.append(_since(before) / case.times)
+            hits, hits_of = hits + HotRows.found - hot_before[0], hits_of + HotRows.asked - hot_before[1]
             read_now = read_bytes()
             from_disk.append(None if None in (read_now, read_before) else (read_now - read_before) / case.times)  # type: ignore[operator]
             if self.state == COLD and through_cache:
@@ -107,7 +108,6 @@ class Files:
                 break
         if case.restore:
             case.restore(call)
-        hits, hits_of = HotRows.found - hits, HotRows.asked - hits_of
         known = [size for size in from_disk if size is not None]
         read = sum(known) / len(known) if known else None
         self.found[name] = {

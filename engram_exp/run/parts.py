@@ -20,6 +20,7 @@ from engram_exp.errors import ConfigError
 from engram_exp.layer.compression import TokenCompression, load_compression
 from engram_exp.layer.fusion import FusionWeights
 from engram_exp.layer.hash_plan import Hash, HashPlan
+from engram_exp.layer.profile import profile_file, read_profile
 from engram_exp.layer.tokenizer import TokenizerSource, open_tokenizer
 from engram_exp.layer.tokens import Batch, distinct_batches
 from engram_exp.layer.weights import ProjectionWeights
@@ -187,13 +188,15 @@ class Parts:
         config = self.plan.config
         return distinct_batches(self.token_source, seeds, (config.batch_size, config.seq_len))
 
-    def profile(self, tokens: int) -> np.ndarray:
+    def profile(self, tokens: int, path: str | None = None) -> np.ndarray:
         """Row ids that batches behind those of the run ask for, none of which the run has: of so many tokens at least,
-        or of all that the source has.
+        or of all that the source has; or what the file at `path` holds.
 
         Raises:
-            ConfigError: it has none.
+            ConfigError: the source has none, or the file is no profile of this table.
         """
+        if path is not None:
+            return read_profile(profile_file(path, self.geometry.layer), self.hash_plan)
         (first, own), more = self._batch_seeds, -(-tokens // self.plan.tokens)
         others = self.draw(range(first, first + own + more))[len(self.batches) :]
         if not others:

@@ -28,16 +28,18 @@ from engram_exp.vocabulary import (
     DECODER,
     DEVICE,
     EMBEDDINGS,
+    FETCH,
     FULL,
     FUSION,
     HOST,
+    IN_STEP,
     LAYER,
     LINK,
     LOOKUP,
-    OF_A_STEP,
     PARTS,
     ROWS,
     STEADY,
+    THIS_STEP,
     WHOLES,
     WIDENING,
 )  # fmt: skip
@@ -129,16 +131,19 @@ def check_row_cache(plan: Plan) -> None:
     """
     kind, load = next(plan.task(stage) for stage in plan.stages if stage.name == LOOKUP.name)
     assert issubclass(kind, Lookup)
-    if not kind.keeps_rows:
+    if not kind.leaves_rows(load.options):
         return
     kind.refuse(load, free_device_bytes(plan.device))
     state = load.options.get("state")
     if plan.step and state == COLD and plan.config.steps_per_sample > 1:
         remedy = "the steps of a sample follow each other, and find what the first left: use steps_per_sample=1"
         raise ConfigError("lookup.state", COLD, remedy)
-    reading = [case for case in plan.cases if case in (LOOKUP.name, *WHOLES, *OF_A_STEP)]
-    if state == STEADY and reading not in [[LOOKUP.name], [FULL], [LAYER]]:
-        remedy = "one case would find what another has read, and so would a model's step: use cases=[lookup]"
+    reading = [case for case in plan.cases if case in (LOOKUP.name, *WHOLES, FETCH, IN_STEP)]
+    if state == STEADY and reading not in [[LOOKUP.name], [FULL], [LAYER], [FETCH], [IN_STEP]]:
+        remedy = "one case would find what another has read: use cases=[lookup], or cases=[ready,step]"
+        raise ConfigError("lookup.state", STEADY, remedy)
+    if state == STEADY and reading == [IN_STEP] and plan.config.prefetch.lead != THIS_STEP:
+        remedy = "rows that come a step ahead would be there before they are asked for; use prefetch.lead=this_step"
         raise ConfigError("lookup.state", STEADY, remedy)
     if state == STEADY and batches_of(plan.config) < 2:
         raise ConfigError("batches", plan.config.batches, "must be at least 2 for lookup.state=steady: half are timed")

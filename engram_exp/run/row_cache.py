@@ -12,18 +12,19 @@ import torch
 from engram_exp.errors import MismatchError
 from engram_exp.measure.clock import Clock
 from engram_exp.run.glance import Glance
-from engram_exp.stage import BuiltStage, Tensors
+from engram_exp.stage import BuiltStage, Load, Tensors
 from engram_exp.steps.lookup.step import Lookup
 from engram_exp.steps.tables import Table
-from engram_exp.vocabulary import COLD, HOST, STEADY
+from engram_exp.steps.tables.on_disk import DiskTable
+from engram_exp.vocabulary import COLD, DISK, HOST, STEADY
 
 Call = partial[Tensors]
 
 
 def counting_of(stages: Iterable[BuiltStage]) -> Any:
     """The lookup among built stages that counts the rows which cross the link; None if there is none."""
-    counting = (stage.component for stage in stages if issubclass(stage.kind, Lookup) and stage.kind.counts_rows)
-    return next(counting, None)
+    lookups = (stage.component for stage in stages if issubclass(stage.kind, Lookup))
+    return next((lookup for lookup in lookups if getattr(lookup, "counts_rows", False)), None)
 
 
 def is_in(lookup: Any, state: str) -> bool:
@@ -78,18 +79,22 @@ class SteadyAgain:
 
     Args:
         rewarm: empties it, and shows it the batches before those that are timed.
+        batches_of: a call: what must not come again; itself, unless told otherwise.
     """
 
-    def __init__(self, rewarm: Callable[[], None]) -> None:
-        self.rewarm = rewarm
+    def __init__(
+        self, rewarm: Callable[[], None], batches_of: Callable[[Any], Iterable[object]] = lambda call: (call,)
+    ) -> None:
+        self.rewarm, self.batches_of = rewarm, batches_of
         self.made: set[int] = set()
 
     def __call__(self, call: object) -> None:
         """Before this call."""
-        if id(call) in self.made:
+        coming = set(map(id, self.batches_of(call)))
+        if coming & self.made:
             self.rewarm()
             self.made.clear()
-        self.made.add(id(call))
+        self.made |= coming
 
 
 class CountingGlance(Glance):
@@ -125,10 +130,18 @@ class CountingGlance(Glance):
         return float(spared / asked)
 
     @property
+    def table(self) -> str:
+        """Where the table lies."""
+        return self._load.table
+
+    @property
     def asked_bytes(self) -> int:
         """Bytes of all rows that a call asks for across the link."""
-        load = next(load for kind, load in self.tasks if kind.reads_table)
-        return load.geometry.stored_bytes(load.tokens) if load.table == HOST else 0
+        return self._load.geometry.stored_bytes(self._load.tokens) if self.table == HOST else 0
+
+    @property
+    def _load(self) -> Load:
+        return next(load for kind, load in self.tasks if kind.reads_table)
 
     def burst(self, calls: Sequence[partial[Tensors]], clock: Clock) -> None:
         """As a `Glance`; none of these calls is timed, and none counts."""
@@ -138,20 +151,25 @@ class CountingGlance(Glance):
 
 def counted_columns(glances: Iterable[Glance]) -> dict[str, Any]:
     """Of the samples of a case that were looked at: the share of row ids that a cache had, and the bytes of rows that
-    crossed the link in a call; nothing of a case whose lookups do not count."""
+    crossed the link in a call; nothing of a case whose lookups do not count. Rows of a file cross it all."""
     counting = [glance for glance in glances if isinstance(glance, CountingGlance) and int(glance.counted[1])]
-    if not counting:
-        return {}
-    crossed = sum((1 - glance.spared_share) * glance.asked_bytes for glance in counting)
-    found: dict[str, Any] = {"link_bytes": round(crossed)}
-    if all(glance.lookup.keeps_rows for glance in counting):
-        spared, asked = torch.stack([glance.counted for glance in counting]).sum(dim=0).tolist()
-        found["cache_hit_rate"] = spared / asked
+    in_front = [glance for glance in counting if glance.table == DISK]
+    of_link = [glance for glance in counting if glance.table != DISK]
+    found: dict[str, Any] = {"hot_hit_rate": _hit_rate(in_front)} if in_front else {}
+    if of_link:
+        found["link_bytes"] = round(sum((1 - glance.spared_share) * glance.asked_bytes for glance in of_link))
+        if all(glance.lookup.keeps_rows for glance in of_link):
+            found["cache_hit_rate"] = _hit_rate(of_link)
     return found
 
 
-def require_kept(case: str, cache: Any, table: Table) -> None:
-    """Compare all rows that a lookup keeps with those of the table, by plain operations on the CPU.
+def _hit_rate(counting: Sequence[CountingGlance]) -> float:
+    spared, asked = torch.stack([glance.counted for glance in counting]).sum(dim=0).tolist()
+    return float(spared / asked)
+
+
+def require_kept(case: str, cache: Any, table: Table | DiskTable) -> None:
+    """Compare the rows that a lookup keeps with those of the table, by plain operations on the CPU.
 
     Args:
         case: that reads them.
@@ -163,7 +181,10 @@ def require_kept(case: str, cache: Any, table: Table) -> None:
     """
     rows = different = 0
     for row_ids, kept in cache.kept():
-        stored = torch.cat([part.cpu().index_select(0, row_ids.long()) for part in table.parts], dim=1)
+        if isinstance(table, DiskTable):
+            stored = table.contents(row_ids)
+        else:
+            stored = torch.cat([part.cpu().index_select(0, row_ids.long()) for part in table.parts], dim=1)
         different += int((_bits(kept) != _bits(stored)).any(dim=1).sum())
         rows += len(row_ids)
     if different:

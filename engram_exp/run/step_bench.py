@@ -16,7 +16,7 @@ from engram_exp.run.bench import OF_THE_RUN
 from engram_exp.run.on_disk import Files
 from engram_exp.run.parts import Parts
 from engram_exp.run.plan import Distinct
-from engram_exp.run.row_cache import counted_columns, is_in, require_kept, restore_of
+from engram_exp.run.row_cache import SteadyAgain, counted_columns, is_in, require_kept, restore_of
 from engram_exp.run.rows import exposed_columns, least_exposed
 from engram_exp.run.step_layer import Looks, TableLayer, made_by
 from engram_exp.run.step_plan import StepPlan
@@ -24,7 +24,7 @@ from engram_exp.run.step_runs import StepRuns, steps_before
 from engram_exp.run.verify import require_close
 from engram_exp.stage import Tensors
 from engram_exp.strategy.step import InStep, Reached, Series
-from engram_exp.vocabulary import DECODER, FETCH, IN_STEP, READY, WARM
+from engram_exp.vocabulary import DECODER, FETCH, IN_STEP, READY, STEADY, WARM
 
 WINDOWS = 5  # steps whose windows are looked at
 
@@ -81,10 +81,9 @@ class StepBench:
 
     def timed(self, case: str) -> Case:
         """A case as it is timed: `fetch` by itself, the others one step behind the other, as a server runs them."""
-        look, batches = self.looks[case], self.built.batches
-        run, last = self.built.runs[case], self._inputs(case)
+        look, run, last = self.looks[case], self.built.runs[case], self._inputs(case)
         steps = 1 if case == FETCH else self.plan.plan.config.steps_per_sample
-        before = steps_before(batches, steps) if case == IN_STEP else lambda batch: [batch] * (steps - 1)
+        before = steps_before(last, steps) if case == IN_STEP else lambda batch: [batch] * (steps - 1)
         # Of a sample's steps the last; the next sample goes on with the batch behind it.
         last = [last[(steps * (number + 1) - 1) % len(last)] for number in range(len(last))]
         calls = [partial(Series(run, before), batch) for batch in last]
@@ -98,6 +97,8 @@ class StepBench:
     ) -> Callable[[partial[Tensors]], None] | None:
         """What is done before each call: the rows of its first step are fetched, if the step before that does it; rows
         that are to be fetched again are forgotten."""
+        if self._is_in(case, STEADY):
+            return SteadyAgain(self._warm_steady, lambda call: (*before(*call.args), *call.args))
         forget = restore_of([layer.counting[case] for layer in self._counting(case)])
         ahead = self.built.ahead
         if case != IN_STEP or not ahead:
@@ -144,7 +145,8 @@ class StepBench:
     def _look_when_reached(self, case: str) -> None:
         """When steps come to each layer, with rows that no step before them asked for."""
         step, batches = self.built.runs[case], self._inputs(case)
-        is_restored = self.files.tables or restore_of([layer.counting[case] for layer in self._counting(case)])
+        forget = restore_of([layer.counting[case] for layer in self._counting(case)])
+        is_restored = self.files.tables or forget or self._is_in(case, STEADY)
         if not isinstance(step, InStep) or (case == IN_STEP and is_restored):
             return  # rows that come ahead are there; files and caches are not as they are in timed calls
         times = [step.reached(batches[number % len(batches)]) for number in range(WINDOWS)]
@@ -175,22 +177,43 @@ class StepBench:
             self.errors[case] = known
 
     def _inputs(self, case: str) -> list[Batch]:
-        """The batches of a case: all where each has rows of its own to be fetched."""
-        return self.built.batches if case in (FETCH, IN_STEP) else self.built.batches[:1]
+        """The batches of a case: all where each has rows of its own to be fetched; behind those that caches have seen,
+        if they are to be steady."""
+        batches = self.built.batches
+        if case not in (FETCH, IN_STEP):
+            return batches[:1]
+        return batches[len(batches) // 2 :] if self._is_in(case, STEADY) else batches
 
     def _looks(self, case: str) -> Looks:
-        return Looks(case, self.layers, self._inputs(case), None if case == FETCH else self.hidden)
+        inputs = self._inputs(case)
+        hidden = self.hidden if inputs[0] is self.built.batches[0] else self.built.hidden(inputs[0]).clone()
+        return Looks(case, self.layers, inputs, None if case == FETCH else hidden)
 
     def _counting(self, case: str) -> list[TableLayer]:
         """The layers whose rows a case fetches with a lookup that counts."""
         return [layer for layer in self.layers if case in layer.counting]
 
     def _warm_rows(self, case: str) -> None:
-        """Let the caches of a case that are not to be cold see every batch."""
-        if any(is_in(layer.counting[case], WARM) for layer in self._counting(case)):
+        """Let the caches of a case that are not to be cold see the batches that they are to have seen."""
+        if self._is_in(case, STEADY):
+            self._warm_steady()
+        elif self._is_in(case, WARM):
             for batch in self._inputs(case):
                 self.built.runs[case](batch)
                 self.clock.synchronize()
+
+    def _is_in(self, case: str, state: str) -> bool:
+        """Whether some caches of a case are to be found so."""
+        return any(is_in(layer.counting[case], state) for layer in self._counting(case))
+
+    def _warm_steady(self) -> None:
+        """Empty the caches, and show them the first half of the batches."""
+        for layer in self._counting(FETCH):
+            if is_in(layer.counting[FETCH], STEADY):
+                layer.counting[FETCH].reset()
+        for batch in self.built.batches[: len(self.built.batches) // 2]:
+            self.built.runs[FETCH](batch)
+            self.clock.synchronize()
 
     def _verify_kept(self, case: str) -> None:
         """Compare all rows that the caches of a case keep."""

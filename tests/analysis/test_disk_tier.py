@@ -62,6 +62,31 @@ def test_it_is_told_from_how_many_tokens_on_a_file_is_exposed():
     )
 
 
+def in_memory(gb, ms, hit_rate, **columns):
+    told = {"hot_gb": gb, "hot_hit_rate": hit_rate, "cache_policy": "lru", "cache_state": "steady"}
+    return rows("disk", {64: ms}, **{**FILE, **told, **columns})
+
+
+def test_what_host_memory_in_front_of_a_file_changes_is_told_and_counts_against_the_budget():
+    """Tables of 1.28 GB a layer, two layers."""
+    sizes = [in_memory(0.1, 6.0, 0.5), in_memory(0.5, 3.0, 0.8), in_memory(1.0, 2.99, 0.81)]
+    warm = in_memory(0.1, 0.5, 1.0, cache_state="warm")
+    frame = pd.concat([with_disk(), *sizes, warm], ignore_index=True)
+    (worth,) = ask(frame).worth
+    assert (worth.place, worth.held_against, worth.without.ms, worth.tokens_per_gb) == ("host", "disk", 9.0, None)
+    assert [(size.gb, size.hit_rate, size.time.ms) for size in worth.sizes] == [
+        (0.1, 0.5, 6.0), (0.5, 0.8, 3.0), (1.0, 0.81, 2.99)
+    ]  # fmt: skip
+    assert (worth.pays_from_gb, worth.enough_gb) == (0.1, 0.5)
+    line = "host memory for rows in front of a file, disk lru, 64 tokens (64 x 1): disk 9 ms; 0.1 GB 6 ms (50 % hit); "
+    assert any(told.startswith(line) for told in lines_of(ask(frame)))
+    for budget, ms in ((0, 9.0), (0.3, 0.5), (1.0, 0.5)):
+        decode, _ = ask(frame, host_memory_gb=budget).choices
+        assert (decode.strategy, decode.ms_per_layer.ms) == ("disk", ms), budget
+    with pytest.raises(AdviceError, match=r"^host_memory_gb=1: everything that was measured keeps 2\.0 GB"):
+        ask(pd.concat(sizes[2:]), host_memory_gb=1)
+
+
 def ask_steps(frame, **options):
     asked = {"decode": 64, "prefill": 65536, "device_memory_gb": 0, **options}
     return advise(frame, "deepseek_v41_flash", **asked)

@@ -9,6 +9,7 @@ import pytest
 from common import H200, ROOT
 
 from engram_exp.commands.reuse import _config
+from engram_exp.layer.profile import read_profile
 from engram_exp.results.write import write_run
 from engram_exp.reuse.points import measured_points
 from engram_exp.run.workload import Workload
@@ -34,15 +35,21 @@ def test_a_text_has_its_curves(tmp_path, cache_dir):
     measured = {**told, "batch_size": 4, "seq_len": 2, "unique_row_fraction": 0.75}
     (tmp_path / "campaign").mkdir()
     kept = {"cache_gb": 0.001, "cache_policy": "lru", "cache_hit_rate": 0.6}
+    on_host = {"hot_gb": 0.002, "cache_policy": "lru", "cache_state": "steady", "hot_hit_rate": 0.8}
     found = [{}, {**kept, "cache_state": "steady"}, {**kept, "cache_state": "warm"}, {**kept, "cache_policy": "heads"}]
+    found += [on_host, {**on_host, "cache_state": "cold"}]
     write_run(
         tmp_path / "campaign", {},
         [{"run_id": str(n), "status": "ok", "case": "lookup", **measured, **more} for n, more in enumerate(found)],
     )  # fmt: skip
-    written = "--points", str(tmp_path / "campaign"), "--output", str(tmp_path / "out")
+    profile = tmp_path / "profile.npz"
+    written = "--points", str(tmp_path / "campaign"), "--output", str(tmp_path / "out"), "--profile", str(profile)
     done = command(str(text), *demo, "--concurrency", "1", "--concurrency", "4", *written)
     assert done.returncode == 0, done.stderr
     assert "million a second" in done.stdout
+    workload = Workload(_config(str(text), demo, 1000))
+    kept = read_profile(profile, workload.parts.hash_plan)
+    assert np.array_equal(kept, np.sort(workload.row_ids(1_000_000, 1).ravel())), "of the first number of streams"
     assert done.stdout.strip().endswith("reuse.svg")
     cache, steps = (pd.read_csv(tmp_path / "out" / f"{name}.csv") for name in ("cache", "steps"))
     assert set(cache["concurrency"]) == set(steps["concurrency"]) == {1, 4}
@@ -57,7 +64,8 @@ def test_a_text_has_its_curves(tmp_path, cache_dir):
     }  # fmt: skip
     assert "hit rate, measured" in done.stdout
     assert pd.read_csv(tmp_path / "out/hits.csv").to_dict("list") == {
-        "sequences": [4], "seq_len": [2], "cache_gb": [0.001], "policy": ["lru"], "hit_rate": [0.6],
+        "sequences": [4, 4], "seq_len": [2, 2], "cache_gb": [0.001, 0.002], "policy": ["lru", "lru"],
+        "hit_rate": [0.6, 0.8],
     }  # fmt: skip
 
 

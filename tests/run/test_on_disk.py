@@ -16,6 +16,7 @@ from engram_exp.machine import disk
 from engram_exp.measure.loop import Case
 from engram_exp.run.on_disk import Files, proven, reads_disk
 from engram_exp.run.plan import work
+from engram_exp.run.row_cache import require_kept
 from engram_exp.steps.lookup.hot_rows import FINDING_BYTES
 from engram_exp.steps.tables.row_file import RowFile
 
@@ -106,12 +107,44 @@ def test_rows_in_memory_in_front_of_a_file_tell_how_many_they_were(run_inline, a
     assert rates[2] > 0.1, "of Zipf's ids, other tokens ask for the same"
 
 
+@pytest.mark.parametrize("schedule", ["serial", "pipelined"])
+@pytest.mark.parametrize(("state", "case"), [("warm", "full"), ("cold", "lookup"), ("steady", "full")])
+def test_rows_that_were_asked_for_last_are_warm_or_cold_on_purpose(run_inline, asked, schedule, state, case):
+    """Of few rows, so that batches ask for some of those that others have asked for."""
+    options = ("lookup=pread", "lookup.policy=lru", "lookup.hot_gb=0.1", f"lookup.state={state}", "batches=8")
+    chunks = ("schedule=pipelined", "schedule.chunk_tokens=5") if schedule == "pipelined" else ()
+    (row,) = run_inline(*asked, *options, *chunks, f"cases=[{case}]", "cache_state=cold", "iterations=4")
+    assert row["status"] in ("ok", "suspect"), row
+    told = row["cache_policy"], row["cache_state"], row["cache_gb"], row.get("cache_hit_rate"), row.get("link_bytes")
+    assert told == ("lru", state, None, None, None)
+    once = row["unique_row_fraction"]
+    if state == "warm":
+        assert row["hot_hit_rate"] == 1
+    elif state == "cold":
+        assert row["hot_hit_rate"] == pytest.approx(1 - once, abs=0.1), "what a call itself repeats"
+    else:
+        assert 1 - once < row["hot_hit_rate"] < 1
+
+
+def test_a_damaged_row_in_memory_is_a_mismatch(run_inline, asked, monkeypatch):
+    def flip_a_bit_first(case, lookup, table):
+        table.hot.rows[0, 0] ^= 1
+        require_kept(case, lookup, table)
+
+    monkeypatch.setattr("engram_exp.run.bench.require_kept", flip_a_bit_first)
+    kept = "lookup=pread", "lookup.policy=lru", "lookup.hot_gb=0.1"
+    (row,) = run_inline(*asked, *kept, "cases=[lookup]")
+    assert (row["status"], row["error"].partition(" of ")[0]) == ("mismatch", "lookup: 1")
+
+
 def test_rows_in_memory_count_as_memory_and_have_no_limit_of_the_disk(configure, asked):
     plan = parts_of(configure(*TINY, *asked, "lookup=direct", "lookup.hot_gb=0.5")).plan
     without = parts_of(configure(*TINY, *asked, "lookup=direct")).plan
     assert plan.footprint().host_bytes - without.footprint().host_bytes == 5 * 10**8
     assert {"disk rows", "host rows"} & set(work(plan.tasks_of("lookup"))) == {"host rows"}
     assert {"disk rows", "host rows"} & set(work(without.tasks_of("lookup"))) == {"disk rows"}
+    empty = "lookup=direct", "lookup.hot_gb=0.5", "lookup.policy=lru", "lookup.state=cold"
+    assert "disk rows" in work(parts_of(configure(*TINY, *asked, *empty)).plan.tasks_of("lookup"))
 
 
 @pytest.mark.parametrize("lookup", ["mmap", "pread", "direct"])
@@ -164,6 +197,11 @@ def test_a_file_that_is_cut_while_it_is_mapped_ends_its_run_alone(call, tmp_path
         ([*DISK, "cache_state=hot"], r"^cache_state=hot: must be one of cold, warm, as_is"),
         ([*DISK, "lookup.queue_depth=0"], r"^lookup\.queue_depth=0: must be a whole number from 1 to"),
         ([*DISK, "strategy.lookup=device"], r"^strategy\.lookup=device: must be host, which alone reads files"),
+        (["memory_limit_gb=0"], r"^memory_limit_gb=0\.0: must be above 0, or null for what the machine has"),
+        (
+            ["memory_limit_gb=1", "worker=inline"],
+            r"^worker=inline: memory_limit_gb limits the one fresh process of a run",
+        ),
         ([*DISK, "strategy.table=tape"], r"^strategy\.table=tape: must be host, device or disk"),
     ],
 )

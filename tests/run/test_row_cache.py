@@ -10,6 +10,7 @@ from in_step import DECODE, PROMPT, bench_of, statuses
 from places import DEVICES, parts_of
 
 from engram_exp.errors import ConfigError
+from engram_exp.layer.profile import write_profile
 from engram_exp.run.bench import Bench
 from engram_exp.run.plan import Plan
 from engram_exp.run.requirements import check_plan
@@ -25,6 +26,7 @@ CACHED = ("strategy=cached", "capture=none", "lookup.gb=0.001", "lookup.profile_
     [
         ([], 1.0, 1.0),
         (["lookup.state=cold"], 0.0, 0.0),
+        (["lookup.policy=lfu"], 1.0, 1.0),
         (["dtype=fp8", "lookup.gb=0.000001", "lookup.ways=1", "lookup.policy=static"], 0.01, 0.99),
         (["lookup.policy=static", "lookup.profile_tokens=10000", "tokens.share=0.0001"], 0.5, 1.0),
     ],
@@ -35,7 +37,8 @@ def test_a_row_says_what_hit_and_how_the_cache_was_found(run_inline, overrides, 
     for row in rows:
         assert least <= row["cache_hit_rate"] <= most
         assert row["cache_state"] == ("cold" if "lookup.state=cold" in overrides else "warm")
-        assert row["cache_policy"] == ("static" if "lookup.policy=static" in overrides else "lru")
+        policy = next((each for each in overrides if each.startswith("lookup.policy=")), "lookup.policy=lru")
+        assert row["cache_policy"] == policy.removeprefix("lookup.policy=")
 
 
 @pytest.mark.slow
@@ -57,6 +60,21 @@ def test_in_its_steady_state_a_cache_is_asked_for_batches_that_it_has_not_seen(r
     assert rates["new"] < 0.5
     (row,) = run_inline(*CACHED, *large, *trace, "lookup.state=warm")
     assert row["cache_hit_rate"] == 1.0
+
+
+def test_in_its_steady_state_a_step_is_asked_for_batches_that_caches_have_not_seen(run_inline, tmp_path):
+    """A trace of 8 steps, the second half of which repeats the first, or does not; two steps a sample."""
+    again, new = np.random.default_rng(0).integers(0, 50, (2, 4, 2, 1))
+    large = "model.vocab_per_order=[4096,4096]", "batches=8", "steps_per_sample=2", "iterations=3", "cases=[ready,step]"
+    rates = {}
+    for name, timed in (("again", again[:, ::-1]), ("new", new + 50)):
+        np.save(tmp_path / f"{name}.npy", np.concatenate([again, timed]))
+        trace = "tokens=trace", f"tokens.path={tmp_path / f'{name}.npy'}", "tokens.history=false"
+        rows = run_inline(*CACHED, *DECODE, *large, *trace, "lookup.state=steady")
+        assert statuses(rows) == {"ready": "ok", "step": "ok"}, rows
+        (rates[name],) = (row["cache_hit_rate"] for row in rows if row["case"] == "step")
+    assert rates["again"] == 1.0
+    assert rates["new"] < 0.5
 
 
 def test_before_a_batch_comes_again_a_steady_cache_is_put_back():
@@ -116,13 +134,20 @@ def test_what_is_wrong_only_where_all_rows_hit_is_a_mismatch(run_inline, monkeyp
     [
         (["lookup.gb=1e9"], "lookup.gb=1000000000.0: must be below "),
         (["lookup.ways=3"], "lookup.ways=3: must be a power of two"),
-        (["lookup.policy=lfu"], "lookup.policy=lfu: must be one of lru, static, not of type str"),
+        (["lookup.policy=mru"], "lookup.policy=mru: must be one of lru, lfu, static, not of type str"),
         (["lookup.state=steady"], "lookup.state=steady: one case would find what another has read"),
         (
             ["lookup.state=steady", "cases=[lookup]", "batches=1"],
             "batches=1: must be at least 2 for lookup.state=steady",
         ),
-        (["lookup.state=steady", "decoder=tiny", "cases=[step]"], "lookup.state=steady: one case would find what"),
+        (
+            ["lookup.state=steady", "decoder=tiny", "cases=[fetch,step]"],
+            "lookup.state=steady: one case would find what",
+        ),
+        (
+            ["lookup.state=steady", *PROMPT, "prefetch.lead=previous_step", "cases=[step]"],
+            "lookup.state=steady: rows that come a step ahead would be there",
+        ),
         (
             ["lookup.state=steady", "lookup.policy=static", "cases=[lookup]"],
             "lookup.state=steady: pinned rows are there",
@@ -142,6 +167,23 @@ def test_a_profile_is_made_of_batches_that_the_run_has_not(configure):
     asked = parts.profile(parts.plan.tokens * 3)
     others = parts.draw(range(4, 7))
     assert np.array_equal(asked, np.concatenate([parts.hash_plan.row_ids(*batch).numpy().ravel() for batch in others]))
+
+
+def test_a_profile_in_a_file_is_taken_instead_unless_it_is_of_another_hash(configure, tmp_path):
+    parts, file = parts_of(configure(*TINY, *CACHED)), tmp_path / "profile.npz"
+    asked = np.array([7, 3, 7, 7], dtype=np.int32)
+    write_profile(file, parts.hash_plan, asked)
+    assert parts.profile(100, str(file)).tolist() == [3, 7, 7, 7]
+    of_layer = tmp_path / f"profile-{parts.geometry.layer}.npz"
+    file.rename(of_layer)
+    assert len(parts.profile(100, str(tmp_path / "profile-{layer}.npz"))) == 4
+    for other in ("model.hash_seed=1", "layer=15", "model.heads=1"):
+        others = parts_of(configure(*TINY, *CACHED, other))
+        with pytest.raises(ConfigError, match=r"^lookup\.profile_path=.*is a profile of another model or layer"):
+            others.profile(100, str(of_layer))
+    of_layer.write_bytes(b"something else")
+    with pytest.raises(ConfigError, match=r"^lookup\.profile_path=.*is no profile \(.*reuse TOKENS --profile FILE"):
+        parts.profile(100, str(of_layer))
 
 
 def test_without_other_batches_there_is_no_profile(configure, tmp_path):

@@ -27,9 +27,9 @@ def table_of(rows, row_format):
 def cached(table, most, sets, ways, policy="lru", profile=(), rows_per_program=4, programs=2):
     row_format = table.row_format
     row_bytes = row_format.width * row_format.storage_dtype.itemsize
-    set_bytes = RowCache.set_bytes(ways, row_bytes, 4, fills=policy == "lru")
+    set_bytes = RowCache.set_bytes(ways, row_bytes, 4, policy)
     return CachedLookup(
-        table, most, 1, PLACEMENT, lambda tokens: np.array(profile, dtype=np.int32), (sets + 0.5) * set_bytes / 1e9,
+        table, most, 1, PLACEMENT, lambda *_: np.array(profile, dtype=np.int32), (sets + 0.5) * set_bytes / 1e9,
         ways, policy, "warm", 1, rows_per_program, 4, programs,
     )  # fmt: skip
 

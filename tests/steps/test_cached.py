@@ -1,6 +1,6 @@
 """A cache of rows returns what a plain gather does, and keeps what a cache in Python keeps."""
 
-from collections import Counter, OrderedDict
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -9,29 +9,13 @@ from caches import FORMATS, PLACEMENT, cached, kept_by, look_up, table_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from places import KERNEL_DEVICE
+from row_caches import MODELS
 
 from engram_exp.errors import MismatchError
 from engram_exp.reuse.sample import repeat_distances
 from engram_exp.run.row_cache import require_kept
 from engram_exp.steps.lookup.cached import hottest
 from engram_exp.steps.widening import build_widening
-
-
-class LeastRecentlyUsed:
-    """Sets of a cache that takes one row id after the other. A batch hits what was there when it began."""
-
-    def __init__(self, sets, ways):
-        self.ways, self.sets = ways, [OrderedDict() for _ in range(sets)]
-
-    def hits(self, batch):
-        found = sum(row_id in self.sets[row_id % len(self.sets)] for row_id in batch)
-        for row_id in batch:
-            rows = self.sets[row_id % len(self.sets)]
-            rows[row_id] = None
-            rows.move_to_end(row_id)
-            if len(rows) > self.ways:
-                rows.popitem(last=False)
-        return found
 
 
 def batches_of(rows):
@@ -41,16 +25,17 @@ def batches_of(rows):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("policy", MODELS)
 @settings(max_examples=40, deadline=None)
 @given(
     sets=st.integers(1, 5), ways=st.sampled_from([1, 2, 4, 8]), row_format=st.sampled_from(FORMATS),
     batches=batches_of(60), rows_per_program=st.sampled_from([1, 4, 16]), programs=st.sampled_from([None, 1, 3]),
 )  # fmt: skip
-def test_what_hits_and_what_is_evicted_is_as_in_a_least_recently_used_cache(
-    sets, ways, row_format, batches, rows_per_program, programs
+def test_what_hits_and_what_is_evicted_is_as_in_a_cache_in_python(
+    policy, sets, ways, row_format, batches, rows_per_program, programs
 ):
-    table, model = table_of(60, row_format), LeastRecentlyUsed(sets, ways)
-    lookup = cached(table, 40, sets, ways, rows_per_program=rows_per_program, programs=programs)
+    table, model = table_of(60, row_format), MODELS[policy](sets, ways)
+    lookup = cached(table, 40, sets, ways, policy, rows_per_program=rows_per_program, programs=programs)
     for batch in batches:
         rows, hits = look_up(lookup, batch)
         assert torch.equal(rows, table.contents(torch.tensor(batch)))
@@ -98,16 +83,17 @@ def chains(sets, batch, order):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("policy", MODELS)
 @settings(max_examples=25, deadline=None)
 @given(data=st.data(), sets=st.integers(1, 3), ways=st.sampled_from([1, 2, 4]), before=batches_of(20))
-def test_in_whatever_order_row_ids_are_chained_the_same_rows_stay(data, sets, ways, before):
+def test_in_whatever_order_row_ids_are_chained_the_same_rows_stay(policy, data, sets, ways, before):
     """The interpreter runs one program after the other; a GPU chains in any order."""
     from engram_exp.steps.lookup import row_cache_triton as kernels
 
     table = table_of(60, FORMATS[0])
     batch = data.draw(st.lists(st.integers(20, 59), min_size=1, max_size=24))  # none of them hits
     order = data.draw(st.permutations(range(len(batch))))
-    model, lookup = LeastRecentlyUsed(sets, ways), cached(table, 40, sets, ways)
+    model, lookup = MODELS[policy](sets, ways), cached(table, 40, sets, ways, policy)
     for earlier in before:
         look_up(lookup, earlier)
         model.hits(earlier)
@@ -118,11 +104,11 @@ def test_in_whatever_order_row_ids_are_chained_the_same_rows_stay(data, sets, wa
     cache.heads.copy_(heads)
     cache.next[: len(batch)] = links.to(KERNEL_DEVICE)
     cache.clock[1] = cache.clock[0]
-    state = cache.tags, cache.lines, cache.stamps, cache.heads, cache.next, cache.clock
+    state = cache.tags, cache.lines, cache.stamps, cache.uses, cache.heads, cache.next, cache.clock
     grid = (-(-len(batch) // kernels.ROWS_OF_INSERT),)
     kernels._insert[grid](
         row_ids, rows, *state, len(batch), sets, WAYS=ways, LINE_WORDS=cache.words, ROWS=kernels.ROWS_OF_INSERT,
-        BLOCK_WORDS=1 << (cache.words - 1).bit_length(), num_warps=1,
+        BLOCK_WORDS=1 << (cache.words - 1).bit_length(), COUNTS_USES=cache.counts_uses, num_warps=1,
     )  # fmt: skip
     model.hits(batch)
     assert kept_by(lookup) == [set(rows) for rows in model.sets]
@@ -139,12 +125,13 @@ def graph_of(lookup, row_ids):
 
 
 @pytest.mark.accelerator
+@pytest.mark.parametrize("policy", MODELS)
 @pytest.mark.parametrize("replayed", [False, True])
 @pytest.mark.parametrize(("sets", "ways"), [(1, 16), (64, 8), (5000, 16)])
-def test_many_programs_at_one_set_keep_what_one_would(sets, ways, replayed):
+def test_many_programs_at_one_set_keep_what_one_would(policy, sets, ways, replayed):
     rows, most, generator = 100_000, 100_000, torch.Generator().manual_seed(0)
-    table, model = table_of(rows, FORMATS[1]), LeastRecentlyUsed(sets, ways)
-    lookup = cached(table, most, sets, ways, rows_per_program=16, programs=528)
+    table, model = table_of(rows, FORMATS[1]), MODELS[policy](sets, ways)
+    lookup = cached(table, most, sets, ways, policy, rows_per_program=16, programs=528)
     row_ids = torch.zeros(1, most, 1, dtype=torch.int32, device=KERNEL_DEVICE)
     found, look = lookup(row_ids), lambda: lookup(row_ids)
     model.hits([0] * most)

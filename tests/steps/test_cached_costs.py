@@ -40,9 +40,10 @@ def lookup_load(**changed):
 
 def test_its_memory_is_counted_to_the_byte():
     table = table_of(60, FORMATS[0])
-    for policy in ("lru", "static"):
+    for policy in ("lru", "lfu", "static"):
         cache = cached(table, 40, 5, 4, policy, [1, 2, 3]).cache
-        tensors = [cache.tags, cache.lines, *([cache.stamps, cache.heads] if policy == "lru" else [])]
+        tensors = [cache.tags, cache.lines, *([] if policy == "static" else [cache.stamps, cache.heads])]
+        tensors += [cache.uses] if policy == "lfu" else []
         row_bytes = 10
         sets, size_bytes = size_of({"gb": 1e-6, "ways": 4, "policy": policy}, row_bytes, 4)
         assert size_bytes <= 1000 < size_bytes + size_bytes // sets

@@ -156,6 +156,9 @@ def test_a_file_is_cold_though_it_is_mapped_and_warm_where_memory_allows_it(tmp_
     table.make_cold()
     assert table.resident_share() == 0
     table.make_warm()
+    mapping = Path("/proc/self/smaps").read_text().partition(table.files[0].path)[2].partition("VmFlags")[0]
+    told = dict(line.split(":") for line in mapping.splitlines() if ":" in line)
+    assert told["Rss"].strip() == told["Size"].strip(), "all of it is mapped"
     assert table.resident_share() == 1
     monkeypatch.setattr("engram_exp.steps.tables.on_disk.free_host_bytes", lambda: 100)
     with pytest.raises(DoesNotFitError, match="cache_state=as_is"):

@@ -29,7 +29,7 @@ def lookup_by(way, table, rows, profile=PROFILE, tokens=20, columns=2):
     row_bytes = table.row_format.width * table.row_format.storage_dtype.itemsize
     hot_gb = rows * (row_bytes + FINDING_BYTES) / 1e9 + 1e-12
     try:
-        return WAYS[way](table, tokens, columns, CPU, hot_gb=hot_gb, profile=lambda _: profile, profile_tokens=9)
+        return WAYS[way](table, tokens, columns, CPU, hot_gb=hot_gb, profile=lambda *_: profile, profile_tokens=9)
     except (ConfigError, SkippedError) as error:
         pytest.skip(str(error))  # of this file system, or this kernel
 
@@ -87,7 +87,14 @@ def test_a_profile_of_nothing_keeps_nothing(tmp_path):
     assert len(table.hot.row_ids) == 0
 
 
-@pytest.mark.parametrize(("options", "key"), [({"hot_gb": -1.0}, "hot_gb"), ({"profile_tokens": 0}, "profile_tokens")])
+@pytest.mark.parametrize(
+    ("options", "key"),
+    [
+        ({"hot_gb": -1.0}, "hot_gb"),
+        ({"profile_tokens": 0}, "profile_tokens"),
+        ({"hot_gb": 1.0, "state": "cold"}, "state"),
+    ],
+)
 def test_numbers_that_cannot_be_are_refused(tmp_path, options, key):
     table = table_in(tmp_path, 300, RowFormat(24, torch.bfloat16))
     with pytest.raises(ConfigError, match=rf"^lookup\.{key}="):

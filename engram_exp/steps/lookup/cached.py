@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from math import inf
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ from engram_exp.steps.lookup.row_cache_triton import EMPTY, NEXT_BYTES, RowCache
 from engram_exp.steps.lookup.step import Lookup, require_readable
 from engram_exp.steps.lookup.words import Words
 from engram_exp.steps.tables.host import HostTable
-from engram_exp.vocabulary import COLD, DEVICE, LRU, STATIC, WARM
+from engram_exp.vocabulary import COLD, DEVICE, STATIC, WARM
 
 MOST_WAYS = 64  # that a program holds in registers
 ROWS_AT_A_TIME = 2**18  # that are pinned, or read back
@@ -33,14 +33,17 @@ class CachedLookup(Lookup):
         max_tokens: T, at most.
         columns: H.
         placement: the GPU.
-        profile: returns row ids that other batches than those of the run ask for, of so many tokens at least.
+        profile: returns row ids that other batches than those of the run ask for, of so many tokens at least, or those
+            of a file.
         gb: of device memory for rows and for what finds them, in 10^9 bytes.
         ways: rows of a set: each row has its place in one set, as `RowCache` says.
-        policy: lru: what misses takes the place of the row of its set that was asked for longest ago; static: the rows
-            of each set that a profile asks for most often are pinned.
+        policy: lru: what misses takes the place of the row of its set that was asked for longest ago; lfu: of the one
+            that was asked for least often, as `RowCache` counts; static: the rows of each set that a profile asks for
+            most often are pinned.
         state: warm: all batches have been called once before any is timed; steady: the first half of them have, and the
             others are timed; cold: each call that is timed finds the cache empty. Nothing here acts on it.
         profile_tokens: of the profile, at least.
+        profile_path: of a file that has the profile instead.
         rows_per_program, warps, programs: of the kernel that reads, as `TritonLookup` has them.
 
     Raises:
@@ -48,8 +51,8 @@ class CachedLookup(Lookup):
         SkippedError: the table lies in memory that the GPU cannot read.
     """
 
-    counts_rows: ClassVar[bool] = True
-    keeps_rows: ClassVar[bool] = True
+    counts_rows = True
+    keeps_rows = True
 
     def __init__(
         self,
@@ -57,15 +60,16 @@ class CachedLookup(Lookup):
         max_tokens: int,
         columns: int,
         placement: Placement,
-        profile: Callable[[int], np.ndarray],
+        profile: Callable[[int, str | None], np.ndarray],
         gb: float,
         ways: int,
-        policy: Literal["lru", "static"],
+        policy: Literal["lru", "lfu", "static"],
         state: Literal["warm", "steady", "cold"],
         profile_tokens: int,
         rows_per_program: int,
         warps: int,
         programs: int | None,
+        profile_path: str | None = None,
     ) -> None:
         placement.require_triton("lookup")
         check_launch(rows_per_program, warps, programs)
@@ -78,11 +82,10 @@ class CachedLookup(Lookup):
         sets, _ = size_of({"gb": gb, "ways": ways, "policy": policy}, row_bytes, row_id_dtype.itemsize)
         self.launch, self.state = (rows_per_program, warps, programs), state
         self.cache = RowCache(
-            sets, ways, self.words.per_row, self.words.dtype, row_id_dtype, len(self.rows), placement.device,
-            fills=policy == LRU,
+            sets, ways, self.words.per_row, self.words.dtype, row_id_dtype, len(self.rows), placement.device, policy,
         )  # fmt: skip
         if policy == STATIC:
-            self._pin(hottest(profile(profile_tokens), sets, ways))
+            self._pin(hottest(profile(profile_tokens, profile_path), sets, ways))
 
     @classmethod
     def refuse(cls, load: Load, free_bytes: int) -> None:
@@ -117,7 +120,7 @@ class CachedLookup(Lookup):
     @classmethod
     def keeps(cls, load: Load) -> dict[str, int]:
         """What it makes, the cache, and a link of a chain for each row id."""
-        chains = NEXT_BYTES * load.row_ids if load.options["policy"] == LRU else 0
+        chains = 0 if load.options["policy"] == STATIC else NEXT_BYTES * load.row_ids
         return {load.stage.side: load.bytes_of(load.stage.makes) + _cache_bytes(load) + chains}
 
     def __call__(self, row_ids: torch.Tensor) -> torch.Tensor:
@@ -168,7 +171,7 @@ def size_of(options: Mapping[str, Any], row_bytes: int, row_id_bytes: int) -> tu
     gb, ways = options["gb"], options["ways"]
     if not 1 <= ways <= MOST_WAYS or ways & (ways - 1):
         raise ConfigError("lookup.ways", ways, f"must be a power of two, and at most {MOST_WAYS}")
-    set_bytes = RowCache.set_bytes(ways, row_bytes, row_id_bytes, fills=options["policy"] == LRU)
+    set_bytes = RowCache.set_bytes(ways, row_bytes, row_id_bytes, options["policy"])
     sets = int(gb * 1e9 // set_bytes) if 0 < gb < inf else 0
     if sets < 1:
         raise ConfigError("lookup.gb", gb, f"must hold a set of {ways} rows, which takes {set_bytes / 1e9:.3g}")

@@ -38,7 +38,7 @@ class DistinctCopyLookup(Lookup):
     """
 
     on_both: ClassVar[bool] = True
-    counts_rows: ClassVar[bool] = True
+    counts_rows = True
 
     def __init__(
         self,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from math import ceil
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 
@@ -43,7 +43,7 @@ class DistinctLinkLookup(Lookup):
         SkippedError: as `TritonLookup`.
     """
 
-    counts_rows: ClassVar[bool] = True
+    counts_rows = True
 
     def __init__(
         self,

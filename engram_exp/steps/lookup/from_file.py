@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
 
 import numpy as np
@@ -15,17 +15,18 @@ from engram_exp.machine.host_memory import HostMemory
 from engram_exp.machine.placement import Placement
 from engram_exp.machine.requests import OpenFile
 from engram_exp.stage import Load
-from engram_exp.steps.lookup.hot_rows import FINDING_BYTES, HotRows, hottest
-from engram_exp.steps.lookup.places import place_of, places_for
+from engram_exp.steps.lookup.blocks import copy_rows, most_blocks, plan_blocks
+from engram_exp.steps.lookup.in_front import InFront, keeps_recent
+from engram_exp.steps.lookup.places import places_for
 from engram_exp.steps.lookup.step import Lookup
 from engram_exp.steps.tables.on_disk import DiskTable
-from engram_exp.vocabulary import DISK, HOST
+from engram_exp.vocabulary import COLD, DISK, HOST
 
 REQUEST_BYTES = 24
 ROWS_AT_A_TIME = 2**15  # of requests that are made for each row
 STAGED_BYTES = 2**25  # of blocks at a time: rows further apart in a batch than these may read a block twice
 BLOCK_BYTES = (512, 4096)
-Profile = Callable[[int], np.ndarray]  # row ids that other batches than the run's ask for, of so many tokens at least
+FOUND_ROWS = 2**15  # that are compared with a table which was found
 
 
 class FileLookup(Lookup):
@@ -35,9 +36,7 @@ class FileLookup(Lookup):
         table: in a file.
         max_tokens, columns: T, at most, and H.
         placement: of the output.
-        hot_gb: of host memory for rows that a profile asks for most often, 10^9 bytes; the file is read for the others.
-        profile: returns row ids that other batches than those of the run ask for.
-        profile_tokens: of the profile, at least.
+        in_front: memory for rows; the file is read for those that are not there.
 
     Raises:
         ConfigError: the table is in no file, or a number is out of range.
@@ -51,23 +50,21 @@ class FileLookup(Lookup):
         max_tokens: int,
         columns: int,
         placement: Placement,
-        hot_gb: float = 0.0,
-        profile: Profile | None = None,
-        profile_tokens: int = 1,
+        in_front: InFront,
     ) -> None:
         placement.require("cpu", "lookup")
-        if not 0 <= hot_gb < float("inf"):
-            raise ConfigError("lookup.hot_gb", hot_gb, "must be at least 0")
-        if profile_tokens < 1:
-            raise ConfigError("lookup.profile_tokens", profile_tokens, "must be at least 1")
+        in_front.check()
         if table.place != DISK:
             raise ConfigError("lookup", None, "reads the file of a table, which strategy=disk has")
         row_format = table.row_format
         self.table, itemsize = table, row_format.storage_dtype.itemsize
         self.rows = placement.empty(max_tokens * columns, row_format.width, dtype=row_format.storage_dtype)
         self.bytes = self.rows.view(torch.uint8).numpy()
-        self.hot_gb, self.profile, self.profile_tokens = hot_gb, profile, profile_tokens
-        self.missed = np.empty_like(self.bytes) if hot_gb else self.bytes
+        self.in_front, self.state = in_front, in_front.state
+        self.counts_rows = self.keeps_rows = keeps_recent({"hot_gb": in_front.gb, "policy": in_front.policy})
+        if self.keeps_rows and table.hot is None:
+            table.hot = in_front.recent_rows(self.bytes.shape[1])
+        self.missed = np.empty_like(self.bytes) if in_front.gb else self.bytes
         firsts = np.cumsum([0, *row_format.part_widths])
         self.extents: dict[int, np.ndarray] = {}  # of the parts in each file: offset, bytes, first byte of the row
         for part in table.on_disk:
@@ -75,7 +72,8 @@ class FileLookup(Lookup):
             known = self.extents.get(file, np.empty((0, 3), dtype=np.int64))
             self.extents[file] = np.vstack([known, [[*extent, firsts[part] * itemsize]]])
         self.resident = [
-            (part, self.rows[:, firsts[number] : firsts[number + 1]]) for number, part in table.resident.items()
+            (part, self.rows[:, firsts[number] : firsts[number + 1]], firsts[number])
+            for number, part in table.resident.items()
         ]
 
     def __call__(self, row_ids: torch.Tensor) -> torch.Tensor:
@@ -91,22 +89,47 @@ class FileLookup(Lookup):
         if not 0 <= int(ids.min()) <= int(ids.max()) < self.table.rows:
             outside = int(((ids < 0) | (ids >= self.table.rows)).sum())
             raise IndexError(f"{outside} row ids are outside of 0 to {self.table.rows - 1}")
-        if not self.hot_gb:
+        if not self.in_front.gb:
             self._read(ids, self.bytes)
         else:
-            missing = self._hot_rows().take(ids, self.bytes)
-            if len(missing):
-                self._read(ids[missing], self.missed)
-                self.bytes[missing] = self.missed[: len(missing)]
-        for part, target in self.resident:
+            self._read_missing(ids)
+        for part, target, _ in self.resident:
             torch.index_select(part, 0, flat, out=target[:count])
         return self.rows[:count].view(row_ids.shape[0] * row_ids.shape[1], -1)
 
     @classmethod
+    def leaves_rows(cls, options: Mapping[str, Any]) -> bool:
+        """Whether calls leave rows behind that later ones find."""
+        return keeps_recent(options)
+
+    @classmethod
+    def refuse(cls, load: Load, free_bytes: int) -> None:
+        """Nothing: what it keeps is not in the device's memory."""
+
+    @property
+    def counts(self) -> torch.Tensor:
+        """Row ids whose rows were asked for before and still there, and all that were asked for: int64 [2]."""
+        counts: torch.Tensor = self.table.hot.counts
+        return counts
+
+    def reset(self) -> None:
+        """Forget the rows that were asked for last."""
+        self.table.hot.reset()
+
+    def kept(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Rows that were asked for last, some at a time: row ids [N], and what it would return for each, [N, width].
+        Not all where the table was found: whoever compares them reads them once more."""
+        for row_ids, rows in self.table.hot.kept(FOUND_ROWS if self.table.is_found else None):
+            whole = rows.view(self.rows.dtype)
+            for part, _, first in self.resident:
+                whole[:, first : first + part.shape[1]] = part[row_ids]
+            yield row_ids, whole
+
+    @classmethod
     def work(cls, load: Load) -> dict[str, float]:
         """As every lookup's; with rows kept in memory, none need come from the disk, as far as is known beforehand."""
-        found = super().work(load)
-        if load.options.get("hot_gb"):
+        found, is_empty = super().work(load), keeps_recent(load.options) and load.options.get("state") == COLD
+        if load.options.get("hot_gb") and not is_empty:
             found["host rows"] = found.pop("disk rows", 0) or found["host rows"]
         return found
 
@@ -115,19 +138,28 @@ class FileLookup(Lookup):
         """The table, and rows that are kept in memory."""
         return {**super().shares(load), HOST: round(load.options.get("hot_gb", 0) * 1e9)}
 
-    def _hot_rows(self) -> HotRows:
-        """Rows in memory, which all lookups of the table share; the first call reads them."""
+    def _read_missing(self, row_ids: np.ndarray) -> None:
+        """Read the rows that are not in memory."""
+        hot = self._rows_in_memory()
+        missing = hot.take(row_ids, self.bytes)
+        if len(missing):
+            try:
+                self._read(row_ids[missing], self.missed)
+            except BaseException:
+                if self.keeps_rows:
+                    self.reset()  # there are places for rows that did not come
+                raise
+            hot.put(row_ids, missing, self.missed[: len(missing)], self.bytes)
+
+    def _rows_in_memory(self) -> Any:
+        """Rows in memory, which all lookups of the table share; the first call reads those of a profile."""
         if self.table.hot is None:
-            row_bytes = self.bytes.shape[1]
-            most = int(self.hot_gb * 1e9) // (row_bytes + FINDING_BYTES)
-            row_ids = self.profile(self.profile_tokens) if self.profile else np.empty(0, dtype=np.int64)
-            hot = self.table.hot = HotRows(hottest(row_ids, most), row_bytes)
+            hot = self.table.hot = self.in_front.hot_rows(self.bytes.shape[1])
             for first in range(0, len(hot.row_ids), len(self.bytes)):
                 some = hot.row_ids[first : first + len(self.bytes)]
                 self._read(some, self.missed)
                 hot.rows[first : first + len(some)] = self.missed[: len(some)]
-        found: HotRows = self.table.hot
-        return found
+        return self.table.hot
 
     def _read(self, row_ids: np.ndarray, out: np.ndarray) -> None:
         """Read the parts on disk of rows [N] of the table into `out` [N, bytes of a row]."""
@@ -145,7 +177,7 @@ class BlockLookup(FileLookup):
     Args:
         table, max_tokens, columns, placement: as `FileLookup` has them.
         block_bytes: of a block.
-        hot: `hot_gb`, `profile` and `profile_tokens`, as `FileLookup` has them.
+        in_front: as `FileLookup` has it.
 
     Raises:
         ConfigError: as `FileLookup`; or the disk has larger blocks, or its file system does not read past the cache.
@@ -154,12 +186,18 @@ class BlockLookup(FileLookup):
     past_cache = True
 
     def __init__(
-        self, table: DiskTable, max_tokens: int, columns: int, placement: Placement, block_bytes: int, *hot: Any
+        self,
+        table: DiskTable,
+        max_tokens: int,
+        columns: int,
+        placement: Placement,
+        block_bytes: int,
+        in_front: InFront,
     ) -> None:
-        super().__init__(table, max_tokens, columns, placement, *hot)
+        super().__init__(table, max_tokens, columns, placement, in_front)
         if block_bytes not in BLOCK_BYTES:
             raise ConfigError("lookup.block_bytes", block_bytes, f"must be one of {', '.join(map(str, BLOCK_BYTES))}")
-        of_row = sum(_most_blocks(table.extents[part].row_bytes, block_bytes) for part in table.on_disk)
+        of_row = sum(most_blocks(table.extents[part].row_bytes, block_bytes) for part in table.on_disk)
         most = max(of_row, min(STAGED_BYTES // block_bytes, len(self.rows) * of_row))
         self.block_bytes, self.of_row = block_bytes, of_row
         self.memory = HostMemory(most * block_bytes, huge_pages=True)
@@ -189,20 +227,15 @@ class BlockLookup(FileLookup):
         while first < len(row_ids):
             self.known[:] = 0
             told = extents, self.block_bytes, self.of_row, self.known, self.requests
-            end, count = _plan_blocks(row_ids, first, *told)
+            end, count = plan_blocks(row_ids, first, *told)
             FileLookup.requested += count
             self._read_blocks(file, self.requests[:count])
-            _copy_rows(row_ids, first, end, extents, self.block_bytes, self.known, self.blocks, out)
+            copy_rows(row_ids, first, end, extents, self.block_bytes, self.known, self.blocks, out)
             first = end
 
     @abstractmethod
     def _read_blocks(self, file: int, requests: np.ndarray) -> None:
         """Read requests int64 [N, 3] of a file into `blocks`."""
-
-
-def _most_blocks(row_bytes: int, block_bytes: int) -> int:
-    """That a row may lie in."""
-    return (row_bytes + block_bytes - 2) // block_bytes + 1
 
 
 @njit(cache=True, error_model="numpy")
@@ -218,48 +251,3 @@ def row_requests(row_ids: Any, first: Any, end: Any, extents: Any, row_bytes: An
             requests[count, 2] = index * row_bytes + first_byte
             count += 1
     return count
-
-
-@njit(cache=True, error_model="numpy")
-def _plan_blocks(
-    row_ids: Any, first: Any, extents: Any, block_bytes: Any, of_row: Any, known: Any, requests: Any
-) -> Any:
-    """Requests for the blocks of as many rows as there is room for, each block once, neighbours together: the number of
-    the first row that is left, and how many requests there are."""
-    count, used = 0, 0
-    for index in range(first, len(row_ids)):
-        if used + of_row > len(requests):
-            return index, count
-        row = np.int64(row_ids[index])
-        for part in range(len(extents)):
-            begin = extents[part, 0] + row * extents[part, 1]
-            for block in range(begin // block_bytes, (begin + extents[part, 1] - 1) // block_bytes + 1):
-                at = place_of(block, known)
-                if known[at, 0]:
-                    continue
-                known[at, 0], known[at, 1] = block + 1, used
-                offset = block * block_bytes
-                if count and requests[count - 1, 0] + requests[count - 1, 1] == offset:
-                    requests[count - 1, 1] += block_bytes
-                else:
-                    requests[count, 0], requests[count, 1], requests[count, 2] = offset, block_bytes, used * block_bytes
-                    count += 1
-                used += 1
-    return len(row_ids), count
-
-
-@njit(cache=True, error_model="numpy")
-def _copy_rows(
-    row_ids: Any, first: Any, end: Any, extents: Any, block_bytes: Any, known: Any, blocks: Any, out: Any
-) -> None:
-    """Rows out of the blocks that hold them."""
-    for index in range(first, end):
-        row = np.int64(row_ids[index])
-        for part in range(len(extents)):
-            position, left, to = extents[part, 0] + row * extents[part, 1], extents[part, 1], extents[part, 2]
-            while left:
-                block, within = position // block_bytes, position % block_bytes
-                size = min(left, block_bytes - within)
-                source = known[place_of(block, known), 1] * block_bytes + within
-                out[index, to : to + size] = blocks[source : source + size]
-                position, left, to = position + size, left - size, to + size

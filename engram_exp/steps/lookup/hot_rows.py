@@ -43,6 +43,10 @@ class HotRows:
         HotRows.found += len(row_ids) - count
         return missing[:count]
 
+    def put(self, row_ids: np.ndarray, missing: np.ndarray, read: np.ndarray, out: np.ndarray) -> None:
+        """Copy rows that were read for the numbers of others to their places in `out`; none of them stays."""
+        out[missing] = read
+
 
 def hottest(row_ids: np.ndarray, most: int) -> np.ndarray:
     """The distinct row ids that are asked for most often, at most so many, in ascending order; of those that are asked

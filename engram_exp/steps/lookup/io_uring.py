@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import numpy as np
 
 from engram_exp.machine.placement import Placement
 from engram_exp.machine.uring import Ring
-from engram_exp.steps.lookup.from_file import BlockLookup, Profile
+from engram_exp.steps.lookup.from_file import BlockLookup
+from engram_exp.steps.lookup.in_front import InFront, Profile
 from engram_exp.steps.tables.on_disk import DiskTable
 
 
@@ -15,7 +18,7 @@ class IoUringLookup(BlockLookup):
 
     Args:
         table, max_tokens, columns, placement, block_bytes: as `BlockLookup` has them.
-        hot_gb, profile, profile_tokens: as `FileLookup` has them.
+        hot_gb, policy, state, profile, profile_tokens, profile_path: as `InFront` has them.
         queue_depth: reads under way at a time.
 
     Raises:
@@ -32,11 +35,14 @@ class IoUringLookup(BlockLookup):
         queue_depth: int,
         block_bytes: int,
         hot_gb: float = 0.0,
+        policy: Literal["static", "lru"] = "static",
+        state: Literal["warm", "steady", "cold"] = "warm",
         profile: Profile | None = None,
         profile_tokens: int = 1,
+        profile_path: str | None = None,
     ) -> None:
-        hot = hot_gb, profile, profile_tokens
-        super().__init__(table, max_tokens, columns, placement, block_bytes, *hot)
+        in_front = InFront(hot_gb, policy, state, profile, profile_tokens, profile_path)
+        super().__init__(table, max_tokens, columns, placement, block_bytes, in_front)
         self.rings = {number: Ring(file, queue_depth, self.blocks) for number, file in self.files.items()}
 
     def _read_blocks(self, file: int, requests: np.ndarray) -> None:

@@ -10,6 +10,7 @@ from numba import njit
 
 from engram_exp.errors import ConfigError
 from engram_exp.machine.native_calls import LIBC, address_of, call
+from engram_exp.machine.page_cache import POPULATE_READ
 from engram_exp.machine.placement import Placement
 from engram_exp.steps.lookup.gather import GatherLookup
 from engram_exp.steps.loops import Threads
@@ -17,7 +18,6 @@ from engram_exp.steps.tables.on_disk import DiskTable
 from engram_exp.vocabulary import AUTO, DISK
 
 MADVISE = address_of(LIBC.madvise)
-POPULATE_READ = 22  # from Linux 5.14 on; Python's mmap does not name it
 HINTS = {"willneed": mmap.MADV_WILLNEED, "populate": POPULATE_READ}
 
 

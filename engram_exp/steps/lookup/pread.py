@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import numpy as np
 
 from engram_exp.machine.placement import Placement
 from engram_exp.machine.requests import Readers
 from engram_exp.stage import Load
-from engram_exp.steps.lookup.from_file import REQUEST_BYTES, ROWS_AT_A_TIME, FileLookup, Profile, row_requests
+from engram_exp.steps.lookup.from_file import REQUEST_BYTES, ROWS_AT_A_TIME, FileLookup, row_requests
+from engram_exp.steps.lookup.in_front import InFront, Profile
 from engram_exp.steps.tables.on_disk import DiskTable
 
 
@@ -15,7 +18,8 @@ class PreadLookup(FileLookup):
     """Reads each row with pread(2).
 
     Args:
-        table, max_tokens, columns, placement, hot_gb, profile, profile_tokens: as `FileLookup` has them.
+        table, max_tokens, columns, placement: as `FileLookup` has them.
+        hot_gb, policy, state, profile, profile_tokens, profile_path: as `InFront` has them.
         queue_depth: threads, each of which has one read under way.
 
     Raises:
@@ -30,10 +34,14 @@ class PreadLookup(FileLookup):
         placement: Placement,
         queue_depth: int,
         hot_gb: float = 0.0,
+        policy: Literal["static", "lru"] = "static",
+        state: Literal["warm", "steady", "cold"] = "warm",
         profile: Profile | None = None,
         profile_tokens: int = 1,
+        profile_path: str | None = None,
     ) -> None:
-        super().__init__(table, max_tokens, columns, placement, hot_gb, profile, profile_tokens)
+        in_front = InFront(hot_gb, policy, state, profile, profile_tokens, profile_path)
+        super().__init__(table, max_tokens, columns, placement, in_front)
         self.readers = {number: Readers(table.files[number], queue_depth) for number in self.extents}
         self.requests = np.empty((min(len(self.rows), ROWS_AT_A_TIME) * len(table.on_disk), 3), dtype=np.int64)
 

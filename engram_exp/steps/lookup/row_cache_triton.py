@@ -9,8 +9,12 @@ import triton
 import triton.language as tl
 
 from engram_exp.steps.lookup.words import Part
+from engram_exp.vocabulary import LFU, STATIC
 
-STAMP_BYTES, HEAD_BYTES, NEXT_BYTES = 8, 4, 4
+STAMP_BYTES, HEAD_BYTES, NEXT_BYTES, USES_BYTES = 8, 4, 4, 4
+STAMP_BITS = tl.constexpr(40)  # of the numbers that are compared ...
+STAMP_MASK = tl.constexpr(2**40 - 1)
+MOST_USES = tl.constexpr(2**22 - 1)  # ... and what they tell above these
 ROWS_OF_INSERT = 8  # row ids of a program of one warp
 EMPTY, HIT = -1, -2
 
@@ -36,13 +40,18 @@ class RowCache:
     takes one row id after the other. But a call hits only what was there when it began: of a row that misses, each
     repetition in the same call misses, too.
 
+    With `lfu`, uses count first, and stamps among equals: *read* adds one to the uses of a line for each row id that
+    hits it, and rows that come in begin with one more than the least used line of their set had. So whatever is not
+    asked for again goes in the end: those that come in begin ever higher (LFU with dynamic aging). All that is compared
+    is fixed before *insert* begins, and so is what a set ends with.
+
     Args:
         sets, ways: lines are `sets * ways`.
         words: of a row.
         word_dtype, row_id_dtype: of a word and of a tag.
         max_row_ids: of a call, at most.
         device: where all of it lies.
-        fills: whether what misses is inserted; else `pin` says what is kept.
+        policy: lru, lfu; static: nothing is inserted, `pin` says what is kept.
     """
 
     def __init__(
@@ -54,26 +63,30 @@ class RowCache:
         row_id_dtype: torch.dtype,
         max_row_ids: int,
         device: torch.device,
-        fills: bool,
+        policy: str,
     ) -> None:
-        self.sets, self.ways, self.words, self.fills = sets, ways, words, fills
+        self.sets, self.ways, self.words = sets, ways, words
+        self.fills, self.counts_uses = fills, counts_uses = policy != STATIC, policy == LFU
         self.tags = torch.full((sets, ways), EMPTY, dtype=row_id_dtype, device=device)
         self.lines = torch.zeros(sets * ways, words, dtype=word_dtype, device=device)
         self.stamps = torch.full((sets, ways) if fills else (1, 1), EMPTY, dtype=torch.int64, device=device)
+        self.uses = torch.zeros((sets, ways) if counts_uses else (1, 1), dtype=torch.int32, device=device)
         self.heads = torch.full((sets if fills else 1,), EMPTY, dtype=torch.int32, device=device)
         self.next = torch.empty(max_row_ids if fills else 1, dtype=torch.int32, device=device)
         self.clock = torch.zeros(2, dtype=torch.int64, device=device)  # of the read, and of the insert behind it
         self.counts = torch.zeros(2, dtype=torch.int64, device=device)  # row ids so far: that hit, and all
 
     @staticmethod
-    def set_bytes(ways: int, row_bytes: int, row_id_bytes: int, *, fills: bool) -> int:
-        """Bytes of a set: lines, tags and, if it is filled, stamps and the head of its chain."""
-        return ways * (row_bytes + row_id_bytes) + (ways * STAMP_BYTES + HEAD_BYTES if fills else 0)
+    def set_bytes(ways: int, row_bytes: int, row_id_bytes: int, policy: str) -> int:
+        """Bytes of a set: lines, tags and, if it is filled, stamps, uses and the head of its chain."""
+        filling = 0 if policy == STATIC else HEAD_BYTES + ways * (STAMP_BYTES + USES_BYTES * (policy == LFU))
+        return ways * (row_bytes + row_id_bytes) + filling
 
     def empty(self) -> None:
         """Forget all rows."""
         self.tags.fill_(EMPTY)
         self.stamps.fill_(EMPTY)
+        self.uses.zero_()
 
     def pin(self, row_ids: torch.Tensor, rows: torch.Tensor, first: int = 0) -> None:
         """Keep rows [N, words] of row ids [N], or of no row where they are -1, in the lines from `first` on."""
@@ -94,8 +107,8 @@ class RowCache:
             grid, warps: of that launch.
         """
         count = len(row_ids)
-        state = self.tags, self.lines, self.stamps, self.heads, self.next, self.clock
-        sizes = {"WAYS": self.ways, "LINE_WORDS": self.words}
+        state = self.tags, self.lines, self.stamps, self.uses, self.heads, self.next, self.clock
+        sizes = {"WAYS": self.ways, "LINE_WORDS": self.words, "COUNTS_USES": self.counts_uses}
         for number, (array, first_word) in enumerate(parts):
             words = array.shape[1]
             _read[grid](
@@ -118,6 +131,7 @@ def _read(  # type: ignore[no-untyped-def]
     tags,
     lines,
     stamps,
+    uses,
     heads,
     chain,
     clock,
@@ -126,6 +140,7 @@ def _read(  # type: ignore[no-untyped-def]
     sets,
     WAYS: tl.constexpr,
     LINE_WORDS: tl.constexpr,
+    COUNTS_USES: tl.constexpr,
     ROWS: tl.constexpr,
     WORDS: tl.constexpr,
     BLOCK_WORDS: tl.constexpr,
@@ -160,6 +175,8 @@ def _read(  # type: ignore[no-untyped-def]
         hits += tl.sum(is_hit.to(tl.int64), 0)
         if FILLS:
             tl.atomic_max(stamps + line, now + index, mask=is_hit, sem="relaxed")
+            if COUNTS_USES:
+                tl.atomic_add(uses + line, 1, mask=is_hit, sem="relaxed")
             before = tl.atomic_xchg(heads + of_set, index, mask=missed, sem="relaxed")
             tl.store(chain + index, tl.where(is_hit, -2, before), mask=inside)  # HIT
     if COUNTS:
@@ -173,6 +190,7 @@ def _insert(  # type: ignore[no-untyped-def]
     tags,
     lines,
     stamps,
+    uses,
     heads,
     chain,
     clock,
@@ -180,6 +198,7 @@ def _insert(  # type: ignore[no-untyped-def]
     sets,
     WAYS: tl.constexpr,
     LINE_WORDS: tl.constexpr,
+    COUNTS_USES: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCK_WORDS: tl.constexpr,
 ):
@@ -195,12 +214,17 @@ def _insert(  # type: ignore[no-untyped-def]
     held = tl.load(tags + line, mask=owns[:, None], other=-1)
     stamp = tl.load(stamps + line, mask=owns[:, None], other=-1)
     at = tl.load(heads + of_set, mask=owns, other=-1)
+    begins = tl.zeros([ROWS], tl.int64) + now
+    if COUNTS_USES:  # above the stamps, of which they leave the order among equals
+        many = tl.minimum(tl.load(uses + line, mask=owns[:, None], other=0), MOST_USES).to(tl.int64)
+        begins += (tl.min(many, 1) + 1) << STAMP_BITS
+        stamp += many << STAMP_BITS
     tl.debug_barrier()  # every thread has read what is written below
     tl.store(heads + of_set, tl.full([ROWS], -1, tl.int32), mask=owns)
     while tl.max(at, 0) >= 0:
         here = at >= 0
         row_id = tl.load(row_ids + at, mask=here, other=0)
-        used = now + at
+        used = begins + at
         found = held == row_id[:, None]
         is_held = tl.sum(found.to(tl.int32), 1) > 0
         place = tl.where(is_held, tl.sum(tl.where(found, way, 0), 1), tl.argmin(stamp, 1))
@@ -215,4 +239,8 @@ def _insert(  # type: ignore[no-untyped-def]
         tl.store(lines + first_word[:, None] + word, values, mask=mask)
         at = tl.load(chain + at, mask=here, other=-1)
     tl.store(tags + line, held, mask=owns[:, None])
+    if COUNTS_USES:
+        is_line = held >= 0
+        tl.store(uses + line, tl.where(is_line, stamp >> STAMP_BITS, 0).to(tl.int32), mask=owns[:, None])
+        stamp = tl.where(is_line, stamp & STAMP_MASK, -1)
     tl.store(stamps + line, stamp, mask=owns[:, None])

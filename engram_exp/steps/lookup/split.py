@@ -39,8 +39,8 @@ class SplitLookup(TritonLookup):
         SkippedError: as `TritonLookup`.
     """
 
-    counts_rows: ClassVar[bool] = True
-    keeps_rows: ClassVar[bool] = True
+    counts_rows = True
+    keeps_rows = True
     state: ClassVar[str] = WARM
 
     def __init__(

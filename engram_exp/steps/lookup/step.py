@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import torch
 
@@ -27,12 +28,17 @@ class Lookup(Stage):
     on_both: ClassVar[bool] = False  # it takes row ids on the host and leaves rows on the device
     past_cache: ClassVar[bool] = False  # it reads a file, and makes no use of its pages in memory
     # It has `counts`, int64 [2]: for how many row ids no row crossed the link so far, and how many there were in all.
-    counts_rows: ClassVar[bool] = False
+    counts_rows: bool = False
     # Calls leave rows behind that later ones find: it counts, and has `state`, `reset()` and `kept()`, too.
-    keeps_rows: ClassVar[bool] = False
+    keeps_rows: bool = False
     built_from: ClassVar[tuple[str, ...]] = ("table", "max_tokens", "columns", "placement")
     reads_table = True
     rotates = True
+
+    @classmethod
+    def leaves_rows(cls, options: Mapping[str, Any]) -> bool:
+        """Whether one with these options keeps rows."""
+        return cls.keeps_rows
 
     @classmethod
     def bytes_moved(cls, load: Load) -> int:

@@ -49,6 +49,7 @@ class DiskTable:
     """
 
     place = DISK
+    is_found = False  # nobody but its files tells its rows
     huge_page_share = None
     hot: Any = None  # rows that lookups keep in memory, once one does
 
@@ -104,7 +105,7 @@ class DiskTable:
             page_cache.drop(file.descriptor)
 
     def make_warm(self) -> None:
-        """Read the files into the page cache.
+        """Read the files into the page cache, and map its pages where the files are mapped.
 
         Raises:
             DoesNotFitError: they are larger than the memory that is free.
@@ -114,6 +115,8 @@ class DiskTable:
             raise DoesNotFitError(HOST, self.size_bytes, free, "cache_state=as_is, or a smaller model.table_scale")
         for file in self.files:
             page_cache.load(file.descriptor)
+        for mapped in self.maps:
+            page_cache.map_pages(mapped)
 
     def resident_share(self) -> float | None:
         """Share of the files' pages that are in memory now; None where the kernel does not tell."""
