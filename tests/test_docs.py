@@ -51,7 +51,7 @@ def code_of(file) -> Iterator[str]:
     """Every line of a page's blocks, without its comment, and every piece of code in its text, on one line."""
     text = file.read_text()
     for _, block in BLOCK.findall(text):
-        yield from (line.partition(" #")[0].strip() for line in block.splitlines())
+        yield from (" ".join(line.partition(" #")[0].split()) for line in block.replace("\\\n", "").splitlines())
     yield from (" ".join(code.split()) for code in CODE.findall(BLOCK.sub("", text)))
 
 

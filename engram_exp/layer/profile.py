@@ -6,11 +6,14 @@ import hashlib
 import os
 from contextlib import suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from engram_exp.errors import ConfigError
-from engram_exp.layer.hash_plan import HashPlan
+
+if TYPE_CHECKING:
+    from engram_exp.layer.hash_plan import HashPlan
 
 KEY = "lookup.profile_path"
 LAYER = "{layer}"  # in a path: the layer's number
