@@ -4,6 +4,7 @@ waits for them."""
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from itertools import takewhile
 
 import pandas as pd
 
@@ -20,17 +21,18 @@ def on_disk(rows: pd.DataFrame) -> list[str]:
 
 
 def thresholds(steps: Sequence[Step], strategies: Collection[str]) -> list[str]:
-    """From how many tokens of a step on each of these strategies is exposed, in words."""
+    """From how many tokens of a step on each of these strategies is exposed, in words: at that size and at all that are
+    larger, as hidden is what is hidden at all that are smaller."""
     found = []
     for use in USES:
         for name in strategies:
             sizes = sorted((step.tokens, one) for step in steps if step.use == use and (one := step.of(name)))
-            hidden = [tokens for tokens, one in sizes if _most(one) <= LEAST_PERCENT]
-            exposed = [tokens for tokens, one in sizes if _least(one) > LEAST_PERCENT]
             if not sizes:
                 continue
-            told = [f"less than {LEAST_PERCENT:g} % of the step up to {hidden[-1]:,} tokens"] if hidden else []
-            told += [f"more than that from {exposed[0]:,} tokens on"] if exposed else []
+            hidden = [*takewhile(lambda size: _most(size[1]) <= LEAST_PERCENT, sizes)]
+            exposed = [*takewhile(lambda size: _least(size[1]) > LEAST_PERCENT, reversed(sizes))]
+            told = [f"less than {LEAST_PERCENT:g} % of the step up to {hidden[-1][0]:,} tokens"] if hidden else []
+            told += [f"more than that from {exposed[-1][0]:,} tokens on"] if exposed else []
             text = ", ".join(told) or f"about {LEAST_PERCENT:g} % of the step, wherever it was measured"
             found.append(f"tables on a disk (strategy={name}) expose, of {use}: {text}")
     return found

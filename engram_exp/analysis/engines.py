@@ -196,9 +196,7 @@ def settings_for(use: str, gpus: Gpus = ONE_GPU) -> dict[str, dict[str, Setting]
     """
     return {
         f"{engine} {version}": {
-            one.strategy: replace(one, flags=f"{PARALLEL[gpus.batches]} {gpus.number} {one.flags}")
-            if gpus.batches
-            else one
+            one.strategy: replace(one, flags=_with_gpus(one.flags, gpus)) if gpus.batches else one
             for one in release.settings
             if use in one.uses and one.batches == gpus.batches
         }
@@ -209,3 +207,9 @@ def settings_for(use: str, gpus: Gpus = ONE_GPU) -> dict[str, dict[str, Setting]
 def sorting() -> str:
     """When each release sorts row ids, in words."""
     return "; ".join(f"{engine} {version} {release.sorts}" for (engine, version), release in RELEASES.items())
+
+
+def _with_gpus(flags: str, gpus: Gpus) -> str:
+    """Flags, and how many GPUs there are, behind the environment's variables."""
+    number = f"{PARALLEL[gpus.batches]} {gpus.number}"
+    return f"{number} {flags}" if flags.startswith("-") else f"{flags} {number}"

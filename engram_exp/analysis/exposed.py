@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from engram_exp.analysis.curves import Time, times_of
-from engram_exp.analysis.engines import DECODE, ONE_GPU, PREFILL, Gpus, settings_for
+from engram_exp.analysis.engines import DECODE, ONE_GPU, PREFILL, Gpus, Setting, settings_for
 from engram_exp.analysis.subjects import with_tokens
 from engram_exp.results.schema import KEYS
 from engram_exp.vocabulary import BESIDE, DECODER, IN_STEP, LOW, OK, ONE, READY, THIS_STEP
@@ -241,7 +241,7 @@ def _step(
         engines={
             release: _of_engine(
                 [
-                    (own.get((release, one.strategy, batch_size, seq_len)), one)
+                    (settings[one.strategy], own.get((release, one.strategy, batch_size, seq_len)), one)
                     for one in able
                     if one.strategy in settings
                 ]
@@ -252,10 +252,14 @@ def _step(
     )
 
 
-def _of_engine(options: Sequence[tuple[OfEngine | None, Exposed]]) -> OfEngine | None:
-    """The best of what a release has flags for: each by its own way, if that was measured, and as it was at best."""
-    found = [own or OfEngine(one.strategy, False, one.time, one.percent) for own, one in options]
-    return min(found, key=lambda each: (not each.is_own, each.time.ms or 0.0), default=None)
+def _of_engine(options: Sequence[tuple[Setting, OfEngine | None, Exposed]]) -> OfEngine | None:
+    """The best of what a release has flags for: each by its own way, if that was measured, and as it was at best. What
+    may not be its way comes last, of strategies for which it has one."""
+    found = [
+        (bool(setting.own) and own is None, own or OfEngine(one.strategy, False, one.time, one.percent))
+        for setting, own, one in options
+    ]
+    return min(found, key=lambda each: (each[0], each[1].time.ms or 0.0), default=(None, None))[1]
 
 
 def _overrides(row: dict[str, Any], time: Time) -> list[str]:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from engram_exp.analysis.advice import Advice
+from engram_exp.analysis.curves import Time
 from engram_exp.analysis.engines import ONE_GPU, USES, Gpus, settings_for
 from engram_exp.analysis.exposed import Exposed, Step
 
@@ -97,6 +98,12 @@ def microseconds(ms: float) -> str:
     return f"{us:,.1f}" if abs(us) < 100 else f"{us:,.0f}"
 
 
+def _longer(time: Time) -> str:
+    """How many us; of what may as well be none, that nothing is clear."""
+    us, least_ms = microseconds(time.ms or 0.0), time.ms if time.lo is None else time.lo
+    return us if (least_ms or 0.0) > 0 else f"nothing clear: {us}"
+
+
 def _size(step: Step) -> SizeInWords:
     size = f"{step.tokens:,}" if step.seq_len == 1 else f"{step.batch_size:,} x {step.seq_len:,}"
     best = step.of(step.best) if step.best else None
@@ -107,7 +114,7 @@ def _size(step: Step) -> SizeInWords:
     apart = yardstick is not None and yardstick is not best
     return SizeInWords(
         size=size,
-        us=microseconds(best.time.ms or 0.0),
+        us=_longer(best.time),
         interval=_interval(best),
         percent=f"{best.percent or 0.0:.2f} %",
         percents=_percents(best),
@@ -179,7 +186,7 @@ def _engines(use: str, steps: Sequence[Step], gpus: Gpus) -> list[tuple[str, str
         sizes: dict[tuple[str, bool], list[tuple[str, str]]] = {}
         for step in steps:
             if one := step.engines[release]:
-                told = microseconds(one.time.ms or 0.0), f"{step.tokens:,}"
+                told = _longer(one.time), f"{step.tokens:,}"
                 sizes.setdefault((one.strategy, one.is_own), []).append(told)
         if not sizes:
             found.append((f"{release}: no option for a strategy that fits and was measured here", ""))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping
 from typing import NamedTuple, Protocol
 
@@ -11,11 +10,10 @@ import pandas as pd
 
 from engram_exp.analysis.placements import share_on_device, tables_on_host
 from engram_exp.analysis.selection import AdviceError
-from engram_exp.analysis.worth import row_memory_gb
+from engram_exp.analysis.worth import OF_LAYER, row_memory_gb
 from engram_exp.vocabulary import DISK, HOST
 
 VALUES_PER_SCALE = 32  # of one byte each, before the byte of their scale: the rows that `layout` tells of
-OF_LAYER = re.compile(r"\bstrategies\.\d+=(\S+)")  # in the column `strategy`: that of one layer alone
 
 
 class Files(Protocol):

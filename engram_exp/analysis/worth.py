@@ -3,6 +3,7 @@ how much host memory, against reading all from a file."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
@@ -12,6 +13,7 @@ from engram_exp.analysis.curves import Time, times_of
 from engram_exp.analysis.subjects import STEP, with_tokens
 from engram_exp.vocabulary import COLD, DEVICE, HOST, STEADY
 
+OF_LAYER = re.compile(r"\bstrategies\.\d+=(\S+)")  # in the column `strategy`: that of one layer alone
 WITHOUT = "uva"  # the strategy that reads all rows through the link
 SIZES = {DEVICE: "cache_gb", HOST: "hot_gb"}  # columns: of memory for rows, by where it is ...
 HIT_RATES = {DEVICE: "cache_hit_rate", HOST: "hot_hit_rate"}  # ... and of what was there
@@ -69,6 +71,11 @@ def row_memory_gb(rows: pd.DataFrame, place: str = DEVICE) -> pd.Series[float]:
     return pd.to_numeric(rows[SIZES[place]], errors="coerce").fillna(0.0)
 
 
+def layers_of(rows: pd.DataFrame, layers: int) -> pd.Series[int]:
+    """Of how many layers the memory for rows is that is told of one: those without a strategy of their own."""
+    return layers - rows["strategy"].str.count(OF_LAYER.pattern)
+
+
 def within_budget(rows: pd.DataFrame, layers: int, memory_gb: Mapping[str, float]) -> pd.DataFrame:
     """The rows without those of a strategy that keep more rows in memory than fit, where it was measured with less.
 
@@ -78,7 +85,7 @@ def within_budget(rows: pd.DataFrame, layers: int, memory_gb: Mapping[str, float
         memory_gb: for all of them, by place.
     """
     for place, most_gb in memory_gb.items():
-        fits = row_memory_gb(rows, place) * layers <= most_gb
+        fits = row_memory_gb(rows, place) * layers_of(rows, layers) <= most_gb
         rows = rows[fits | ~fits.groupby(rows["strategy"]).transform("any")]
     return rows
 
@@ -114,7 +121,8 @@ def _of_size(
         some = some[steady] if steady.any() else some  # batches that come again are found in a cache that is large
         for gb, of_gb in ((gb, some[some[SIZES[place]] == gb]) for gb in sorted(some[SIZES[place]].unique())):
             rate = pd.to_numeric(of_gb[HIT_RATES[place]], errors="coerce").median()
-            sizes.append(RowMemory(float(gb) * layers, None if pd.isna(rate) else float(rate), _time(of_gb)))
+            memory_gb = float(gb) * (int(layers_of(of_gb, layers).iloc[0]) if layers > 1 else 1)
+            sizes.append(RowMemory(memory_gb, None if pd.isna(rate) else float(rate), _time(of_gb)))
         paying = [size for size in sizes if size.time.is_below(without)]
         enough = next((one for one in paying if not any(other.time.is_below(one.time) for other in sizes)), None)
         saved = None if enough is None else ((without.ms or 0.0) - (enough.time.ms or 0.0)) / enough.gb

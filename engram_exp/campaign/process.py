@@ -11,7 +11,7 @@ from contextlib import suppress
 from typing import NamedTuple
 
 from engram_exp.campaign.turn import Turn
-from engram_exp.machine import cgroup
+from engram_exp.machine import cgroup, memory_group
 from engram_exp.machine.environment import PROJECT
 from engram_exp.run.job import Job
 from engram_exp.run.worker import EXIT_UNWRITTEN
@@ -77,7 +77,8 @@ def measure_in_worker(job: Job, turn: Turn) -> Ending:
     try:
         turn.tell(worker.pid)
         code = wait(worker, job.config.timeout_s)
-        return describe_exit(code, cgroup.oom_kills() - oom_kills)
+        of_own_group = memory_group.oom_kills_of(worker.pid)
+        return describe_exit(code, cgroup.oom_kills() - oom_kills + of_own_group)
     except subprocess.TimeoutExpired:
         kill(worker)
         return Ending(TIMEOUT, f"killed after timeout_s={job.config.timeout_s:g}")

@@ -75,6 +75,8 @@ def share_of(whole: MatmulShape, ranks: int) -> MatmulShare:
         raise ConfigError(
             KEY, list(whole.split), "the last makes the hidden state, which all ranks need: read or whole"
         )
+    if whole.vocab_size < ranks:
+        raise ConfigError("ranks", ranks, f"of {whole.vocab_size} tokens not every rank has one; fewer ranks would do")
     for number in range(len(whole.products)):
         _check(whole, number, ranks)
     products = [[sum(spans), _read(whole, number, ranks)] for number, spans in enumerate(spans_of(whole, ranks))]
@@ -128,6 +130,14 @@ def _check(whole: MatmulShape, number: int, ranks: int) -> None:
         raise ConfigError(KEY, list(whole.split), f"product {number + 1} reads what is not shared out; made or whole")
     if split == WHOLE and is_shared:
         raise ConfigError(KEY, list(whole.split), f"product {number + 1} reads what is shared out; read or made")
+    widths = {
+        whole.products[other][1]
+        for other, of in enumerate(whole.sources)
+        if of == source > 0 and split == whole.split[other] == READ
+    }
+    if len(widths) > 1:
+        remedy = f"products that read shares of product {source} must read the same channels, not {sorted(widths)}"
+        raise ConfigError(KEY, list(whole.split), remedy)
     there = sum(spans_of(whole, ranks)[source - 1]) if source else whole.hidden_size
     if _read(whole, number, ranks) > there:
         remedy = f"product {number + 1} reads {read} channels, of which a rank has {there}; fewer ranks would do"

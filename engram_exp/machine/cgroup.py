@@ -29,6 +29,15 @@ def oom_kills() -> int:
     return 0
 
 
+def oom_kills_in(folder: Path) -> int:
+    """The same of a group of version 2.
+
+    Raises:
+        OSError: there is none.
+    """
+    return int(_fields((folder / "memory.events").read_text()).get("oom_kill", 0))
+
+
 def _free_bytes() -> Iterator[int]:
     """Of every group that limits memory; cached files count as free: the kernel drops them when it needs the room."""
     for folder, limit in _texts("memory", "memory.max"):

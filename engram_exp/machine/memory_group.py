@@ -42,6 +42,8 @@ def join(limit_bytes: int) -> Path:
             (own.parent / "cgroup.subtree_control").write_text(f"+{CONTROLLER}")
         group.mkdir()
         (group / "memory.max").write_text(str(limit_bytes))
+        if (group / "memory.swap.max").exists():  # what does not fit shall not go there instead
+            (group / "memory.swap.max").write_text("0")
         (group / PROCESSES).write_text(str(os.getpid()))
     except OSError as error:
         _leave(own, group)
@@ -49,6 +51,17 @@ def join(limit_bytes: int) -> Path:
     log.info("%.3g GB of memory for this run, in %s", limit_bytes / 1e9, group)
     atexit.register(_leave, own, group)
     return group
+
+
+def oom_kills_of(pid: int) -> int:
+    """Processes of the group that a process had made that were killed because its memory ran out; 0 without such a
+    group. One that was killed has left it behind: it is removed."""
+    found = 0
+    with suppress(OSError, SkippedError):
+        group = _own_group().parent / f"{PREFIX}{pid}"
+        found = cgroup.oom_kills_in(group)
+        group.rmdir()
+    return found
 
 
 def _own_group() -> Path:

@@ -93,7 +93,10 @@ class Ranks:
         """What goes through here is computed: the sums of a decoder's layers, and columns of a projection, one behind
         the other on one stream; an exchange may be under way beside it. All ranks ask for it first at the same turn;
         None of one rank alone."""
-        return None if self.size == 1 else dist.new_group(timeout=timedelta(seconds=self.patience_s))
+        if self.size == 1:
+            return None
+        self.agree()  # nothing but the launcher ends a rank that waits in there for one that is not coming
+        return dist.new_group(timeout=timedelta(seconds=self.patience_s))
 
     def agree(self, error: Exception | None = None, numbers: tuple[float, ...] = ()) -> list[float]:
         """Wait until every rank is here, and learn how it fared.

@@ -78,6 +78,8 @@ def rank_limits(
         rig = Rig(device, ranks)
         found = {"memory": {"host_bytes": rig.host_bytes, "huge_page_share": None}, "peaks": {}}
         found["peaks"] = {**peers.measure(rig), **all_ranks.measure(rig)}
+        del rig
+        forget_peaks(device)  # of what measuring took
         if ranks.rank == FIRST:
             kept.write(path, THIS_MACHINE, {"machine": identity, **found})
     return Limits({**limits.peaks, **found["peaks"]}, limits.measured_on)

@@ -56,6 +56,7 @@ from engram_exp.run.step_bench import StepBench
 from engram_exp.run.terminal import Terminal
 from engram_exp.run.verify import Verifier
 from engram_exp.stage import Task
+from engram_exp.steps.lookup.in_front import keeps_recent
 from engram_exp.strategy.footprint import check_fits
 from engram_exp.vocabulary import CRASH, OK
 
@@ -138,6 +139,8 @@ class Experiment:
         self.ranks.agree()  # nobody has taken any of it yet
         log.info("%d batches of tokens", len(self.parts.batches))  # may be refused: before limits, which take time
         plan.limits = self._known_limits()
+        for table in self.parts.on_disk if config.memory_limit_gb is not None else ():
+            table.make_cold()  # pages that others have read before count in no group of ours
         if plan.step:
             plan.step.know(plan.limits)
         self.terminal.card(make_card(self.job, plan, needed, free, self.tasks_of, self.limit_of))
@@ -220,9 +223,8 @@ class Experiment:
 
             def progress(case: str, timings: dict[str, Timing]) -> None:
                 report(case, timings)
-                if (
-                    kept.is_due and self.ranks.rank == FIRST
-                ):  # the next call should follow soon: threads that wait for long go to sleep
+                # Only now and then: the next call should follow soon, since threads that wait for long go to sleep.
+                if kept.is_due and self.ranks.rank == FIRST:
                     kept.append(sample_rows(self.job.run_id, timings, known))
 
             timings = measure(
@@ -250,7 +252,11 @@ class Experiment:
         common = {**stamp(), **self.job.columns(), **run_wide}
         disk = {case: found for bench in benches for case, found in bench.files.found.items()}
         distinct = self.distinct.in_first if self.distinct else None
-        own = {case: proven(self._own(case, timings, errors), disk.get(case, {}), distinct) for case in self.job.cases}
+        recent = keeps_recent(self.job.config.lookup)
+        own = {
+            case: proven(self._own(case, timings, errors), disk.get(case, {}), distinct, keeps_recent=recent)
+            for case in self.job.cases
+        }
         right = {case: timing for case, timing in timings.items() if own[case]["status"] == OK}
         rows = []
         for case in self.job.cases:

@@ -43,7 +43,7 @@ def launch(job: Job) -> int:
         with TemporaryDirectory(prefix="engram_exp-ranks-") as folder:
             elastic_launch(_config(job, folder), sys.executable)("-m", "engram_exp.run.rank", job.folder)
     except ConfigError as error:
-        return _write(job, failed_rows(job, error))
+        return refuse(job, error)
     except ChildFailedError as failed:
         rank, failure = _cause(failed.failures)
         if failure.exitcode == EXIT_UNWRITTEN:
@@ -51,6 +51,11 @@ def launch(job: Job) -> int:
         status, text = in_words(rank, failure)
         return _write(job, [{**stamp(), **row} for row in job.failed_rows(status, text)])
     return 0
+
+
+def refuse(job: Job, error: ConfigError) -> int:
+    """Leave the rows of a run that was refused before it began; the exit code."""
+    return _write(job, failed_rows(job, error))
 
 
 def check_device_count(job: Job) -> None:

@@ -134,21 +134,28 @@ def _since(before: tuple[int, int]) -> int:
     return requests or faults
 
 
-def proven(own: dict[str, Any], found: dict[str, Any], distinct_share: float | None) -> dict[str, Any]:
+def proven(
+    own: dict[str, Any], found: dict[str, Any], distinct_share: float | None, *, keeps_recent: bool = False
+) -> dict[str, Any]:
     """What became of a case; a time that is called cold, and of which nothing shows that it is, is suspect.
 
     Args:
         own: columns of the case, with its status.
         found: as `Files.look` has them.
         distinct_share: of the rows that calls ask for.
+        keeps_recent: rows that were asked for last are in memory, so that a call that follows once more finds its own
+            there, and of rows that a call asks for twice one hits.
     """
     if own["status"] != OK or found.get("page_cache") != COLD:
         return own
     warm_ms, fastest_ms = found["warm_ms_median"], own["wall_ms_lo"] or own["wall_ms_median"]
-    if warm_ms is not None and fastest_ms <= warm_ms:
+    if keeps_recent and found["hot_hit_rate"] == 1:
+        reason = "no row was read from the file, since those in memory were all that calls asked for"
+        return {**own, "status": SUSPECT, "error": f"{reason}; lookup.state=steady asks for others"}
+    if warm_ms is not None and fastest_ms <= warm_ms and not keeps_recent:
         reason = f"{own['wall_ms_median']:.4g} ms are not more than the {warm_ms:.4g} ms with its rows in memory"
         return {**own, "status": SUSPECT, "error": f"{reason}: it was not cold"}
-    from_disk = (distinct_share or 0) - (found["hot_hit_rate"] or 0)
+    from_disk = (1 if keeps_recent else distinct_share or 0) - (found["hot_hit_rate"] or 0)
     least = LEAST_SHARE * from_disk * found["asked_bytes"]
     if found["read_bytes"] and found["read_bytes"] < least:  # 0: this file system's reads are not counted
         reason = f"{found['read_bytes']:.4g} bytes were read from the disk, where rows of {least:.4g} had to be"

@@ -13,7 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from engram_exp.config.derived import threads_of
-from engram_exp.errors import LostRank, status_of, text_of
+from engram_exp.errors import ConfigError, LostRank, status_of, text_of
 from engram_exp.machine.disturbance import LoadMeter
 from engram_exp.run.job import Job
 from engram_exp.run.worker import EXIT_UNWRITTEN, bind_to_node, log_to, prepare, share_of
@@ -30,7 +30,11 @@ def main(folder: Path) -> int:
     end_with_launcher()
     local_rank, local_size = int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"])
     job = Job.load(folder)
-    bind_to_node(job.config, local_rank, local_size)
+    try:
+        bind_to_node(job.config, local_rank, local_size)
+    except ConfigError as error:
+        _tell(error, job)
+        return 1
     prepare(job)
     hardware = job.config.hardware
     if hardware.numa is None:

@@ -227,8 +227,11 @@ def _exposed(row: Mapping[str, Any]) -> str:
     """What a model's step takes longer for want of its rows, in words."""
     low, high, hidden = row["exposed_ms_lo"], row["exposed_ms_hi"], row["hidden_share"]
     interval = "" if low is None else f" ({low:.4f} .. {high:.4f})"
+    exposed_ms = row["exposed_ms_median"]
     share = "" if hidden is None else f"; {min(1, max(0, hidden)):.0%} of fetching them is hidden"
-    return f"{row['exposed_ms_median']:.4f} ms{interval} longer than with its rows in place{share}"
+    if (exposed_ms if low is None else low) <= 0:
+        share = ", which may be nothing"
+    return f"{exposed_ms:.4f} ms{interval} longer than with its rows in place{share}"
 
 
 def _waits(row: Mapping[str, Any]) -> str:

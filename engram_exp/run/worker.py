@@ -12,6 +12,7 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from engram_exp.config.derived import threads_of, usable_cpus
+from engram_exp.errors import ConfigError
 from engram_exp.machine import numa
 from engram_exp.machine.disturbance import LoadMeter
 from engram_exp.machine.environment import code_cache
@@ -50,16 +51,20 @@ def main(folder: Path, turn: int | None = None) -> int:
         turn: descriptor of the lock that lasts as long as this process, but not as long as what it starts.
     """
     job = Job.load(folder)
+    refused: ConfigError | None = None
     if job.config.ranks == 1:
-        bind_to_node(job.config)
+        try:
+            bind_to_node(job.config)
+        except ConfigError as error:  # also where the machine that asked has such a node, and this one has not
+            refused = error
     prepare(job)
     log_to(folder)
     with kept_from_children(turn) if turn is not None else nullcontext(), code_kept(job):
         log.info("the worker starts")
-        if job.config.ranks > 1:
-            from engram_exp.run.launch import launch
+        if refused or job.config.ranks > 1:
+            from engram_exp.run.launch import launch, refuse
 
-            return launch(job)
+            return refuse(job, refused) if refused else launch(job)
         meter = LoadMeter()
         from engram_exp.run.experiment import run  # PyTorch starts its threads on import: behind the affinity
         from engram_exp.run.terminal import Terminal

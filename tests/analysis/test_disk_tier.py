@@ -53,6 +53,9 @@ def test_it_is_told_from_how_many_tokens_on_a_file_is_exposed():
         "tables on a disk (strategy=disk) expose, of decode: less than 1 % of the step up to 16 tokens, more than that "
         "from 256 tokens on"
     ]
+    uneven = steps("disk", {(1, 1): 200, (64, 1): 50, (256, 1): 900}, **FILE)
+    (told,) = (note for note in ask_steps(uneven).notes if "on a disk" in note)
+    assert told.endswith("of decode: more than that from 256 tokens on"), "64 are hidden, but 1 is not"
     (hidden,) = (note for note in ask_steps(steps("disk", {(1, 512): 20}, **FILE)).notes if "on a disk" in note)
     assert hidden.endswith("(strategy=disk) expose, of prefill: less than 1 % of the step up to 512 tokens")
     (between,) = (note for note in ask_steps(steps("disk", {(64, 1): 100}, **FILE)).notes if "on a disk" in note)

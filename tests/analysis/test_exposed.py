@@ -252,6 +252,20 @@ def test_an_engines_user_is_told_what_its_own_way_exposes():
     assert "SGLang 0.5.23 as uva, its own way (components=sglang_0_5_23), 140 us at 512 tokens: SGLANG_" in told
 
 
+def test_a_way_that_an_engine_has_no_bundle_for_is_its_own():
+    own = steps("uva", {(1, 512): 140}, components="vllm_0_33", lookup="vllm_0_33", layout="split")
+    (step,) = advice(own, steps("device", {(1, 512): 1}), device_memory_gb=300).steps
+    assert step.engines["vLLM 0.33.0"].strategy == "device"
+    (step,) = advice(own, steps("device", {(1, 512): 1})).steps
+    assert step.engines["vLLM 0.33.0"].strategy == "uva", "in a smaller device memory"
+
+
+def test_what_may_be_nothing_is_no_answer():
+    told = text(steps("uva", {(64, 1): -900}), steps("kv_on_gpu", {(64, 1): 90}))
+    assert "strategy=uva  nothing clear: -900" in told
+    assert "as uva, not its own way, nothing clear: -900 us at 64 tokens" in told
+
+
 @pytest.mark.slow
 def test_engines_get_the_least_exposed_of_what_they_can_do():
     frames = (

@@ -65,7 +65,7 @@ def test_each_placement_is_told_with_its_memory_times_and_flags():
     assert lines[1] == "  on 2 GPUs; ms a layer, by tokens per step:"
     peer = next(line for line in lines if line.startswith("  sharded exchange=peer: "))
     assert "1.3 GB of each GPU, 0.0 GB of the host; 64: 0.02 (0.0198 to 0.0202); 4,096: 0.9 (" in peer
-    assert "SGLang 0.5.23: --tensor-parallel-size 2 SGLANG_ENABLE_DSV41_ENGRAM_HOST_TABLE=0 SGLANG_OPT_" in peer
+    assert "SGLang 0.5.23: SGLANG_ENABLE_DSV41_ENGRAM_HOST_TABLE=0 SGLANG_OPT_" in peer
     assert "no engine has flags for it" in next(line for line in lines if line.startswith("  uva: "))
     own = "\n".join(lines_of(ask(two(OWN), prefill=4096)))
     assert "by tokens of each of the 2 GPUs:" in own
@@ -111,9 +111,12 @@ def test_all_ranks_together_keep_the_tables_once_at_least_and_once_each_at_most(
 
 def test_flags_of_several_gpus_say_how_many():
     for use in (DECODE, "prefill"):
-        for batches, flag in ((SAME, "--tensor-parallel-size 4 "), (OWN, "--data-parallel-size 4 ")):
+        for batches, flag in ((SAME, "--tensor-parallel-size 4"), (OWN, "--data-parallel-size 4")):
             for settings in settings_for(use, Gpus(4, batches)).values():
-                assert all(one.flags.startswith(flag) for one in settings.values())
+                for one in settings.values():
+                    variables, found, _ = one.flags.partition(flag)
+                    assert found
+                    assert "--" not in variables, "the environment's variables come first"
     names = [(one.strategy, one.batches, one.uses) for release in RELEASES.values() for one in release.settings]
     assert any(batches == OWN for _, batches, _ in names)
 

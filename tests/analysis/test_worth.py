@@ -10,7 +10,7 @@ from made_up import ask, rows, steps
 from engram_exp import advise
 from engram_exp.__main__ import main
 from engram_exp.analysis.advice_in_words import lines_of
-from engram_exp.analysis.worth import RowMemory
+from engram_exp.analysis.worth import RowMemory, layers_of
 from engram_exp.results.schema import SCHEMA_VERSION
 
 FILES = SimpleNamespace(kept_of=lambda *_: (131072, 1024), tables_of=lambda strategy: None)
@@ -95,6 +95,14 @@ def test_in_a_step_all_layers_count_and_a_gb_could_hold_keys_and_values(tmp_path
     assert advice.steps[0].best == "cached"
     assert advice.steps[0].of("cached").freed_gb == pytest.approx(advice.table_gb - 4.0)
     assert "which as key-value cache would hold 7,629 tokens" in "\n".join(lines_of(advice))
+
+
+def test_layers_with_strategies_of_their_own_have_no_such_cache():
+    told = {"lookup": "cached", "cache_policy": "lru", "cache_state": "warm", "cache_hit_rate": 0.7, "cache_gb": 2.0}
+    frame = pd.concat([campaign(), rows("cached strategies.14=uva", {64: 0.1}, **told)])
+    assert layers_of(frame, 2).groupby(frame["strategy"]).first().to_dict() == {
+        "cached": 2, "cached strategies.14=uva": 1, "uva": 2,
+    }  # fmt: skip
 
 
 def test_programs_get_it_too(tmp_path, capsys, monkeypatch):

@@ -40,6 +40,24 @@ def test_a_process_moves_into_a_group_of_its_own_and_back(groups):
     assert (root / "job/step/cgroup.procs").read_text() == str(os.getpid())
 
 
+def test_what_a_killed_process_has_left_tells_why(groups):
+    root, _ = groups
+    group = root / f"job/{memory_group.PREFIX}4711"
+    assert memory_group.oom_kills_of(4711) == 0
+    group.mkdir()
+    (group / "memory.events").write_text("max 12\noom_kill 1\n")
+    assert memory_group.oom_kills_of(4711) == 1
+
+
+def test_nothing_goes_to_a_disk_instead(groups, monkeypatch):
+    root, _ = groups
+    group = root / f"job/{memory_group.PREFIX}{os.getpid()}"
+    mkdir = type(group).mkdir
+    monkeypatch.setattr(type(group), "mkdir", lambda path: (mkdir(path), (path / "memory.swap.max").write_text("max")))
+    memory_group.join(1)
+    assert (group / "memory.swap.max").read_text() == "0"
+
+
 def test_the_controller_is_asked_for_where_it_is_not_there(groups):
     root, _ = groups
     (root / "job/cgroup.subtree_control").write_text("cpu\n")

@@ -116,6 +116,9 @@ def test_all_shares_together_cost_what_the_whole_costs(ranks, parts):
     assert DecoderCost(whole, 4, 2).arriving_bytes(7) == 0
 
 
+UNLIKE = {"products": [[24, 12], [8, 16], [12, 12]], "split": ["made", "read", "read"]}
+
+
 @pytest.mark.parametrize(
     ("ranks", "changes", "message"),
     [
@@ -126,6 +129,8 @@ def test_all_shares_together_cost_what_the_whole_costs(ranks, parts):
         (4, {}, r"ranks=4: 12 and 6 channels of product 1, \[18, 12\], are not evenly shared out; ranks=1,2,3,6 would"),
         (2, {"split": ["made", "whole", *SPLIT[2:]]}, "decoder.split=.*product 2 reads what is shared out"),
         (2, {"split": ["made", "made", *SPLIT[2:]]}, "ranks=2: product 2 reads 12 channels, of which a rank has 9"),
+        (2, UNLIKE, r"decoder.split=.*read shares of product 1 must read the same channels, not \[12, 16\]"),
+        (7, {"vocab_size": 6}, "ranks=7: of 6 tokens not every rank has one"),
     ],
 )
 def test_a_decoder_that_cannot_be_shared_out_is_refused(ranks, changes, message):

@@ -148,6 +148,13 @@ def test_a_rank_that_hangs_ends_the_run_which_names_it(start, tmp_path):
     assert not any(each.is_running() for each in ranks.values())
 
 
+@pytest.mark.parametrize("ways", [("ranks=1", "strategy=kv_on_cpu", "exchange=none"), ()], ids=["one", "two"])
+def test_a_node_that_only_another_machine_has_is_refused(start, tmp_path, ways):
+    rows = rows_of(tmp_path, start(*ways, "hardware.numa=1000"))
+    assert {row["status"] for row in rows.values()} == {"refused"}
+    assert all("hardware.numa=1000: " in row["error"] for row in rows.values())
+
+
 def test_ranks_end_with_their_launcher(start, tmp_path):
     process = start(*ENDLESS)
     ranks = ranks_of(process, tmp_path)

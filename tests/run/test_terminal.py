@@ -4,7 +4,7 @@ import pandas as pd
 import pytest
 
 from engram_exp.results.schema import COLUMNS
-from engram_exp.run.terminal import Terminal, _waits
+from engram_exp.run.terminal import Terminal, _exposed, _waits
 
 
 def summary(capsys, *changes):
@@ -42,6 +42,14 @@ def test_the_tokens_of_a_step_that_a_file_serves_are_told(capsys):
     assert "64 in 10 ms, 128 in 20 ms, 320 in 50 ms\n" in capsys.readouterr().out, "of all layers already"
     Terminal().results([{**row, "case": "full"}, {**row, "asked_bytes": None}])
     assert "serves" not in capsys.readouterr().out
+
+
+def test_what_may_be_nothing_says_so():
+    row = {"exposed_ms_lo": None, "exposed_ms_hi": None, "hidden_share": 1.1}
+    assert _exposed({**row, "exposed_ms_median": -0.9}).endswith("in place, which may be nothing")
+    assert _exposed({**row, "exposed_ms_median": 0.9}).endswith("in place; 100% of fetching them is hidden")
+    row |= {"exposed_ms_lo": -0.1, "exposed_ms_hi": 2.0}
+    assert _exposed({**row, "exposed_ms_median": 0.9}).endswith("in place, which may be nothing")
 
 
 @pytest.mark.parametrize(

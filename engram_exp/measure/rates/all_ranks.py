@@ -21,7 +21,10 @@ from engram_exp.measure.rig import FREE_SHARE, SECONDS, Rig
 from engram_exp.vocabulary import HOST
 
 LINKS, MEMORY = "links", "host memory of all ranks"  # what sets a limit
-BYTES, BYTES_ON_CPU = 2**29, 2**26  # of each rank's host memory; no cache holds so many, unless the CPU stands in
+BYTES, BYTES_ON_CPU = (
+    2**29,
+    2**26,
+)  # of each rank's host memory; more than nearly all caches hold, unless the CPU stands in
 EACH = "all_ranks_gb_per_s"
 
 

@@ -25,7 +25,7 @@ ROWS_PER_BLOCK = 512  # of one thread at a time
 # From so many rows on, auto takes all threads. Called once in 2 ms, rows of 264 bytes from 64 GiB, on 16 virtual cores:
 # 1,536 rows take one thread 240 us, 4 threads 143, 8 130, all 16 119; 6,144 rows 747, 236, 170, 109. Threads that spin
 # meanwhile gain nothing: 16 take 132 and 118 us (medians of 100; samples not kept). On two cores that others use, too,
-# one thread took 0.75 of the time of two for 1,536 rows, 1.0 to 1.3 for 6,144.
+# one thread took 0.75 of the time of two for 1,536 rows, 1.0 to 1.3 for 6,144: there, lookup.threads=1 is better.
 TOGETHER_FROM_ROWS = 1024
 CACHE_LINE_BYTES = 64
 

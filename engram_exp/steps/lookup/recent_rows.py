@@ -31,11 +31,12 @@ class RecentRows:
     """
 
     def __init__(self, rows: int, row_bytes: int) -> None:
-        self.row_ids = np.empty(rows, dtype=np.int64)
+        self.row_ids = np.zeros(rows, dtype=np.int64)  # all is written once: pages come before samples
         self.memory = HostMemory(rows * row_bytes, huge_pages=True)
+        self.memory.bytes.zero_()
         self.rows = self.memory.bytes.numpy()[: rows * row_bytes].reshape(-1, row_bytes)
         self.places = places_for(max(1, rows))
-        self.links = np.empty((rows + 1, 2), dtype=np.int32)  # of lines; the last one closes the ring
+        self.links = np.full((rows + 1, 2), rows, dtype=np.int32)  # of lines; the last one closes the ring
         self.asked = np.empty(rows, dtype=np.int32)  # of a line, the number of the request that its row comes with
         self.used, self.counts = np.zeros(1, dtype=np.int64), torch.zeros(2, dtype=torch.int64)
         self.source = np.empty(0, dtype=np.int32)  # of each row id of a call, the number of its request
