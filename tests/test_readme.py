@@ -96,6 +96,23 @@ def analyse(command: str, *more: str) -> str:
     return done.stdout
 
 
+def test_the_first_table_is_what_its_campaign_holds():
+    found = load_results(ROOT / "outputs/reference/h100_step")
+    median = found.pivot_table("wall_ms_median", ["batch_size", "strategy"], "case", aggfunc="median")
+    exposed = found[found["case"] == "step"].groupby(["seq_len", "batch_size", "strategy"])["exposed_ms_median"]
+    mix, uva = "uva strategies.14=kv_on_gpu", "uva"
+    for sequences in (64, 256):
+        ms, ready_ms = exposed.median()[1, sequences, mix], median.loc[(sequences, mix), "ready"]
+        line = next(line for line in README.splitlines() if line.startswith(f"| decode, {sequences} sequences"))
+        assert f"sequences, {ready_ms:.1f} ms" in line
+        assert f"| {ms:.2f} ms, {ms / ready_ms:.1%}".replace("%", " %") in line
+        assert line.endswith(f"| {exposed.median()[1, sequences, uva]:.2f} ms |")
+    runs = " and ".join(f"{ms:.1f}" for ms in sorted(exposed.get_group((8192, 1, uva))))
+    assert f"| {runs} ms (two runs" in README
+    (kv_on_gpu,) = exposed.get_group((8192, 1, "kv_on_gpu"))
+    assert kv_on_gpu < 0, "nothing longer"
+
+
 @pytest.mark.slow
 def test_b_is_faster_than_a():
     (command,) = analyses("compare")
