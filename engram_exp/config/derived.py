@@ -152,8 +152,12 @@ def exchanges(config: DictConfig) -> bool:
 
 def settings_in_words(config: DictConfig, keys: Collection[str]) -> str:
     """Some settings of a configuration as JSON: one text where they are the same."""
-    plain: Any = OmegaConf.to_container(config, resolve=True)
-    return json.dumps({key: plain[key] for key in keys}, sort_keys=True)
+    found = {key: config[key] for key in keys}
+    plain = {
+        key: OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
+        for key, value in found.items()
+    }
+    return json.dumps(plain, sort_keys=True)
 
 
 def table_settings(config: DictConfig) -> str:
