@@ -238,7 +238,7 @@ TABLE = (
            "are there, in a step by itself: `1=0.05 14=0`; what else is exposed is a decoder that is slowed"),
     Column("exposed_limit_ms", NUMBER, MEASURED, 8, "ms", "of `step`: the least of `exposed_ms_median` on this "
            "machine: what fetching the rows of the layers up to one takes at best, beyond the `window_ms` of that one "
-           "in `ready`; 0: all of it could be hidden"),
+           "in `ready`; 0: all of it could be hidden. A bound if the decoder is as quick in both"),
     Column("exposed_limit_by", TEXT, MEASURED, 8, "", "what sets the time of that fetching"),
 )  # fmt: skip
 SAMPLE_TABLE = (

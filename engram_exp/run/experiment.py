@@ -261,8 +261,8 @@ class Experiment:
         rows = []
         for case in self.job.cases:
             told = [bench.columns(case, right) for bench in benches if case in bench.cases]
-            known = {**reading_columns(self.plan, case), **self.job.case_columns(case), **(told[0] if told else {})}
-            rows.append({**common, **disk.get(case, {}), **known, "case": case, **own[case]})
+            known = {**reading_columns(self.plan, case), **self.job.case_columns(case), "case": case}
+            rows.append({**common, **disk.get(case, {}), **known, **own[case], **(told[0] if told else {})})
         return rows
 
     def _own(self, case: str, timings: dict[str, Timing], errors: dict[str, Exception]) -> dict[str, Any]:

@@ -18,12 +18,12 @@ from engram_exp.layer.tokens import Batch
 from engram_exp.measure.limits import Limits
 from engram_exp.measure.rates import Limit
 from engram_exp.run.plan import bytes_moved, flops
-from engram_exp.run.rows import least_exposed
+from engram_exp.run.rows import exposed_verdict, least_exposed
 from engram_exp.run.step_runs import steps_before
 from engram_exp.steps.lookup.gather import GatherLookup
 from engram_exp.strategy.fetch import HostFetch
 from engram_exp.strategy.step import Ahead, InStep
-from engram_exp.vocabulary import OF_A_STEP
+from engram_exp.vocabulary import OF_A_STEP, SUSPECT
 
 pytestmark = pytest.mark.usefixtures("few_looks")
 QUICK = ("iterations=1", "steps_per_sample=1", "batches=1")
@@ -116,6 +116,7 @@ def test_a_step_waits_where_rows_are_late(configure, monkeypatch):
         ((5.0, 1.5), (), 0.5),  # those of both come 0.5 late to the second
         ((1.5, 2.5), (), 0.0),
         ((0.1, 5.0), ("prefetch.where=inline",), None),
+        ((0.1, 5.0), ("strategies.3=kv_on_cpu",), None),  # the device projects in `ready` only: that may be saved
         ((0.1, 5.0), ("seq_len=5", "prefetch.lead=previous_step"), None),
     ],
 )
@@ -127,6 +128,24 @@ def test_what_must_be_exposed_follows_from_limits_and_windows(configure, monkeyp
     plan.limits = Limits({})
     found = least_exposed(plan.step, windows_ms, None)
     assert found == (None if least is None else (pytest.approx(least), "host rows"))
+
+
+def test_a_step_in_which_rows_came_sooner_than_they_can_is_suspect(run_inline, monkeypatch):
+    monkeypatch.setattr("engram_exp.run.step_bench.least_exposed", lambda *_: Limit(1e6, "link"))
+    rows = run_inline(*DECODE, "strategy=kv_on_gpu", "iterations=7", "steps_per_sample=1", CASES)
+    step = next(row for row in rows if row["case"] == "step")
+    assert step["exposed_limit_ms"] == 1e6
+    assert step["status"] == SUSPECT
+    assert "must take 1e+06 ms, by the link" in step["error"]
+
+
+@pytest.mark.parametrize(
+    ("high_ms", "least_ms", "status"),
+    [(None, 9.0, None), (0.5, 0.4, None), (0.5, 0.9, None), (0.5, 2.0, SUSPECT), (-3.0, 0.0, SUSPECT)],
+)
+def test_a_tenth_of_a_step_may_be_a_decoder_that_was_quicker(high_ms, least_ms, status):
+    """Of 10 ms with rows in place; what the limit tells of is a difference of two steps, each of which may be so."""
+    assert exposed_verdict(10.0, high_ms, Limit(least_ms, "link")).get("status") == status
 
 
 def test_layers_with_tables_are_those_that_were_asked_for(run_inline, tmp_path):
