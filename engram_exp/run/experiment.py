@@ -23,7 +23,7 @@ from engram_exp.layer.tokens import Batch
 from engram_exp.machine import memory_group
 from engram_exp.machine.disturbance import LoadMeter
 from engram_exp.machine.environment import machine, record, stamp
-from engram_exp.machine.memory import forget_peaks, free_device_bytes, free_host_bytes
+from engram_exp.machine.memory import forget_peaks, free_device_bytes
 from engram_exp.machine.ranks import ALONE, FIRST, Ranks
 from engram_exp.measure.clock import Clock
 from engram_exp.measure.disk_limits import disk_peaks
@@ -41,6 +41,7 @@ from engram_exp.run.job import Job
 from engram_exp.run.on_disk import proven
 from engram_exp.run.parts import Parts, wake
 from engram_exp.run.plan import Distinct, Plan, device_name, work
+from engram_exp.run.rank_plan import free_here
 from engram_exp.run.ranked import check_rank, clock_of, of_all_ranks, whole_table_bytes
 from engram_exp.run.requirements import check_plan
 from engram_exp.run.rows import (
@@ -132,10 +133,10 @@ class Experiment:
         """
         plan, config = self.plan, self.job.config
         needed = plan.footprint()
-        free = free_host_bytes() // self.ranks.local_size, free_device_bytes(plan.device) if plan.has_link else None
+        free = free_here(plan), free_device_bytes(plan.device) if plan.has_link else None
         if plan.step:
             plan.step.check_fits(needed, *free)
-        check_fits(needed, *free, config.model.table_scale)
+        check_fits(needed, *free, config.model.table_scale, config.hardware.numa)
         self.ranks.agree()  # nobody has taken any of it yet
         log.info("%d batches of tokens", len(self.parts.batches))  # may be refused: before limits, which take time
         plan.limits = self._known_limits()
