@@ -23,8 +23,8 @@ from engram_exp.analysis.curves import (
 from engram_exp.analysis.disk_tier import on_disk, thresholds
 from engram_exp.analysis.disturbed import disturbance
 from engram_exp.analysis.engines import DECODE, PREFILL, Gpus, Setting, settings_for
-from engram_exp.analysis.exposed import Step, beside_fast_decoders, exposed_times, steps_of, yardstick_of
-from engram_exp.analysis.memory import Files, fitting_in, memory_of, rounded_up_gb
+from engram_exp.analysis.exposed import OnDevice, Step, beside_fast_decoders, exposed_times, steps_of, yardstick_of
+from engram_exp.analysis.memory import Files, fitting_in, memory_of, rounded_up_gb, too_small_gb
 from engram_exp.analysis.placements import Placement, by_exchange, gpus_of, placements_of
 from engram_exp.analysis.selection import NOTHING, AdviceError, layers_of, lookups_like, one_subject
 from engram_exp.analysis.subjects import about_of, spelled
@@ -95,7 +95,9 @@ class Advice:
         layers: of the model that have a table.
         table_gb: of all these layers, at full size.
         rounded_up_gb: of host memory for these in an engine whose allocator rounds up to powers of two.
-        freed_gb: of device memory, but for what a choice keeps there; None where a choice is not measured.
+        too_small_gb: memory of a GPU, at most, where these tables do not fit there, 10^9 bytes; None where they may.
+        freed_gb: of device memory, but for what a choice keeps there; None where a choice is not measured, and where
+            the tables do not fit there.
         steps: of a model, size by size; where there are any, there are no choices and no regimes.
         choices: one for decode, one for prefill, by the layer's time alone.
         regimes: of the strategies that fit the budget, over tokens per step.
@@ -114,6 +116,7 @@ class Advice:
     layers: int
     table_gb: float
     rounded_up_gb: float
+    too_small_gb: float | None
     freed_gb: float | None
     steps: list[Step]
     choices: list[Choice]
@@ -179,8 +182,12 @@ def _of_subject(
     gpus, (tables_gb, needed) = gpus_of(good), memory_of(good, layers, files)
     fitting = fitting_in(needed, *memory_gb)
     kept = files.kept_of(*good[["decoder", "options", "dtype"]].iloc[0]) if files else None
-    freed_gb = {name: tables_gb - memory.device_gb for name, memory in needed.items()}
-    steps = steps_of(stepped, fitting, freed_gb, kept, gpus)
+    small_gb = too_small_gb(good, tables_gb)
+    on_device = {
+        name: OnDevice(memory.device_gb, None if small_gb else tables_gb - memory.device_gb)
+        for name, memory in needed.items()
+    }
+    steps = steps_of(stepped, fitting, on_device, kept, gpus)
     found = {} if steps else curves(good)
     choices = [] if steps else [_choose(good, found, fitting, use, tokens, layers, gpus) for use, tokens in uses]
     chosen = [choice.strategy for choice in choices] + [step.best for step in steps]
@@ -195,7 +202,8 @@ def _of_subject(
         layers=layers,
         table_gb=tables_gb,
         rounded_up_gb=rounded_up_gb(good, layers),
-        freed_gb=_freed_gb(chosen, freed_gb),
+        too_small_gb=small_gb,
+        freed_gb=_freed_gb(chosen, on_device),
         steps=steps,
         choices=choices,
         regimes=regimes(found, fitting) if found else [],
@@ -207,9 +215,10 @@ def _of_subject(
     )
 
 
-def _freed_gb(choices: Sequence[str | None], freed_gb: Mapping[str, float]) -> float | None:
+def _freed_gb(choices: Sequence[str | None], on_device: Mapping[str, OnDevice]) -> float | None:
     """Of device memory, if all choices are followed."""
-    known = [freed_gb[name] for name in choices if name is not None]
+    freed_gb = [on_device[name].freed_gb if name is not None else None for name in choices]
+    known = [gb for gb in freed_gb if gb is not None]
     return min(known) if len(known) == len(choices) else None
 
 

@@ -311,6 +311,22 @@ def test_what_one_types_and_reads():
     assert "note: sizes with fewer than 4 runs" in once
 
 
+def test_what_a_card_cannot_hold_is_not_freed_there():
+    """Tables of 202.8 GB: a card of 80 GB would not run without the offload, and has no more room for it."""
+    card = {"device_name": "NVIDIA H100 80GB HBM3"}
+    frames = steps("uva", {(64, 1): 34.1}, **card), steps("device", {(64, 1): -2}, **card)
+    found = advice(*frames)
+    uva = found.steps[0].of("uva")
+    assert (found.freed_gb, uva.kept_gb, uva.freed_gb, uva.cached_tokens) == (None, 0.0, None, None)
+    told = text(*frames)
+    assert "2 layers with 202.8 GB of tables, which do not fit device memory (85.9 GB at most); they take" in told
+    assert "\n  keeps 0.0 GB of the tables in device memory, where they do not fit as a whole\n" in told
+    assert "frees" not in told
+    assert "more sequences" not in told
+    cached = text(*frames, steps("cached", {(16, 1): 3}, cache_gb=4.0, **card), device_memory_gb=8)
+    assert "do not fit as a whole: 8.0 GB with cached, 0.0 GB with uva" in cached
+
+
 def test_how_rows_are_fetched_is_typed_wherever_it_is_not_as_usual():
     """Of the only way that was measured, too: the number is that of prompts whose rows come ahead."""
     usual = {"prefetch": "beside", "prefetch_streams": "one", "prefetch_priority": "low"}
