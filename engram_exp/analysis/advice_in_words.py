@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import NamedTuple
 
-from engram_exp.analysis.advice import ALONE, Advice, Choice, Option
+from engram_exp.analysis.advice import ALONE, Advice
 from engram_exp.analysis.answers import Answer
+from engram_exp.analysis.choices import Choice, Option
 from engram_exp.analysis.compare import ENOUGH_RUNS
 from engram_exp.analysis.curves import INTERPOLATED, MEASURED, MOST_APART, Regime, Time
 from engram_exp.analysis.engines import sorting

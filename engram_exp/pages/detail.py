@@ -6,9 +6,10 @@ import warnings
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from engram_exp.analysis.advice import Advice, Choice
+from engram_exp.analysis.advice import Advice
 from engram_exp.analysis.advice_in_words import Words, certainty, in_words, span
 from engram_exp.analysis.answers import Answer
+from engram_exp.analysis.choices import Choice
 from engram_exp.analysis.subjects import Subject, fastest_ways
 from engram_exp.analysis.summary import markdown
 from engram_exp.vocabulary import FULL
