@@ -261,11 +261,16 @@ def threads_of(config: DictConfig) -> int:
     return config.hardware.threads or max(1, usable_cpus(config.hardware.affinity) // config.ranks)
 
 
-def usable_cpus(affinity: Collection[int] | None) -> int:
-    """CPUs that a run may use here: those of its affinity, else of this process's, but no more than a control group
-    allows."""
-    usable = len(affinity or os.sched_getaffinity(0))
-    return min(usable, cgroup.cpus() or usable)
+def usable_cpus(affinity: Collection[int] | None, processes: int = 1) -> int:
+    """CPUs that a run may use here: those of its affinity, else of this process's, but no more than its part of what a
+    control group allows.
+
+    Args:
+        affinity: of the run.
+        processes: of the group, each with an affinity of its own.
+    """
+    usable, allowed = len(affinity or os.sched_getaffinity(0)), cgroup.cpus()
+    return usable if allowed is None else min(usable, max(1, allowed // processes))
 
 
 def value_bytes_of(dtype: str) -> int:

@@ -15,7 +15,8 @@ from engram_exp.errors import ConfigError, SkippedError
 from engram_exp.machine.data_sheets import DataSheet, data_sheet_of, is_of
 from engram_exp.machine.memory import free_device_bytes
 from engram_exp.machine.placement import triton_is_interpreted
-from engram_exp.run.plan import KINDS, Plan, device_name
+from engram_exp.run.kinds import KINDS
+from engram_exp.run.plan import Plan, device_name
 from engram_exp.stage import kind_of
 from engram_exp.steps.fusion.step import Fusion
 from engram_exp.steps.lookup.step import Lookup

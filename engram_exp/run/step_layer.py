@@ -98,12 +98,6 @@ class TableLayer:
         for place, tensor in zip(self.places, self.rows, strict=True):
             place.copy_(tensor)
 
-    def is_alike(self) -> bool:
-        """Whether it makes the same of its rows in a step as when they are in place."""
-        computing = [self.plan.parted(self.parts.plan, case)[1] for case in (READY, IN_STEP)]
-        ready, in_step = ([task.load.stage for task in tasks] for tasks in computing)
-        return ready == in_step
-
     def glance(self, case: str, inputs: Sequence[Batch]) -> Glance:
         """A look at what a case makes of it, behind samples."""
         looked_at = self.verifier, case, self.tasks_of(case), inputs

@@ -126,7 +126,7 @@ def test_an_unknown_dtype_is_refused(configure, overrides, says):
 
 @pytest.mark.parametrize("overrides", [["table=device"], ["strategy=device", "table=huge"]])
 def test_a_table_lives_where_the_strategy_keeps_it(configure, overrides):
-    with pytest.raises(ConfigError, match=r"^table=None: lives on the (device|host), but the strategy"):
+    with pytest.raises(ConfigError, match=r"^table: lives on the (device|host), but the strategy"):
         check_components(Plan(configure(*overrides)))
 
 

@@ -189,7 +189,7 @@ def test_a_profile_in_a_file_is_taken_instead_unless_it_is_of_another_hash(confi
 def test_without_other_batches_there_is_no_profile(configure, tmp_path):
     np.save(tmp_path / "ids.npy", np.arange(24).reshape(2, 12))
     parts = parts_of(configure(*TINY, *CACHED, "tokens=ids", f"tokens.path={tmp_path / 'ids.npy'}"))
-    with pytest.raises(ConfigError, match=r"^tokens=None: holds no batch but those of the run"):
+    with pytest.raises(ConfigError, match=r"^tokens: holds no batch but those of the run"):
         parts.profile(100)
 
 
