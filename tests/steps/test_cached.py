@@ -27,7 +27,7 @@ def batches_of(rows):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("policy", MODELS)
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(
     kind=st.sampled_from(KINDS), sets=st.integers(1, 5), ways=st.sampled_from([1, 2, 4, 8]),
     row_format=st.sampled_from(FORMATS), batches=batches_of(60), rows_per_program=st.sampled_from([1, 4, 16]),
@@ -52,7 +52,7 @@ def test_what_hits_and_what_is_evicted_is_as_in_a_cache_in_python(
 
 
 @pytest.mark.slow
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(
     kind=st.sampled_from(KINDS), sets=st.integers(1, 5), ways=st.sampled_from([1, 2, 4]),
     row_format=st.sampled_from(FORMATS), profile=st.lists(st.integers(0, 30), min_size=1, max_size=80),

@@ -14,6 +14,7 @@ from engram_exp.steps.lookup.cached import CachedLookup
 from engram_exp.steps.lookup.distinct_copy import DistinctCopyLookup
 from engram_exp.steps.lookup.gather import GatherLookup
 from engram_exp.steps.lookup.numbering import Numbering, ReadBack
+from engram_exp.steps.lookup.row_cache_triton import HIT
 from engram_exp.steps.lookup.words import Part
 from engram_exp.steps.loops import Threads
 from engram_exp.steps.tables.host import HostTable
@@ -62,6 +63,7 @@ class CachedCopyLookup(CachedLookup):
         on_host = Placement(torch.device("cpu"), pinned=placement.device.type != "cpu")
         self.gather = GatherLookup(table, most, 1, on_host, threads)
         self.copied = on_device.empty(*self.rows.shape, dtype=self.rows.dtype)
+        self.copied_parts = [Part(self.copied.view(self.words.dtype), 0)]
         self.copies = 0  # rows so far
 
     @classmethod
@@ -80,14 +82,14 @@ class CachedCopyLookup(CachedLookup):
     def __call__(self, row_ids: torch.Tensor) -> torch.Tensor:
         """Stored rows [T, H * width] of row ids [B, L, H] inside of the table; overwritten by the next call. Calls
         follow each other on one stream, or wait for each other."""
-        # Behind the row ids that hit, all of which are -2: the only one that is below 0, and so the first in order.
+        # Those that hit are all HIT there, which is below every row id: it comes first, if there are any.
         found, numbers = self.read_back(self.cache.misses(row_ids.view(-1), self.missed, ROWS, WARPS))
-        hits = int(found[0] < 0)
+        hits = int(found[0] == HIT)
         if hits < len(found):
             gathered = self.gather(found[hits:].view(1, -1, 1))
             self.copied[hits : len(found)].copy_(gathered, non_blocking=True)
             self.copies += len(gathered)
-        return self.look_up(row_ids, [Part(self.copied.view(self.words.dtype), 0)], numbers)
+        return self.look_up(row_ids, self.copied_parts, numbers)
 
     @property
     def counts(self) -> torch.Tensor:
