@@ -71,7 +71,8 @@ class TableLayer:
         host, across = host_and_across(built)
         if host.stages:
             return HostFetch(ids, host, across, how.stream)
-        return DeviceFetch(ids, how.captured(across), how.stream)
+        asks_host = any(getattr(stage.kind, "asks_host", False) for stage in built)
+        return DeviceFetch(ids, across if asks_host else how.captured(across), how.stream, asks_host=asks_host)
 
     def compute(self, case: str) -> Strategy:
         """What it makes of its rows in a case."""
