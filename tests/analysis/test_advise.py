@@ -88,7 +88,7 @@ def test_rows_that_are_not_steady_are_counted():
     steady = [note for note in ask(three(steady=True)).notes if "steady" in note]
     frame = pd.concat([three(steady=True), rows("uva", {256: 1.0}, steady=False)])
     assert steady == []
-    assert "1 of 13 times were disturbed: 1 full (1 not steady)" in ask(frame).notes
+    assert "1 of 13 times was disturbed: 1 full (1 not steady)" in ask(frame).notes
 
 
 def test_a_strategy_that_stands_alone_is_the_best_of_one():
