@@ -240,6 +240,7 @@ def _range(regime: Regime) -> str:
         sizes += " (open between these)"
     if regime.begins_by is None and regime.begins_after is None:
         return sizes
-    after = f"above {regime.begins_after:,}" if regime.begins_after else "anywhere below"
+    if not regime.begins_after:
+        return f"{sizes} (takes over at {regime.begins_by:,} at the latest, undecided at the sizes of the one before)"
     by = f"at {regime.begins_by:,} at the latest" if regime.begins_by else "clearly nowhere"
-    return f"{sizes} (takes over {after}, {by})"
+    return f"{sizes} (takes over above {regime.begins_after:,}, {by})"
