@@ -12,6 +12,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from engram_exp.campaign.earlier import folder_for
+from engram_exp.campaign.nodes import OtherNodes
 from engram_exp.campaign.process import Ending, interruption, measure_in_worker
 from engram_exp.campaign.turn import Turn
 from engram_exp.machine.environment import record, stamp
@@ -41,13 +42,14 @@ class Planned:
         return fingerprint(self.config, self.choices, self.repeat)
 
 
-def attempt(run: Planned, turn: Turn, unwritten: list[dict[str, Any]]) -> set[str]:
+def attempt(run: Planned, turn: Turn, unwritten: list[dict[str, Any]], nodes: OtherNodes | None = None) -> set[str]:
     """Run what was planned; returns the statuses of its rows.
 
     Args:
         run: in its folder, or in one beside it where another run's results stand.
         turn: on this machine.
         unwritten: gets the rows that cannot be written: a full disk is no reason to forget what failed.
+        nodes: the others of those that run it, if there are several.
     """
     folder = folder_for(run.folder, run.mark)
     job = Job.create(run.config, run.choices, folder, repeat=run.repeat, fingerprint=run.mark, overrides=run.overrides)
@@ -61,7 +63,7 @@ def attempt(run: Planned, turn: Turn, unwritten: list[dict[str, Any]]) -> set[st
                 run_inline(job, Terminal())
             ending = Ending(CRASH, "the run left no results")
         else:
-            ending = measure_in_worker(job, turn)
+            ending = nodes.measure(job, turn) if nodes and run.config.nodes > 1 else measure_in_worker(job, turn)
     except Exception as error:
         ending = Ending(CRASH, repr(error))
     except BaseException as stopped:  # Ctrl-C, or the end of a job's time

@@ -16,6 +16,7 @@ from omegaconf import DictConfig
 
 from engram_exp.campaign.attempt import Planned, attempt
 from engram_exp.campaign.earlier import earlier_runs, failed_before, others_in_words
+from engram_exp.campaign.nodes import OtherNodes, meet
 from engram_exp.campaign.preflight import EXIT_REFUSED, Preflight
 from engram_exp.campaign.turn import last_turn, turn
 from engram_exp.config.derived import cases_of
@@ -38,12 +39,13 @@ class Campaign:
     """
 
     def __init__(self) -> None:
-        self.was_copied = False
+        self.was_copied = self.has_attended = False
         self.planned: list[Planned] = []
         self.statuses: set[str] = set()
         self.unwritten: list[dict[str, Any]] = []
         self.known: Mapping[str, set[str]] = {}
         self.last_turn = ""
+        self.nodes: OtherNodes | None = None
         self.root: Path | None = None
         self.is_sweep = self.reports = False
 
@@ -75,6 +77,10 @@ class Campaign:
         if not todo or self.root is None:
             return
         config = todo[0].config
+        self.nodes = meet([run.config for run in todo])
+        if self.nodes is None:
+            self.has_attended = True
+            return
         self.reports = config.report
         if config.repeats > 1:
             random.Random(config.seed).shuffle(todo)
@@ -86,6 +92,8 @@ class Campaign:
         others = others_in_words(self.known, {run.mark for run in todo})
         if others and not self.was_copied:  # a copy knows none of the sweep's other configurations
             terminal.say(f"{self.root} also holds runs of other {others}")
+        if wanted:
+            self.nodes.gather(config.rank_timeout_s)
         began = time.monotonic()
         for number, run in enumerate(wanted):
             if len(wanted) > 1:
@@ -93,9 +101,12 @@ class Campaign:
                 left = f", about {_duration(left_s)} left" if left_s is not None else ""
                 terminal.say(f"\nrun {number + 1} of {len(wanted)}{left}")
             self._run(run)
+        self.nodes.part()
 
     def finish(self) -> int:
         """Close a sweep with its `sweep.csv` and summary; returns the exit code of the program."""
+        if self.has_attended:
+            return EXIT_OK
         if self.launched_into:
             self.root, self.is_sweep = self.launched_into, True
             self.statuses, self.reports = _launched_statuses(self.root), Preflight.reports
@@ -141,7 +152,7 @@ class Campaign:
                     self.last_turn = held.own
                     return
             self.last_turn = held.own
-            self.statuses |= attempt(run, held, self.unwritten)
+            self.statuses |= attempt(run, held, self.unwritten, self.nodes)
 
 
 def _report(root: Path) -> None:

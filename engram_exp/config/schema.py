@@ -151,6 +151,8 @@ class RunConfig:
     prefetch: PrefetchConfig = MISSING
     steps_per_sample: int = MISSING
     ranks: int = MISSING
+    nodes: int = MISSING
+    rendezvous: Optional[str] = None
     rank_batches: str = MISSING
     rank_timeout_s: float = MISSING
     mixed_gpus: bool = MISSING

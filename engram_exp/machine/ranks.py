@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import gc
 import os
-import socket
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -84,9 +83,14 @@ class Ranks:
         return self.rank - self.local_rank
 
     @property
+    def hosts(self) -> int:
+        """How many there are, with as many ranks each."""
+        return self.size // self.local_size
+
+    @property
     def share_one_host(self) -> bool:
         """Whether all ranks can reach each other's memory."""
-        return self.local_size == self.size
+        return self.hosts == 1
 
     @cached_property
     def compute_group(self) -> Any:
@@ -186,10 +190,6 @@ class Ranks:
         if self.size > 1:
             dist.broadcast_object_list(found, src=FIRST, group=self.control)
         return found[0]  # type: ignore[return-value]
-
-    def hosts(self) -> list[str]:
-        """The name of each rank's host."""
-        return self.gather(socket.gethostname())
 
     def _wait(self, begin: Callable[[], Any], error: Exception | None) -> None:
         """Wait for the others: little if an exchange with them broke, long if it is they who wait in one for this."""

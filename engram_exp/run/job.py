@@ -42,7 +42,7 @@ from engram_exp.vocabulary import AUTO, COLD, DISK, HALF_BESIDE, MULTIPROCESSORS
 FILE = "job.yaml"
 SAYS_NOTHING = (  # of what a run measures
     "output_dir", "cache_dir", "limits_dir", "campaign", "repeats", "resume", "retry", "worker", "timeout_s",
-    "report", "rank_timeout_s",
+    "report", "rank_timeout_s", "rendezvous",
 )  # fmt: skip
 GROUP_COLUMNS = of_kind(CHOICE)
 

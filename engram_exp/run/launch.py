@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import signal
 import sys
@@ -16,8 +17,11 @@ from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-from engram_exp.errors import ConfigError
+from engram_exp.config.derived import ranks_per_node
+from engram_exp.errors import ConfigError, text_of
 from engram_exp.machine.environment import record, stamp
+from engram_exp.machine.files import write_text
+from engram_exp.machine.rendezvous import Node
 from engram_exp.results.load import has_results
 from engram_exp.results.write import write_run
 from engram_exp.run.job import Job
@@ -34,22 +38,28 @@ ELASTIC_LOG = "torch.distributed.elastic"
 def launch(job: Job) -> int:
     """Run a job as so many ranks of this host as it asks for; 0 if all got through.
 
-    Where one of them dies, hangs or raises, the others are killed, and the job's rows name it.
+    Where one of them dies, hangs or raises, the others are killed, and the job's rows name it. Of several nodes, the
+    first writes them, and the others leave in the job's folder what ended them.
     """
+    node = Node.of_worker()
     logging.getLogger(ELASTIC_LOG).setLevel(logging.CRITICAL)  # it tells what the rows will
     os.environ |= {LAUNCHER: str(os.getpid()), "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(SHUTDOWN_S)}
+    ended: tuple[str, str] | None = None
     try:
         check_device_count(job)
         with TemporaryDirectory(prefix="engram_exp-ranks-") as folder:
-            elastic_launch(_config(job, folder), sys.executable)("-m", "engram_exp.run.rank", job.folder)
+            elastic_launch(_config(job, folder, node), sys.executable)("-m", "engram_exp.run.rank", job.folder)
     except ConfigError as error:
-        return refuse(job, error)
+        ended = error.status, text_of(error, job.choices)
     except ChildFailedError as failed:
         rank, failure = _cause(failed.failures)
         if failure.exitcode == EXIT_UNWRITTEN:
             return EXIT_UNWRITTEN
-        status, text = in_words(rank, failure)
-        return _write(job, [{**stamp(), **row} for row in job.failed_rows(status, text)])
+        ended = in_words(rank, failure)
+    if node.number:
+        write_text(node.ending_file(Path(job.folder)), json.dumps(ended))
+    elif ended:
+        return _write(job, [{**stamp(), **row} for row in job.failed_rows(*ended)])
     return 0
 
 
@@ -65,19 +75,22 @@ def check_device_count(job: Job) -> None:
         ConfigError: saying how many there are.
     """
     config, found = job.config, torch.accelerator.device_count()
-    if config.hardware.device != "cpu" and config.ranks > found:
+    if config.hardware.device != "cpu" and ranks_per_node(config) > found:
         remedy = f"each is a GPU of its own, and PyTorch finds {found}; hardware=cpu would stand in for them"
         raise ConfigError("ranks", config.ranks, remedy)
 
 
-def _config(job: Job, folder: str) -> LaunchConfig:
+def _config(job: Job, folder: str, node: Node) -> LaunchConfig:
+    """Ranks follow each other node by node, in the order of these: the first rank of all is the first node's."""
+    config = job.config
     return LaunchConfig(
-        min_nodes=1,
-        max_nodes=1,
-        nproc_per_node=job.config.ranks,
+        min_nodes=config.nodes,
+        max_nodes=config.nodes,
+        nproc_per_node=ranks_per_node(config),
         run_id=job.run_id,
-        rdzv_backend="c10d",
-        rdzv_endpoint="localhost:0",
+        rdzv_backend="static" if node.endpoint else "c10d",
+        rdzv_endpoint=node.endpoint or "localhost:0",
+        rdzv_configs={"rank": node.number, "timeout": math.ceil(config.rank_timeout_s)},
         max_restarts=0,
         logs_specs=DefaultLogsSpecs(log_dir=folder),
     )

@@ -12,7 +12,6 @@ from engram_exp.measure.clock import Clock
 from engram_exp.measure.loop import Timing
 from engram_exp.measure.rank_clock import RankClock
 from engram_exp.run.plan import Plan, device_name
-from engram_exp.run.rank_plan import reads_peers
 
 
 def clock_of(ranks: Ranks, device: torch.device, *, shared: bool) -> Clock:
@@ -24,7 +23,7 @@ def check_rank(plan: Plan) -> None:
     """Refuse what ranks cannot do together.
 
     Raises:
-        ConfigError: GPUs of different names, or peers on different hosts.
+        ConfigError: GPUs of different names.
     """
     ranks = plan.ranks
     if ranks.size == 1:
@@ -34,9 +33,6 @@ def check_rank(plan: Plan) -> None:
         raise ConfigError(
             "ranks", ranks.size, f"their GPUs differ: {', '.join(names)}; mixed_gpus=true takes them all the same"
         )
-    if reads_peers(plan) and not ranks.share_one_host:
-        remedy = f"reads memory of the same host alone, and the ranks are on {', '.join(sorted(set(ranks.hosts())))}"
-        raise ConfigError("exchange", None, f"{remedy}; exchange=all_gather would work")
 
 
 def of_all_ranks(timings: Mapping[str, Timing], ranks: Ranks) -> dict[str, Timing]:
