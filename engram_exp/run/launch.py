@@ -8,6 +8,7 @@ import math
 import os
 import signal
 import sys
+import time
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -25,13 +26,14 @@ from engram_exp.machine.rendezvous import Node
 from engram_exp.results.load import has_results
 from engram_exp.results.write import write_run
 from engram_exp.run.job import Job
-from engram_exp.run.rank import LAUNCHER
+from engram_exp.run.rank import LAUNCHER, end_with_launcher
 from engram_exp.run.rows import failed_rows
 from engram_exp.run.terminal import Terminal
 from engram_exp.run.worker import EXIT_UNWRITTEN
 from engram_exp.vocabulary import CRASH
 
 SHUTDOWN_S = 2  # from asking ranks to end until they are killed; behind a failure torch takes 30
+FAREWELL_S = 1  # in which the launchers of other nodes read in the first one's store that all have ended
 ELASTIC_LOG = "torch.distributed.elastic"
 
 
@@ -42,6 +44,8 @@ def launch(job: Job) -> int:
     first writes them, and the others leave in the job's folder what ended them.
     """
     node = Node.of_worker()
+    if node.endpoint:  # whoever hears the other nodes has started this process
+        end_with_launcher()
     logging.getLogger(ELASTIC_LOG).setLevel(logging.CRITICAL)  # it tells what the rows will
     os.environ |= {LAUNCHER: str(os.getpid()), "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(SHUTDOWN_S)}
     ended: tuple[str, str] | None = None
@@ -49,6 +53,8 @@ def launch(job: Job) -> int:
         check_device_count(job)
         with TemporaryDirectory(prefix="engram_exp-ranks-") as folder:
             elastic_launch(_config(job, folder, node), sys.executable)("-m", "engram_exp.run.rank", job.folder)
+        if node.endpoint and not node.number:
+            time.sleep(FAREWELL_S)
     except ConfigError as error:
         ended = error.status, text_of(error, job.choices)
     except ChildFailedError as failed:
