@@ -240,6 +240,7 @@ TABLE = (
            "machine: what fetching the rows of the layers up to one takes at best, beyond the `window_ms` of that one "
            "in `ready`; 0: all of it could be hidden"),
     Column("exposed_limit_by", TEXT, MEASURED, 8, "", "what sets the time of that fetching"),
+    Column("nodes", NUMBER, SUBJECT, 8, "hosts", "that ranks were on, as many on each; 1 (as before schema 8): one"),
 )  # fmt: skip
 SAMPLE_TABLE = (
     Column("run_id", TEXT, RECORD, 1, "", "as in `results.csv`"),
