@@ -203,14 +203,17 @@ class Ranks:
             if time.monotonic() - began < patience_s:  # a connection has ended: the launcher knows whose
                 time.sleep(GRACE_S)
                 raise LostRank(f"the connection to another rank ended: {lost}", CRASH) from lost
-            raise LostRank(self._missing()) from lost
+            raise LostRank(self.missing()) from lost
 
-    def _missing(self) -> str:
-        """Who does not wait in vain as this rank does."""
+    def missing(self) -> str:
+        """Who does not wait in vain as this rank does, in words."""
         self.store.set(f"waits/{self.rank}", "")
         time.sleep(GRACE_S)
         late = [rank for rank in range(self.size) if not self.store.check([f"waits/{rank}"])]
-        return f"{ranks_in_words(late)} kept the others waiting for {self.patience_s:g} s (rank_timeout_s)"
+        for_long = f"for {self.patience_s:g} s (rank_timeout_s)"
+        if not late:
+            return f"all ranks waited for each other {for_long}"
+        return f"{ranks_in_words(late)} kept the others waiting {for_long}"
 
 
 def is_broken(error: Exception) -> bool:

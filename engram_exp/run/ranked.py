@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 
 import torch
 
@@ -10,13 +11,18 @@ from engram_exp.errors import ConfigError
 from engram_exp.machine.ranks import Ranks
 from engram_exp.measure.clock import Clock
 from engram_exp.measure.loop import Timing
-from engram_exp.measure.rank_clock import RankClock
+from engram_exp.measure.rank_clock import RankClock, Watch
+from engram_exp.run.job import Job
 from engram_exp.run.plan import Plan, device_name
+from engram_exp.run.rank import end
 
 
-def clock_of(ranks: Ranks, device: torch.device, *, shared: bool) -> Clock:
-    """The clock of a run: one for all of its ranks."""
-    return Clock(device, shared=shared) if ranks.size == 1 else RankClock(device, ranks, shared=shared)
+def clock_of(ranks: Ranks, device: torch.device, job: Job, *, shared: bool) -> Clock:
+    """The clock of a run: one for all of its ranks. On the CPU, every exchange ends by itself."""
+    if ranks.size == 1:
+        return Clock(device, shared=shared)
+    watch = None if device.type == "cpu" else Watch(ranks, partial(end, job=job))
+    return RankClock(device, ranks, shared=shared, watch=watch)
 
 
 def check_rank(plan: Plan) -> None:
