@@ -13,7 +13,7 @@ import platform
 import socket
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
@@ -132,14 +132,17 @@ class OtherNodes:
         for node in self.nodes:
             node.connection.close()
 
-    def measure(self, job: Job, turn: Turn) -> Ending:
-        """Run a job on as many nodes as it asks for; returns what the run is to be called if it left no results."""
+    def measure(self, jobs: Sequence[Job], turn: Turn) -> Generator[Ending, None, None]:
+        """Run a job, of one alone, on as many nodes as it asks for; yields what the run is to be called if it left no
+        results."""
+        (job,) = jobs
         others = self.nodes[: job.config.nodes - 1]
         gone = [f"node {node.number} ({node.host}) was lost" for node in others if node.has_gone]
         if gone or len(others) < job.config.nodes - 1:
             remedy = "; ".join(gone) or f"{1 + len(others)} came; start the same command on each"
             error = ConfigError("nodes", job.config.nodes, remedy)
-            return Ending(error.status, str(error))
+            yield Ending(error.status, str(error))
+            return
         endpoint = f"{self.host}:{_free_port()}"
         text = (Path(job.folder) / FILE).read_text(encoding="utf-8")
         try:
@@ -148,8 +151,9 @@ class OtherNodes:
                 node.send(folder=job.folder, job=text, node=[node.number, endpoint])
             for node in others:
                 if lost := node.hear():  # it may have to wait for its turn there
-                    return lost
-            return measure_in_worker(job, turn, Node(0, endpoint), others)
+                    yield lost
+                    return
+            yield from measure_in_worker(jobs, turn, Node(0, endpoint), others)
         finally:
             for node in others:
                 node.finish()
@@ -268,7 +272,7 @@ def _run(first: FirstNode, node: Node, folder: Path, text: str) -> Sequence[str]
             write_text(file, text)
         with nullcontext() if first.is_here else turn() as held:
             first.send(ready=True)
-            ending = measure_in_worker(Job.load(folder), held, node, [first])
+            (ending,) = measure_in_worker([Job.load(folder)], held, node, [first])
         found = json.loads(left.read_text(encoding="utf-8")) if left.exists() else ending
         left.unlink(missing_ok=True)
     except Exception as error:

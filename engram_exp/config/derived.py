@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Collection
 from typing import Any
@@ -147,6 +148,18 @@ def shares_out(config: DictConfig) -> bool:
 def exchanges(config: DictConfig) -> bool:
     """Whether rows come from several ranks, by the exchange that is chosen."""
     return shares_out(config) and "exchange" in components_of(config)
+
+
+def settings_in_words(config: DictConfig, keys: Collection[str]) -> str:
+    """Some settings of a configuration as JSON: one text where they are the same."""
+    plain: Any = OmegaConf.to_container(config, resolve=True)
+    return json.dumps({key: plain[key] for key in keys}, sort_keys=True)
+
+
+def table_settings(config: DictConfig) -> str:
+    """What a table is made of, beside a seed of its own in a model's step: one text where it is the same."""
+    told = settings_in_words(config, ("table", "model", "dtype", "layer", "seed", "ranks"))
+    return f"{config.strategy.table} {told}"
 
 
 def fuses(config: DictConfig) -> bool:

@@ -11,7 +11,7 @@ from engram_exp.vocabulary import (
     SKIPPED,
 )
 
-SCHEMA_VERSION = 8
+SCHEMA_VERSION = 9
 RESULTS, SAMPLES, SWEEP, ENVIRONMENT = "results.csv", "samples.csv", "sweep.csv", "environment.json"
 
 PUBLISHED = "reference"
@@ -240,7 +240,9 @@ TABLE = (
            "machine: what fetching the rows of the layers up to one takes at best, beyond the `window_ms` of that one "
            "in `ready`; 0: all of it could be hidden"),
     Column("exposed_limit_by", TEXT, MEASURED, 8, "", "what sets the time of that fetching"),
-    Column("nodes", NUMBER, SUBJECT, 8, "hosts", "that ranks were on, as many on each; 1 (as before schema 8): one"),
+    Column("worker", TEXT, LABEL, 9, "", "`process`: the run had one of its own; `shared`: one with others of its "
+           "repetition; `inline`: that of the program"),
+    Column("nodes", NUMBER, SUBJECT, 9, "hosts", "that ranks were on, as many on each; 1 (as before schema 9): one"),
 )  # fmt: skip
 SAMPLE_TABLE = (
     Column("run_id", TEXT, RECORD, 1, "", "as in `results.csv`"),

@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -23,7 +24,6 @@ from engram_exp.errors import ConfigError, text_of
 from engram_exp.machine.environment import record, stamp
 from engram_exp.machine.files import write_text
 from engram_exp.machine.rendezvous import Node
-from engram_exp.results.load import has_results
 from engram_exp.results.write import write_run
 from engram_exp.run.job import Job
 from engram_exp.run.rank import LAUNCHER, end_with_launcher
@@ -37,13 +37,13 @@ FAREWELL_S = 1  # in which the launchers of other nodes read in the first one's 
 ELASTIC_LOG = "torch.distributed.elastic"
 
 
-def launch(job: Job) -> int:
-    """Run a job as so many ranks of this host as it asks for; 0 if all got through.
+def launch(jobs: Sequence[Job]) -> int:
+    """Run jobs, one behind the other, as so many ranks of this host as they ask for; 0 if all got through.
 
-    Where one of them dies, hangs or raises, the others are killed, and the job's rows name it. Of several nodes, the
-    first writes them, and the others leave in the job's folder what ended them.
+    Where one of them dies, hangs or raises, the others are killed, and the rows of the job that was under way name it.
+    Of several nodes, the first writes them, and the others leave in the job's folder what ended them.
     """
-    node = Node.of_worker()
+    job, node = jobs[0], Node.of_worker()
     if node.endpoint:  # whoever hears the other nodes has started this process
         end_with_launcher()
     logging.getLogger(ELASTIC_LOG).setLevel(logging.CRITICAL)  # it tells what the rows will
@@ -52,7 +52,9 @@ def launch(job: Job) -> int:
     try:
         check_device_count(job)
         with TemporaryDirectory(prefix="engram_exp-ranks-") as folder:
-            elastic_launch(_config(job, folder, node), sys.executable)("-m", "engram_exp.run.rank", job.folder)
+            elastic_launch(_config(job, folder, node), sys.executable)(
+                "-m", "engram_exp.run.rank", *(each.folder for each in jobs)
+            )
         if node.endpoint and not node.number:
             time.sleep(FAREWELL_S)
     except ConfigError as error:
@@ -65,6 +67,7 @@ def launch(job: Job) -> int:
     if node.number:
         write_text(node.ending_file(Path(job.folder)), json.dumps(ended))
     elif ended:
+        job = next((each for each in jobs if not each.statuses()), jobs[-1])
         return _write(job, [{**stamp(), **row} for row in job.failed_rows(*ended)])
     return 0
 
@@ -129,13 +132,12 @@ def _told(failure: ProcessFailure) -> dict[str, Any]:
 
 def _write(job: Job, rows: list[dict[str, Any]]) -> int:
     """Write the rows of a run that gave none; those that it did not live to see are not written over."""
-    folder = Path(job.folder)
-    if has_results(folder):
+    if job.statuses():
         return 1
     try:
-        write_run(folder, {"command": job.command, **record()}, rows)
+        write_run(Path(job.folder), {"command": job.command, **record()}, rows)
     except OSError as error:
-        logging.getLogger(__name__).error("%s: the results cannot be written: %s", folder, error)
+        logging.getLogger(__name__).error("%s: the results cannot be written: %s", job.folder, error)
         return EXIT_UNWRITTEN
     Terminal().results(rows)
     return 1

@@ -46,8 +46,7 @@ class StepBench:
         self.parts, self.plan, self.clock, self.ranks = parts, plan, clock, parts.plan.ranks
         self.distinct = distinct
         self.layers = [
-            TableLayer(parts if layer is parts.plan else Parts(layer, parts.seed + number), plan, seed + number)
-            for number, layer in plan.layers.items()
+            TableLayer(parts.of_layer(number, layer), plan, seed + number) for number, layer in plan.layers.items()
         ]
         self.cases = plan.cases
         self.errors: dict[str, Exception] = {}
