@@ -76,10 +76,11 @@ class Campaign:
         if not todo or self.root is None:
             return
         config = todo[0].config
+        self.has_attended = True  # until it is known that this node is the first
         self.nodes = meet([run.config for run in todo])
         if self.nodes is None:
-            self.has_attended = True
             return
+        self.has_attended = False
         self.reports = config.report
         todo = in_order(todo)
         self._look_around()

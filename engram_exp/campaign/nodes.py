@@ -1,14 +1,12 @@
 """Several nodes of one run: the first has the campaign, hands each job to the others, and hears what becomes of it.
 
 The same command is started on each of them. Whoever can listen at the place where they meet is the first; the others
-connect to it, and do what it says until it ends. Nothing but jobs crosses here, in lines of JSON, when nothing is
-timed: where a file system is not shared, a node writes what it is sent, and keeps the logs of its own ranks.
+connect to it (`campaign.attend`).
 """
 
 from __future__ import annotations
 
 import errno
-import json
 import platform
 import socket
 import sys
@@ -16,67 +14,26 @@ import time
 from collections.abc import Generator, Sequence
 from contextlib import nullcontext, suppress
 from pathlib import Path
-from typing import Any
 
 from omegaconf import DictConfig
 
+from engram_exp.campaign.attend import attend
+from engram_exp.campaign.line import Line
 from engram_exp.campaign.preflight import EXIT_REFUSED
 from engram_exp.campaign.process import Ending, measure_in_worker
-from engram_exp.campaign.turn import Turn, turn
+from engram_exp.campaign.turn import Turn
 from engram_exp.errors import ConfigError
 from engram_exp.machine.environment import code_digest
-from engram_exp.machine.files import write_text
 from engram_exp.machine.rendezvous import KEY, Node, endpoint_of
 from engram_exp.run.job import FILE, Job
 from engram_exp.run.terminal import Terminal
 from engram_exp.vocabulary import CRASH
 
 GREETING_S = 10.0  # until whoever has come says who it is
-RETRY_S = 0.5  # between attempts to connect to a node that does not listen yet
 GRACE_S = 3.0  # for the ranks of other nodes to end by themselves behind those of the first ...
 KILL_S = 60.0  # ... and, when told to, for their launchers to have ended
 NOTHING_S = 10.0  # for the others to come, and to be told that there is nothing to do
-ALIVE = {socket.TCP_KEEPIDLE: 60, socket.TCP_KEEPINTVL: 10, socket.TCP_KEEPCNT: 6}  # s, s, asked in vain
 ELSEWHERE = errno.EADDRNOTAVAIL, errno.EADDRINUSE  # of another machine; or here, where the first node listens already
-
-
-class Line:
-    """A connection to another node.
-
-    Args:
-        connection: that is open.
-    """
-
-    def __init__(self, connection: socket.socket) -> None:
-        self.connection, self.heard = connection, b""
-        connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        for option, value in ALIVE.items():
-            connection.setsockopt(socket.IPPROTO_TCP, option, value)
-
-    def fileno(self) -> int:
-        """The descriptor."""
-        return self.connection.fileno()
-
-    def send(self, **told: Any) -> None:
-        """Tell something; that nobody hears it, is found out when hearing."""
-        with suppress(OSError):
-            self.connection.sendall(json.dumps(told).encode() + b"\n")
-
-    def receive(self, patience_s: float | None = None) -> dict[str, Any]:
-        """What was told next.
-
-        Raises:
-            OSError: it has gone, or tells nothing for so long.
-            ValueError: it tells no JSON.
-        """
-        self.connection.settimeout(patience_s)
-        while b"\n" not in self.heard:
-            found = self.connection.recv(2**16)
-            if not found:
-                raise ConnectionResetError("it has gone")
-            self.heard += found
-        line, _, self.heard = self.heard.partition(b"\n")
-        return dict(json.loads(line))
 
 
 class OtherNode(Line):
@@ -111,6 +68,7 @@ class OtherNode(Line):
             self.hear(KILL_S)
         if self.is_busy:
             self.has_gone = True
+            self.connection.close()
 
 
 class OtherNodes:
@@ -186,21 +144,6 @@ class OtherNodes:
         self.nodes.append(node)
 
 
-class FirstNode(Line):
-    """The first node as another one sees it."""
-
-    @property
-    def is_here(self) -> bool:
-        """Whether both are of one machine, as to try something: then the first has the turn on it."""
-        return bool(self.connection.getpeername()[0] == self.connection.getsockname()[0])
-
-    def hear(self) -> Ending | None:
-        """That it has ended the job, or itself."""
-        with suppress(OSError, ValueError):
-            self.receive()
-        return Ending(CRASH, "the first node ended it")
-
-
 def meet(configs: Sequence[DictConfig]) -> OtherNodes | None:
     """The other nodes of these runs, if this is the first one; None: this was another, and they are done.
 
@@ -232,64 +175,6 @@ def _listen(asked: str | None, host: str, port: int) -> socket.socket | None:
         if error.errno in ELSEWHERE:
             return None
         raise ConfigError(KEY, asked, f"nobody can listen at {host}:{port} ({error})") from error
-
-
-def attend(asked: str | None, host: str, port: int, patience_s: float) -> None:
-    """Run the ranks of this node of each job that the first one hands out, until that ends.
-
-    Args:
-        asked: the value of `rendezvous` ...
-        host, port: ... and what it comes to.
-        patience_s: that the first node may let this one wait until it listens.
-
-    Raises:
-        ConfigError: there is no first node, or it turns this one away.
-    """
-    first = FirstNode(_connect(asked, host, port, patience_s))
-    first.send(host=platform.node(), code=code_digest())
-    try:
-        welcome = first.receive(patience_s)
-    except (OSError, ValueError) as error:
-        remedy = f"whoever listens at {host}:{port} is no run of this program that waits for nodes; use another port"
-        raise ConfigError(KEY, asked, remedy) from error
-    if "node" not in welcome:
-        raise ConfigError(KEY, asked, f"{host}:{port} turned this node away: {welcome.get('refused')}")
-    Terminal().say(f"node {welcome['node']} of the runs of {host}:{port}, which shows and writes them")
-    with first.connection, suppress(OSError, ValueError):
-        while True:
-            told = first.receive()
-            if "job" in told:  # else it ends what has ended by itself meanwhile
-                first.send(ended=_run(first, Node(*told["node"]), Path(told["folder"]), told["job"]))
-
-
-def _run(first: FirstNode, node: Node, folder: Path, text: str) -> Sequence[str] | None:
-    """The status and the text of what ended a job here; None: its ranks got through."""
-    left, file = node.ending_file(folder), folder / FILE
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        left.unlink(missing_ok=True)
-        if not file.exists() or file.read_text(encoding="utf-8") != text:
-            write_text(file, text)
-        with nullcontext() if first.is_here else turn() as held:
-            first.send(ready=True)
-            (ending,) = measure_in_worker([Job.load(folder)], held, node, [first])
-        found = json.loads(left.read_text(encoding="utf-8")) if left.exists() else ending
-        left.unlink(missing_ok=True)
-    except Exception as error:
-        return CRASH, f"node {node.number} ({platform.node()}): {error!r}"
-    return found
-
-
-def _connect(asked: str | None, host: str, port: int, patience_s: float) -> socket.socket:
-    until = time.monotonic() + patience_s
-    while True:
-        try:
-            return socket.create_connection((host, port), timeout=max(RETRY_S, until - time.monotonic()))
-        except OSError as error:
-            if time.monotonic() > until:
-                remedy = f"no node listens there ({error}); it must be an address of one on which the command runs, too"
-                raise ConfigError(KEY, asked, remedy) from error
-            time.sleep(RETRY_S)
 
 
 def _free_port() -> int:

@@ -10,6 +10,7 @@ import socket
 import subprocess
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from types import SimpleNamespace
 
 import psutil
@@ -18,7 +19,7 @@ from common import ROOT
 from test_runs import ENDLESS, WAIT_S
 
 from engram_exp import load_results
-from engram_exp.campaign import nodes
+from engram_exp.campaign import attend, nodes
 from engram_exp.campaign.nodes import OtherNodes, meet
 from engram_exp.campaign.process import Ending
 from engram_exp.errors import ConfigError
@@ -62,8 +63,9 @@ def together(monkeypatch, job):
                 node.ending_file(job_folder).unlink()
             yield ending
 
-        job_folder = nodes.Path(job.folder)
-        monkeypatch.setattr(nodes, "measure_in_worker", worker)
+        job_folder = Path(job.folder)
+        for module in (nodes, attend):
+            monkeypatch.setattr(module, "measure_in_worker", worker)
         monkeypatch.setattr(nodes, "NOTHING_S", 0.1)
         first = meet([told])
         assert isinstance(first, OtherNodes)
@@ -99,15 +101,14 @@ def test_whoever_is_no_node_is_turned_away(monkeypatch):
     told = SimpleNamespace(nodes=2, rendezvous=f"localhost:{free_port()}", rank_timeout_s=1)
     first = meet([told])
     with ThreadPoolExecutor(1) as threads:
-        digests = iter(["this code", "other code"])
-        monkeypatch.setattr(nodes, "code_digest", lambda: next(digests))
+        monkeypatch.setattr(nodes, "code_digest", lambda: "other code")
         other = threads.submit(meet, [told])
         first.gather(0.5)
         with pytest.raises(SystemExit):
             other.result(10)
     assert not first.nodes
     with pytest.raises(ConfigError, match="no node listens there"):
-        nodes.attend(told.rendezvous, "localhost", free_port(), 0.1)
+        attend.attend(told.rendezvous, "localhost", free_port(), 0.1)
 
 
 @pytest.mark.parametrize(
