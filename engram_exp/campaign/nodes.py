@@ -122,8 +122,9 @@ class OtherNodes:
         until = time.monotonic() + patience_s
         with listener or nullcontext():
             while listener and len(self.nodes) < self.number and (left_s := until - time.monotonic()) > 0:
-                come, port = len(self.nodes), listener.getsockname()[1]
-                Terminal().say(f"waiting: {come} of {self.number} other nodes have come to {self.host}:{port}")
+                here, port = 1 + len(self.nodes), listener.getsockname()[1]
+                who = f"{here} of {1 + self.number} nodes are here"
+                Terminal().say(f"waiting: {who}; start the same command on the others ({self.host}:{port})")
                 listener.settimeout(left_s)
                 with suppress(TimeoutError):
                     self._welcome(listener.accept()[0])
@@ -141,6 +142,7 @@ class OtherNodes:
             connection.close()
             return
         node.send(node=node.number)
+        Terminal().say(f"node {node.number} is {node.host}")
         self.nodes.append(node)
 
 

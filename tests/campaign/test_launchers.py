@@ -64,7 +64,7 @@ def test_a_run_that_fails_elsewhere_fails_the_sweep(sweep, tmp_path):
 def test_the_end_of_a_jobs_time_leaves_a_row_and_no_worker(configure, tmp_path, monkeypatch):
     workers = []
 
-    def end(worker, timeout_s):
+    def end(worker, timeout_s, others):
         workers.append(worker)
         raise SystemExit(0)  # as submitit's handler of the signal does
 

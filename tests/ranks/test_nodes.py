@@ -6,6 +6,7 @@ Nodes are processes of this machine here, with a host's name of their own where 
 from __future__ import annotations
 
 import os
+import platform
 import socket
 import subprocess
 import time
@@ -148,21 +149,21 @@ def test_a_worker_knows_its_node(monkeypatch):
 @pytest.fixture
 def start(command, tmp_path):
     """Start the same command on two nodes; they are ended with the test."""
-    named = OWN_NAME if not subprocess.run([*OWN_NAME, "true"], capture_output=True).returncode else []
+    may_name = subprocess.run([*OWN_NAME, "true"], capture_output=True).returncode == 0
     meeting = "nodes=2", f"rendezvous=localhost:{free_port()}", "campaign=both", "cases=[full]"
     started = []
 
     def both(*arguments):
-        for number, before in enumerate(([], named)):
+        for number, before in enumerate(([], OWN_NAME if may_name else [])):
             with (tmp_path / f"{number}.txt").open("w") as out:
                 process = subprocess.Popen(
                     [*before, *command(*meeting, *arguments)], cwd=ROOT, stdout=out, stderr=subprocess.STDOUT
                 )
             started.append(process)
-            while "waiting: 0 of 1 other nodes" not in (tmp_path / "0.txt").read_text():
+            while "waiting: 1 of 2 nodes are here" not in (tmp_path / "0.txt").read_text():
                 assert process.poll() is None
                 time.sleep(0.1)
-        return started
+        return *started, "another" if may_name else platform.node()
 
     yield both
     for process in started:
@@ -172,11 +173,13 @@ def start(command, tmp_path):
 
 @pytest.mark.slow
 def test_two_nodes_leave_one_set_of_rows(start, tmp_path):
-    first, other = start("ranks=4", "strategy=host_shared", "projection=column_parallel")
+    first, other, name = start("ranks=4", "strategy=host_shared", "projection=column_parallel")
     assert first.wait(WAIT_S) == other.wait(WAIT_S) == 0, (tmp_path / "0.txt").read_text()
     (row,) = load_results(tmp_path / "out").to_dict("records")
     assert [row[name] for name in ("status", "ranks", "nodes")] == ["ok", 4, 2]
-    assert "4 on 2 hosts" in (tmp_path / "0.txt").read_text()
+    said = (tmp_path / "0.txt").read_text()
+    assert f"node 1 is {name}\n" in said
+    assert "4 on 2 hosts" in said
     logs = sorted(file.name for file in (tmp_path / "out/both").glob("run*.log"))
     assert logs == ["run.1.log", "run.2.log", "run.3.log", "run.log"]
     assert "timed full" not in (tmp_path / "1.txt").read_text()
@@ -184,7 +187,7 @@ def test_two_nodes_leave_one_set_of_rows(start, tmp_path):
 
 @pytest.mark.slow
 def test_a_rank_that_dies_on_one_node_ends_all_and_is_named(start, tmp_path):
-    processes = start("ranks=2", "strategy=sharded", "exchange=all_gather", *ENDLESS[:2])
+    *processes, _ = start("ranks=2", "strategy=sharded", "exchange=all_gather", *ENDLESS[:2])
     deadline, log = time.monotonic() + WAIT_S, tmp_path / "out/both/run.log"
     while not (log.exists() and "the first timed sample follows" in log.read_text()):
         assert time.monotonic() < deadline
