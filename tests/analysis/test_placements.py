@@ -103,6 +103,7 @@ def test_every_number_of_ranks_is_a_subject_of_its_own():
     json.dumps([asdict(one.advice) for one in found])
 
 
+HOST_TABLES = {"uva": "huge", "host_shared": "shared", "host_per_rank": "shard_host"}
 TABLES = "shard", "shard_host", "shared", "device", "huge", "pinned"
 
 
@@ -161,3 +162,13 @@ def test_ranks_are_compared_each_with_what_it_asks_for():
         compare_values(other, "ranks", "1", "2")
     apart = pd.concat([runs(1, [2.0] * 4, strategy="device"), runs(2, [1.0] * 4, strategy="sharded")])
     assert compare_values(apart, "ranks", "1", "2")["strategy"].item() == "device / sharded"
+    hosts = pd.concat([runs(2, [2.0] * 4, nodes=1), runs(2, [3.0] * 4, nodes=2, threads=16)])
+    assert compare_values(hosts, "nodes", "1", "2")["ratio"].item() == 1.5
+
+
+def test_a_host_keeps_a_table_for_the_ranks_that_are_on_it():
+    frame = pd.concat([on(4, strategy, table, {64: 1.0}, nodes=2) for strategy, table in HOST_TABLES.items()])
+    advice = ask(frame, decode=64, prefill=64)
+    kept = {one.strategy: one.host_gb / TABLE_GB for one in advice.placements}
+    assert kept == pytest.approx({"uva": 2, "host_shared": 1, "host_per_rank": 1 / 2})
+    assert lines_of(advice)[1] == "  on 4 GPUs of 2 hosts; ms a layer, by tokens per step:"
