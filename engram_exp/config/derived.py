@@ -152,8 +152,12 @@ def exchanges(config: DictConfig) -> bool:
 
 def settings_in_words(config: DictConfig, keys: Collection[str]) -> str:
     """Some settings of a configuration as JSON: one text where they are the same."""
-    plain: Any = OmegaConf.to_container(config, resolve=True)
-    return json.dumps({key: plain[key] for key in keys}, sort_keys=True)
+    found = {key: config[key] for key in keys}
+    plain = {
+        key: OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
+        for key, value in found.items()
+    }
+    return json.dumps(plain, sort_keys=True)
 
 
 def table_settings(config: DictConfig) -> str:
@@ -262,11 +266,16 @@ def ranks_per_node(config: DictConfig) -> int:
     return int(config.ranks // config.nodes)
 
 
-def usable_cpus(affinity: Collection[int] | None) -> int:
-    """CPUs that a run may use here: those of its affinity, else of this process's, but no more than a control group
-    allows."""
-    usable = len(affinity or os.sched_getaffinity(0))
-    return min(usable, cgroup.cpus() or usable)
+def usable_cpus(affinity: Collection[int] | None, processes: int = 1) -> int:
+    """CPUs that a run may use here: those of its affinity, else of this process's, but no more than its part of what a
+    control group allows.
+
+    Args:
+        affinity: of the run.
+        processes: of the group, each with an affinity of its own.
+    """
+    usable, allowed = len(affinity or os.sched_getaffinity(0)), cgroup.cpus()
+    return usable if allowed is None else min(usable, max(1, allowed // processes))
 
 
 def value_bytes_of(dtype: str) -> int:

@@ -23,7 +23,7 @@ from engram_exp.layer.tokens import Batch
 from engram_exp.machine import memory_group
 from engram_exp.machine.disturbance import LoadMeter
 from engram_exp.machine.environment import machine, record, stamp
-from engram_exp.machine.memory import forget_peaks, free_device_bytes, free_host_bytes
+from engram_exp.machine.memory import forget_peaks, free_device_bytes
 from engram_exp.machine.ranks import ALONE, FIRST, Ranks
 from engram_exp.measure.clock import Clock
 from engram_exp.measure.disk_limits import disk_peaks
@@ -42,6 +42,7 @@ from engram_exp.run.kept_tables import KeptTables
 from engram_exp.run.on_disk import proven
 from engram_exp.run.parts import Parts, tables_of, wake
 from engram_exp.run.plan import Distinct, Plan, device_name, work
+from engram_exp.run.rank_plan import free_here
 from engram_exp.run.ranked import check_rank, clock_of, of_all_ranks, whole_table_bytes
 from engram_exp.run.requirements import check_plan
 from engram_exp.run.rows import (
@@ -152,7 +153,7 @@ class Experiment:
         free = self._free_bytes()
         if plan.step:
             plan.step.check_fits(needed, *free)
-        check_fits(needed, *free, config.model.table_scale)
+        check_fits(needed, *free, config.model.table_scale, config.hardware.numa)
         self.ranks.agree()  # nobody has taken any of it yet
         log.info("%d batches of tokens", len(self.parts.batches))  # may be refused: before limits, which take time
         plan.limits = self._known_limits()
@@ -189,7 +190,7 @@ class Experiment:
         """Host and device memory that the run may take, or has already: tables that it finds; None where the CPU stands
         in for the device."""
         kept = self.parts.tables.bytes_by_place(self.ranks.local_size)
-        host = free_host_bytes() // self.ranks.local_size + kept[HOST]
+        host = free_here(self.plan) + kept[HOST]
         device = self.plan.device
         return (host, free_device_bytes(device) + kept[DEVICE]) if self.plan.has_link else (host + kept[DEVICE], None)
 
@@ -286,8 +287,8 @@ class Experiment:
         rows = []
         for case in self.job.cases:
             told = [bench.columns(case, right) for bench in benches if case in bench.cases]
-            known = {**reading_columns(self.plan, case), **self.job.case_columns(case), **(told[0] if told else {})}
-            rows.append({**common, **disk.get(case, {}), **known, "case": case, **own[case]})
+            known = {**reading_columns(self.plan, case), **self.job.case_columns(case), "case": case}
+            rows.append({**common, **disk.get(case, {}), **known, **own[case], **(told[0] if told else {})})
         return rows
 
     def _own(self, case: str, timings: dict[str, Timing], errors: dict[str, Exception]) -> dict[str, Any]:

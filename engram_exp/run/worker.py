@@ -94,7 +94,7 @@ def bind_to_node(config: DictConfig, local_rank: int = 0, local_size: int = 1) -
     beside = [rank for rank in range(local_size) if nodes[rank] == node]
     cpus = numa.cpus_of(node, hardware.affinity or os.sched_getaffinity(0))
     hardware.affinity = list(share_of(cpus, beside.index(local_rank), len(beside)))
-    hardware.threads = hardware.threads or usable_cpus(hardware.affinity)
+    hardware.threads = hardware.threads or usable_cpus(hardware.affinity, local_size)
     numa.bind_memory(node)
 
 
