@@ -29,7 +29,7 @@ BESIDE = ("decoder=matmuls",)
         (("ranks=2", "nodes=0"), "nodes=0: must be at least 1"),
         (("nodes=2",), "ranks=1: each of 2 nodes has as many; a multiple would work"),
         (("ranks=3", "nodes=2"), "ranks=3: each of 2 nodes has as many"),
-        (("ranks=2", "nodes=2", "strategy=host_shared"), "rendezvous=None: must be HOST or HOST:PORT of one of the"),
+        (("ranks=2", "nodes=2", "strategy=host_shared"), "rendezvous: must be HOST or HOST:PORT of one of the"),
         ((*SHARDED, "nodes=2", "exchange=peer"), "nodes=2: PeerExchange reads memory of the same host alone"),
         (("ranks=2", "rank_batches=each"), "rank_batches=each: must be one of same, own"),
         (("ranks=2", "rank_timeout_s=0"), "rank_timeout_s=0.0: must be above 0"),
