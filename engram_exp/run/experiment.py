@@ -162,7 +162,7 @@ class Experiment:
         if plan.step:
             plan.step.know(plan.limits)
         self.terminal.card(make_card(self.job, plan, needed, free, self.tasks_of, self.limit_of))
-        clock = clock_of(self.ranks, plan.device, shared=config.link_load_gb_per_s > 0)
+        clock = clock_of(self.ranks, plan.device, self.job, shared=config.link_load_gb_per_s > 0)
         seed = zlib.crc32(self.job.run_id.encode())
         with torch.inference_mode():
             bench = Bench(self.parts, clock, Verifier(self.parts, seed))
