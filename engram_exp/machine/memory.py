@@ -35,9 +35,17 @@ def forget_peaks(device: torch.device) -> None:
         torch.accelerator.empty_cache()
         torch.accelerator.reset_peak_memory_stats()
     if device.type == "cuda":
+        _empty_host_cache()
         torch.cuda.reset_peak_host_memory_stats()
     with suppress(OSError):
         RESET_PEAK.write_text("5")
+
+
+def _empty_host_cache() -> None:
+    """Give back pinned memory that PyTorch keeps though nobody uses it, and counts as allocated."""
+    empty = getattr(torch.accelerator, "empty_host_cache", None) or getattr(torch._C, "_host_emptyCache", None)
+    if empty is not None:
+        empty()
 
 
 def free_host_bytes() -> int:
