@@ -31,7 +31,7 @@ PHRASES = {
     "decoder": "decoder={}",
     "engram_layers": "tables at layers {}",
     "ids": "ids made on the {}",
-    "ranks": "{:g} ranks",
+    "ranks": "ranks={:g}",
     "rank_batches": "rank_batches={}",
     "threads": "{:g} threads",
 }
