@@ -10,7 +10,7 @@ from engram_exp.vocabulary import (
     SKIPPED,
 )
 
-SCHEMA_VERSION = 9
+SCHEMA_VERSION = 10
 RESULTS, SAMPLES, SWEEP, ENVIRONMENT = "results.csv", "samples.csv", "sweep.csv", "environment.json"
 
 PUBLISHED = "reference"
@@ -241,6 +241,7 @@ TABLE = (
     Column("exposed_limit_by", TEXT, MEASURED, 8, "", "what sets the time of that fetching"),
     Column("worker", TEXT, LABEL, 9, "", "`process`: the run had one of its own; `shared`: one with others of its "
            "repetition; `inline`: that of the program"),
+    Column("nodes", NUMBER, SUBJECT, 10, "hosts", "that ranks were on, as many on each; 1 (as before schema 10): one"),
 )  # fmt: skip
 SAMPLE_TABLE = (
     Column("run_id", TEXT, RECORD, 1, "", "as in `results.csv`"),

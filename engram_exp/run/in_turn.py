@@ -35,10 +35,12 @@ def run_in_turn(jobs: Sequence[Job], terminal: Terminal, meter: LoadMeter, ranks
     tables = KeptTables()
     for number, job in enumerate(jobs):
         job.config.hardware = jobs[0].config.hardware  # as this process was told to take it
+        if len(jobs) > 1:
+            terminal.say(f"\nrun {number + 1} of {len(jobs)} in this process")
         if number:
             log_to(Path(job.folder), ranks.rank)
-        begun = job.begun() if ranks.rank == FIRST else job
         try:
+            begun = job.begun() if ranks.rank == FIRST else job
             rows = run(begun, terminal, None if number else meter, ranks, tables)
         except OSError as error:  # of writing: whatever else fails is a row
             log.error("%s: the results cannot be written: %s", job.folder, error)
