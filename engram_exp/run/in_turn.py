@@ -40,7 +40,7 @@ def run_in_turn(jobs: Sequence[Job], terminal: Terminal, meter: LoadMeter, ranks
                 log_to(Path(job.folder), ranks.rank)
                 job = job.begun() if ranks.rank == FIRST else job
                 job.config.hardware = hardware  # as this process was told to take it
-                meter = LoadMeter(meter.cpus)
+                meter = LoadMeter()
             rows = run(job, terminal, meter, ranks, Before(number, tables))
         except OSError as error:  # of writing: whatever else fails is a row
             log.error("%s: the results cannot be written: %s", job.folder, error)

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from engram_exp.config.derived import threads_of
 from engram_exp.errors import ConfigError, LostRank, status_of, text_of
+from engram_exp.machine import affinity
 from engram_exp.machine.disturbance import LoadMeter
 from engram_exp.run.job import Job, under_way
 from engram_exp.run.worker import EXIT_UNWRITTEN, bind_to_node, log_to, prepare, share_of
@@ -41,8 +42,8 @@ def main(folders: Sequence[Path]) -> int:
     hardware = job.config.hardware
     if hardware.numa is None:
         hardware.threads = threads_of(job.config)  # of what all ranks may use; now this one gets its share
-        cpus = share_of(sorted(os.sched_getaffinity(0)), local_rank, local_size)
-        os.sched_setaffinity(0, cpus)
+        cpus = share_of(sorted(affinity.own_cpus()), local_rank, local_size)
+        affinity.give(cpus)
         hardware.affinity = list(cpus) if hardware.affinity else None
     log_to(folders[0], rank=int(os.environ["RANK"]))
     meter = LoadMeter()

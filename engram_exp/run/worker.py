@@ -14,7 +14,7 @@ from omegaconf import DictConfig
 
 from engram_exp.config.derived import ranks_per_node, threads_of, usable_cpus
 from engram_exp.errors import ConfigError
-from engram_exp.machine import numa
+from engram_exp.machine import affinity, numa
 from engram_exp.machine.disturbance import LoadMeter
 from engram_exp.machine.environment import code_cache
 from engram_exp.machine.files import kept_from_children
@@ -60,7 +60,6 @@ def main(folders: Sequence[Path], turn: int | None = None) -> int:
         except ConfigError as error:  # also where the machine that asked has such a node, and this one has not
             refused = error
     prepare(first)
-    first.config.hardware.threads = threads_of(first.config)  # before a library ties this thread to one of its CPUs
     log_to(folders[0], rank=Node.of_worker().number * ranks_per_node(first.config))
     with kept_from_children(turn) if turn is not None else nullcontext(), code_kept(first):
         log.info("the worker starts")
@@ -93,7 +92,7 @@ def bind_to_node(config: DictConfig, local_rank: int = 0, local_size: int = 1) -
     nodes = numa.nodes_of(hardware.numa, local_size)
     node = nodes[local_rank]
     beside = [rank for rank in range(local_size) if nodes[rank] == node]
-    cpus = numa.cpus_of(node, hardware.affinity or os.sched_getaffinity(0))
+    cpus = numa.cpus_of(node, hardware.affinity or affinity.own_cpus())
     hardware.affinity = list(share_of(cpus, beside.index(local_rank), len(beside)))
     hardware.threads = hardware.threads or usable_cpus(hardware.affinity, local_size)
     numa.bind_memory(node)
@@ -109,8 +108,7 @@ def prepare(job: Job) -> None:
     """Set what libraries read when they are imported, but for where numba keeps its code (`code_kept`), and the CPUs
     that they find."""
     os.environ.update({name: text for name, text in variables(job).items() if name != NUMBA_CACHE})
-    if job.config.hardware.affinity:
-        os.sched_setaffinity(0, job.config.hardware.affinity)
+    affinity.give(job.config.hardware.affinity)
 
 
 @contextmanager
