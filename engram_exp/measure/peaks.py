@@ -20,7 +20,7 @@ from engram_exp.measure.rig import Rig, host_bytes
 
 log = logging.getLogger(__name__)
 
-VERSION, VERSION_OF_RANKS = 8, 2
+VERSION, VERSION_OF_RANKS = 8, 3
 THIS_MACHINE = "this machine"
 OUTGROWN = 2  # times the memory that limits were measured on: they say too little of such tables
 BUSY_SHARE = 0.1  # of the CPUs, taken by others: what is measured meanwhile may be less than the machine can do
