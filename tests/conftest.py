@@ -11,12 +11,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from common import ROOT, TINY, demo_geometry, golden
-from hydra import compose, initialize_config_dir
+from common import ROOT, TINY, composed, demo_geometry, golden
 from omegaconf import DictConfig
 
 from engram_exp.campaign.preflight import Preflight
-from engram_exp.config.schema import register_schema
 from engram_exp.layer.compression import TokenCompression
 from engram_exp.machine.environment import gpus
 
@@ -84,20 +82,10 @@ def tiny_plan(compression: TokenCompression):
     return DeepSeekHash(compression, hash_seed=0, pad_id=2)(demo_geometry(heads=2, vocab_per_order=(50, 70)))
 
 
-@pytest.fixture(scope="session")
-def schema() -> None:
-    register_schema()
-
-
 @pytest.fixture
-def configure(schema: None, tmp_path: Path, cache_dir: Path) -> Compose:
+def configure(tmp_path: Path, cache_dir: Path) -> Compose:
     """Compose a configuration as the command line would."""
-
-    def with_overrides(*overrides: str) -> DictConfig:
-        with initialize_config_dir(version_base="1.3", config_dir=str(ROOT / "conf")):
-            return compose("config", [f"output_dir={tmp_path}", f"cache_dir={cache_dir}", *overrides])
-
-    return with_overrides
+    return lambda *overrides: composed(f"output_dir={tmp_path}", f"cache_dir={cache_dir}", *overrides)[0]
 
 
 @pytest.fixture
