@@ -18,6 +18,10 @@ from engram_exp.campaign.preflight import Preflight
 from engram_exp.layer.compression import TokenCompression
 from engram_exp.machine.environment import gpus
 
+# Compiled modules are kept, whatever a container says: each worker and each process that tests start would else compile
+# all files again.
+sys.dont_write_bytecode = False
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 if not gpus():
     os.environ["TRITON_INTERPRET"] = "1"  # kernels are tested without a GPU; must be set before Triton is imported
 os.environ["OMP_NUM_THREADS"] = "1"  # PyTorch's, in small operations, would take turns with those of other tests
