@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from common import ROOT, TINY, composed, demo_geometry, golden
+from hypothesis import HealthCheck, settings
 from omegaconf import DictConfig
 
 from engram_exp.campaign.preflight import Preflight
@@ -25,6 +26,10 @@ os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 if not gpus():
     os.environ["TRITON_INTERPRET"] = "1"  # kernels are tested without a GPU; must be set before Triton is imported
 os.environ["OMP_NUM_THREADS"] = "1"  # PyTorch's, in small operations, would take turns with those of other tests
+
+# No test fails because a machine is busy, or because Hypothesis first makes its tables of characters.
+settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("patient")
 
 Compose = Callable[..., DictConfig]
 RunInline = Callable[..., list[dict]]
@@ -47,7 +52,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def pytest_collection_finish() -> None:
     """Leave what imports made out of later collections of garbage: every run asks for one, which else takes a third of
-    a second."""
+    a second. Give PyTorch its one thread back: numba's start gives OpenMP as many as there are CPUs, and two that share
+    out a tiny matrix take ten times as long as one."""
+    if {"numba", "torch"} <= set(sys.modules):
+        sys.modules["numba"].get_num_threads()
+        sys.modules["torch"].set_num_threads(1)
     gc.collect()
     gc.freeze()
 
@@ -96,6 +105,7 @@ def configure(tmp_path: Path, cache_dir: Path) -> Compose:
 def run_inline(configure: Compose, tmp_path: Path) -> Iterator[RunInline]:
     """Run a tiny configuration in this process and on one thread; returns its rows. Files are left in `tmp_path`."""
     import numba
+    import torch
 
     from engram_exp.run.experiment import run
     from engram_exp.run.job import Job
@@ -107,6 +117,7 @@ def run_inline(configure: Compose, tmp_path: Path) -> Iterator[RunInline]:
 
     threads = numba.get_num_threads()
     numba.set_num_threads(1)
+    torch.set_num_threads(1)
     yield with_overrides
     numba.set_num_threads(threads)
 
@@ -125,7 +136,9 @@ def command(tmp_path: Path, cache_dir: Path) -> Callable[..., list[str]]:
         folders = [f"output_dir={tmp_path / 'out'}", f"cache_dir={cache_dir}"]
         flags = [argument for argument in arguments if argument.startswith("-")]
         overrides = [argument for argument in arguments if not argument.startswith("-")]
-        return [sys.executable, "run.py", *flags, *TINY, *folders, *overrides]
+        alone = "worker=inline" in overrides  # takes the threads of its process
+        threads = [] if alone or "hardware.affinity" in str(overrides) else ["hardware.threads=1"]
+        return [sys.executable, "run.py", *flags, *TINY, *folders, *threads, *overrides]
 
     return build
 
