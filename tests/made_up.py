@@ -4,7 +4,9 @@ import numpy as np
 import pandas as pd
 
 from engram_exp import advise
-from engram_exp.results.schema import COLUMNS, SCHEMA_VERSION
+from engram_exp.results.schema import COLUMNS, SCHEMA_VERSION, TEXT_COLUMNS
+
+EMPTY = {name: "" if name in TEXT_COLUMNS else np.nan for name in COLUMNS}  # as the loader has it
 
 
 def rows(strategy, times, spread=0.01, **columns):
@@ -13,7 +15,7 @@ def rows(strategy, times, spread=0.01, **columns):
 
 
 def _records(strategy, times, spread=0.01, **columns):
-    base = dict.fromkeys(COLUMNS, "") | {
+    base = EMPTY | {
         "status": "ok", "case": "full", "strategy": strategy, "model": "demo", "dtype": "bfloat16", "tokens": "text",
         "seq_len": 1, "table": "device" if strategy == "device" else "huge", "row_bytes": 128, "true_rows": 10**7,
         "table_scale": 1.0, "rows_per_s": 1.0, "chunk_tokens": None,
