@@ -25,6 +25,8 @@ TINY = (  # a model whose runs take milliseconds
     "batch_size=2", "seq_len=12", "tokens=random", "iterations=3", "budget_s=1", "hardware=cpu", "limits=none",
     "batches=4",
 )  # fmt: skip
+# Of programs that tests start: two threads that share out a tiny matrix beside other tests mostly wait for each other.
+ONE_THREAD = {"NUMBA_NUM_THREADS": "1"}  # which gives OpenMP as many
 
 
 def golden(name: str) -> dict[str, np.ndarray]:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from common import ROOT, TINY, composed, demo_geometry, golden
+from common import ONE_THREAD, ROOT, TINY, composed, demo_geometry, golden
 from hypothesis import HealthCheck, settings
 from omegaconf import DictConfig
 
@@ -148,7 +148,7 @@ def call(command: Callable[..., list[str]]) -> Callable[..., subprocess.Complete
     """Run `command` and wait for it."""
 
     def run(*arguments: str, **variables: str) -> subprocess.CompletedProcess:
-        environment = {**os.environ, **variables}
+        environment = {**os.environ, **ONE_THREAD, **variables}
         return subprocess.run(
             command(*arguments), cwd=ROOT, capture_output=True, text=True, env=environment, timeout=250
         )

@@ -21,7 +21,7 @@ from engram_exp.results.write import write_run
 @pytest.fixture
 def sweep(tmp_path, cache_dir):
     def call(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
-        folders = [f"output_dir={tmp_path / 'out'}", f"cache_dir={cache_dir}", "campaign=mine"]
+        folders = [f"output_dir={tmp_path / 'out'}", f"cache_dir={cache_dir}", "campaign=mine", "hardware.threads=1"]
         return subprocess.run(
             [sys.executable, "run.py", "-m", *TINY, *folders, "cases=[hashing]", *arguments],
             cwd=ROOT, env={**os.environ, **variables}, capture_output=True, text=True, timeout=250,
