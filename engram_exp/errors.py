@@ -16,8 +16,8 @@ class ConfigError(ValueError):
 
     Args:
         key: the configuration key as the user types it.
-        value: what it was set to; a component that refuses to run does not know under which option it was chosen, and
-            says None.
+        value: what it was set to; None where that is no single value: a component that refuses to run does not know
+            under which option it was chosen.
         remedy: what would work.
     """
 
@@ -25,7 +25,7 @@ class ConfigError(ValueError):
 
     def __init__(self, key: str, value: object, remedy: str) -> None:
         self.key, self.value, self.remedy = key, value, remedy
-        super().__init__(f"{key}={value}: {remedy}")
+        super().__init__(f"{key}: {remedy}" if value is None else f"{key}={value}: {remedy}")
 
     def with_choices(self, choices: Mapping[str, str | None]) -> ConfigError:
         """The same, naming the option that was chosen where the error is about a group."""

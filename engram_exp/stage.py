@@ -11,9 +11,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, Union
 
-from engram_exp.errors import MismatchError
+from engram_exp.layer.excerpt import Tensors, excerpt
 from engram_exp.layer.shards import Among
-from engram_exp.vocabulary import AS_IS, BY_SEQUENCE, DEVICE, HOST, LINK
+from engram_exp.vocabulary import AS_IS, DEVICE, HOST, LINK
 
 if TYPE_CHECKING:
     import torch
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from engram_exp.layer.row_format import RowFormat
     from engram_exp.layer.weights import ProjectionWeights
 
-Tensors = tuple["torch.Tensor", ...]
 Tolerance = Union[float, "torch.Tensor"]
 
 
@@ -214,29 +213,6 @@ class Stage:
         """What a correct component makes of inputs, and of what the model brings, on the CPU, by a plain reference; and
         how far off a vector, or each of them, may be: |got - wanted| / |wanted|; 0: equal to the last bit."""
         raise TypeError(f"{cls.__name__} has no reference")
-
-
-def excerpt(value: str, tensors: Tensors, positions: torch.Tensor, tokens: int) -> Tensors:
-    """Copies on the CPU of the tensors of a value at some of T tokens; what has no tokens, such as a history, whole."""
-    picked = (
-        tensor if (flat := by_token(value, tensor, tokens)) is None else flat[positions.to(tensor.device)]
-        for tensor in tensors
-    )
-    return tuple(tensor.detach().cpu().clone() for tensor in picked)
-
-
-def by_token(value: str, tensor: torch.Tensor, tokens: int) -> torch.Tensor | None:
-    """A view [T, ...] of a value's tensor; None of one without tokens.
-
-    Raises:
-        MismatchError: the tensor is laid out so that only a copy has that shape; what is written there would be lost.
-    """
-    try:
-        flat = tensor.view(-1, *tensor.shape[2:]) if value in BY_SEQUENCE else tensor
-    except RuntimeError as error:
-        strides = tuple(tensor.stride())
-        raise MismatchError(f"{value}: strides {strides} keep tokens apart; return a contiguous tensor") from error
-    return flat if len(flat) == tokens else None
 
 
 def kind_of(component: type, step: type[Stage]) -> type[Stage]:

@@ -50,6 +50,7 @@ OF_A_STEP = (FETCH, DECODER, READY, IN_STEP)
 CASES = (*(step.name for step in STEPS), *UPLOADS, *WHOLES, *OF_A_STEP)
 ALIASES = {"hash": (HASHING.name, LOOKUP.name), "compute": (PROJECTION.name,)}  # the original's names
 
+SHARED = "shared"  # a worker: by several runs
 BESIDE, INLINE = "beside", "inline"  # the decoder: where rows are fetched
 ONE, EACH = "one", "each"  # streams that they are fetched on: of all layers, or of each
 LOW, HIGH = "low", "high"  # priorities of these

@@ -4,6 +4,9 @@ import numpy as np
 import pandas as pd
 
 from engram_exp import advise
+from engram_exp.analysis.advice_in_words import lines_of_all
+from engram_exp.analysis.answers import advise_all
+from engram_exp.config import decoders
 from engram_exp.results.schema import COLUMNS, SCHEMA_VERSION, TEXT_COLUMNS
 
 EMPTY = {name: "" if name in TEXT_COLUMNS else np.nan for name in COLUMNS}  # as the loader has it
@@ -63,6 +66,20 @@ def steps(strategy, exposed_us, runs=4, spread_us=1.0, ready_ms=10.0, share=0.9,
 
 def ask(frame, **options):
     return advise(frame, "demo", **{"decode": 64, "prefill": 65536, "device_memory_gb": 0, **options})
+
+
+def answers(*frames, **more):
+    asked = {"decode": 64, "prefill": 65536, "device_memory_gb": 0, "files": decoders, **more}
+    return advise_all(pd.concat(frames, ignore_index=True), **asked)
+
+
+def advice(*frames, **more):
+    (one,) = answers(*frames, **more)
+    return one.advice
+
+
+def text(*frames, **more):
+    return "\n".join(lines_of_all(answers(*frames, **more)))
 
 
 LONGER = {"decoder": 1.0, "ready": 1.1, "step": 1.25}  # times of the decoder alone

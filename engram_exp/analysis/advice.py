@@ -4,27 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import pandas as pd
 
+from engram_exp.analysis.choices import Choice, choose
 from engram_exp.analysis.compare import ENOUGH_RUNS
-from engram_exp.analysis.curves import (
-    INTERPOLATED,
-    UNKNOWN,
-    Curve,
-    Regime,
-    Time,
-    curves,
-    regimes,
-    sort_thresholds,
-    time_at,
-)
+from engram_exp.analysis.curves import Curve, Regime, curves, regimes, sort_thresholds
 from engram_exp.analysis.disk_tier import on_disk, thresholds
 from engram_exp.analysis.disturbed import disturbance
-from engram_exp.analysis.engines import DECODE, PREFILL, Gpus, Setting, settings_for
-from engram_exp.analysis.exposed import Step, beside_fast_decoders, exposed_times, steps_of, yardstick_of
-from engram_exp.analysis.memory import Files, fitting_in, memory_of, rounded_up_gb
+from engram_exp.analysis.engines import DECODE, PREFILL, Gpus
+from engram_exp.analysis.exposed import OnDevice, Step, beside_fast_decoders, exposed_times, steps_of, yardstick_of
+from engram_exp.analysis.memory import Files, fitting_in, memory_of, rounded_up_gb, too_small_gb
 from engram_exp.analysis.placements import Placement, by_exchange, gpus_of, placements_of
 from engram_exp.analysis.selection import NOTHING, AdviceError, layers_of, lookups_like, one_subject
 from engram_exp.analysis.subjects import about_of, spelled
@@ -32,57 +23,6 @@ from engram_exp.analysis.worth import Worth, within_budget, worth_of
 from engram_exp.vocabulary import DEVICE, FULL, HOST, LFU, LRU, OF_A_STEP, WARM
 
 ALONE = "alone; beside a decoder the order may turn over"  # what a time of the layer is
-
-
-@dataclass(frozen=True)
-class Option:
-    """What a serving engine can do of what was measured and fits the budget.
-
-    Args:
-        strategy: the fastest that it has flags for.
-        ms_per_layer: its time.
-        flags: of the engine's release.
-        differs: what the release does otherwise than was measured, and when.
-        is_own: its own way was measured (`Setting.own`); else the time is of the strategy, in its fastest way.
-    """
-
-    strategy: str
-    ms_per_layer: Time
-    flags: str
-    differs: str
-    is_own: bool
-
-
-@dataclass(frozen=True)
-class Choice:
-    """The strategy for one regime of use.
-
-    Args:
-        use: decode or prefill.
-        tokens: per step.
-        strategy: the best that fits the budget; None where none was measured there, or close enough on both sides.
-        nearest: measured tokens per step next to these, below and above, where the strategy is None.
-        unmeasured: strategies that fit and of which nothing is known there, where it is not None.
-        undecided: others that fit and are not clearly slower.
-        slower: others that fit and are, by their intervals.
-        ms_per_layer: its time.
-        added_ms_per_step: to tables in device memory, in all layers of the model; None where that was not measured. It
-            has no interval where either was measured in fewer than 4 runs: intervals within runs do not bound what
-            changes between them.
-        engines: what serving engines can do in this use, by name and version: this strategy, or what is nearest to it;
-            None where they have flags for none of those that fit.
-    """
-
-    use: str
-    tokens: int
-    strategy: str | None
-    nearest: list[int]
-    unmeasured: list[str]
-    undecided: list[str]
-    slower: list[str]
-    ms_per_layer: Time
-    added_ms_per_step: Time | None
-    engines: dict[str, Option | None]
 
 
 @dataclass(frozen=True)
@@ -95,7 +35,9 @@ class Advice:
         layers: of the model that have a table.
         table_gb: of all these layers, at full size.
         rounded_up_gb: of host memory for these in an engine whose allocator rounds up to powers of two.
-        freed_gb: of device memory, but for what a choice keeps there; None where a choice is not measured.
+        too_small_gb: memory of a GPU, at most, where these tables do not fit there, 10^9 bytes; None where they may.
+        freed_gb: of device memory, but for what a choice keeps there; None where a choice is not measured, and where
+            the tables do not fit there.
         steps: of a model, size by size; where there are any, there are no choices and no regimes.
         choices: one for decode, one for prefill, by the layer's time alone.
         regimes: of the strategies that fit the budget, over tokens per step.
@@ -114,6 +56,7 @@ class Advice:
     layers: int
     table_gb: float
     rounded_up_gb: float
+    too_small_gb: float | None
     freed_gb: float | None
     steps: list[Step]
     choices: list[Choice]
@@ -179,10 +122,14 @@ def _of_subject(
     gpus, (tables_gb, needed) = gpus_of(good), memory_of(good, layers, files)
     fitting = fitting_in(needed, *memory_gb)
     kept = files.kept_of(*good[["decoder", "options", "dtype"]].iloc[0]) if files else None
-    freed_gb = {name: tables_gb - memory.device_gb for name, memory in needed.items()}
-    steps = steps_of(stepped, fitting, freed_gb, kept, gpus)
+    small_gb = too_small_gb(good, tables_gb)
+    on_device = {
+        name: OnDevice(memory.device_gb, None if small_gb else tables_gb - memory.device_gb)
+        for name, memory in needed.items()
+    }
+    steps = steps_of(stepped, fitting, on_device, kept, gpus)
     found = {} if steps else curves(good)
-    choices = [] if steps else [_choose(good, found, fitting, use, tokens, layers, gpus) for use, tokens in uses]
+    choices = [] if steps else [choose(good, found, fitting, use, tokens, layers, gpus) for use, tokens in uses]
     chosen = [choice.strategy for choice in choices] + [step.best for step in steps]
     longer = exposed_times(whole) if steps else whole
     held_against = of_runs[of_runs["case"].isin(OF_A_STEP)] if steps else good
@@ -195,7 +142,8 @@ def _of_subject(
         layers=layers,
         table_gb=tables_gb,
         rounded_up_gb=rounded_up_gb(good, layers),
-        freed_gb=_freed_gb(chosen, freed_gb),
+        too_small_gb=small_gb,
+        freed_gb=_freed_gb(chosen, on_device),
         steps=steps,
         choices=choices,
         regimes=regimes(found, fitting) if found else [],
@@ -207,9 +155,10 @@ def _of_subject(
     )
 
 
-def _freed_gb(choices: Sequence[str | None], freed_gb: Mapping[str, float]) -> float | None:
+def _freed_gb(choices: Sequence[str | None], on_device: Mapping[str, OnDevice]) -> float | None:
     """Of device memory, if all choices are followed."""
-    known = [freed_gb[name] for name in choices if name is not None]
+    freed_gb = [on_device[name].freed_gb if name is not None else None for name in choices]
+    known = [gb for gb in freed_gb if gb is not None]
     return min(known) if len(known) == len(choices) else None
 
 
@@ -239,62 +188,3 @@ def _notes(
     if not steps:
         notes.append(f"the layer was timed {ALONE}, since some of it may be hidden there (decoder=dense_8b times it)")
     return notes
-
-
-def _added(time: Time, yardstick: Time, layers: int) -> Time | None:
-    """What a step takes more than with tables in device memory, in all layers."""
-    if time.ms is None or yardstick.ms is None:
-        return None
-    known = time.known if time.known == yardstick.known else INTERPOLATED
-    ms, runs = (time.ms - yardstick.ms) * layers, min(time.runs, yardstick.runs)
-    few = runs < ENOUGH_RUNS
-    if few or time.lo is None or time.hi is None or yardstick.lo is None or yardstick.hi is None:
-        return Time(ms, None, None, known, runs)
-    return Time(ms, (time.lo - yardstick.hi) * layers, (time.hi - yardstick.lo) * layers, known, runs)
-
-
-def _choose(
-    good: pd.DataFrame,
-    found: Mapping[str, Curve],
-    fitting: Sequence[str],
-    use: str,
-    tokens: int,
-    layers: int,
-    gpus: Gpus,
-) -> Choice:
-    times = {name: time_at(found[name], tokens) for name in fitting}
-    known = {name: time for name, time in times.items() if time.ms is not None}
-    if not known:
-        return Choice(use, tokens, None, _nearest_sizes(found, fitting, tokens), [], [], [], UNKNOWN, None, {})
-    unmeasured = [name for name in fitting if name not in known]
-    best = min(known, key=lambda name: known[name].ms or 0.0)
-    others = [name for name in known if name != best]
-    undecided = [name for name in others if known[name].is_open_against(known[best])]
-    slower = [name for name in others if name not in undecided]
-    time = known[best]
-    if best == (yardstick := yardstick_of(gpus.number)):
-        added: Time | None = replace(time, ms=0.0, lo=0.0, hi=0.0)
-    else:
-        added = _added(time, time_at(found.get(yardstick, {}), tokens), layers)
-    ways = settings_for(use, gpus)
-    engines = {release: _nearest(good, known, settings, tokens) for release, settings in ways.items()}
-    return Choice(use, tokens, best, [], unmeasured, undecided, slower, time, added, engines)
-
-
-def _nearest_sizes(found: Mapping[str, Curve], fitting: Sequence[str], tokens: int) -> list[int]:
-    sizes = sorted({size for name in fitting for size in found[name]})
-    below, above = (size for size in sizes if size < tokens), (size for size in sizes if size > tokens)
-    return [*list(below)[-1:], *list(above)[:1]]
-
-
-def _nearest(
-    good: pd.DataFrame, known: Mapping[str, Time], settings: Mapping[str, Setting], tokens: int
-) -> Option | None:
-    """The fastest of the strategies that a release has flags for; those whose own way was measured first."""
-    options = []
-    for name in (name for name in known if name in settings):
-        own = time_at(curves(good[settings[name].has(good)]).get(name, {}), tokens)
-        is_own = own.ms is not None
-        time = own if is_own else known[name]
-        options.append(Option(name, time, settings[name].flags, settings[name].differs, is_own))
-    return min(options, key=lambda each: (not each.is_own, each.ms_per_layer.ms or 0.0), default=None)

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import NamedTuple
 
-from engram_exp.analysis.advice import ALONE, Advice, Choice, Option
+from engram_exp.analysis.advice import ALONE, Advice
 from engram_exp.analysis.answers import Answer
+from engram_exp.analysis.choices import Choice, Option
 from engram_exp.analysis.compare import ENOUGH_RUNS
 from engram_exp.analysis.curves import INTERPOLATED, MEASURED, MOST_APART, Regime, Time
 from engram_exp.analysis.engines import sorting
@@ -64,6 +65,8 @@ def in_words(advice: Advice) -> Words:
     plural = "s" if advice.layers > 1 else ""
     memory = "device memory" if advice.gpus.number == 1 else "the memory of each GPU"
     freed = "" if advice.freed_gb is None else f", of which {advice.freed_gb:.1f} GB need not be in {memory}"
+    if advice.too_small_gb is not None:
+        freed = f", which do not fit {memory} ({advice.too_small_gb:.1f} GB at most)"
     return Words(
         tables=f"{advice.layers} layer{plural} with {advice.table_gb:.1f} GB of tables{freed}; they take "
         f"{advice.rounded_up_gb:.1f} GB of host memory where an allocator rounds each array up to a power of two, as "

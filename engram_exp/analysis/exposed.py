@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 
@@ -26,6 +26,14 @@ EXPOSED = "exposed"  # a case that is not timed by itself: what `step` takes lon
 LEAST_SHARE_OF_FEW, FEW_SEQUENCES, LEAST_SHARE = 1 / 1.6, 64, 1 / 2
 
 
+class OnDevice(NamedTuple):
+    """What a strategy keeps of the tables in each device's memory, at full size, and how much less than all of them
+    that is, 10^9 bytes; None where all of them would not fit there, so that nothing is freed."""
+
+    kept_gb: float = 0.0
+    freed_gb: float | None = 0.0
+
+
 @dataclass(frozen=True)
 class Exposed:
     """What steps of one size take longer with a strategy than with the rows of all layers in place.
@@ -37,7 +45,8 @@ class Exposed:
         time: longer, all layers together.
         percent, percent_lo, percent_hi: the same, of the step with rows in place.
         ready_ms: that step; of several runs, the median of their medians.
-        freed_gb: of device memory, against tables that are kept there.
+        kept_gb: of the tables in device memory, at full size.
+        freed_gb: of device memory, against all tables there; None where these do not fit.
         cached_tokens: whose keys and values the decoder could keep in that; None where its sizes do not tell.
         cached_sequences: as many of its contexts, likewise.
     """
@@ -49,7 +58,8 @@ class Exposed:
     percent_lo: float | None
     percent_hi: float | None
     ready_ms: float
-    freed_gb: float
+    kept_gb: float
+    freed_gb: float | None
     cached_tokens: int | None
     cached_sequences: int | None
 
@@ -165,7 +175,7 @@ def exposed_rows(rows: pd.DataFrame) -> pd.DataFrame:
 def steps_of(
     steps: pd.DataFrame,
     fitting: Collection[str],
-    freed_gb: Mapping[str, float],
+    on_device: Mapping[str, OnDevice],
     kept: tuple[int, int] | None,
     gpus: Gpus = ONE_GPU,
 ) -> list[Step]:
@@ -174,7 +184,7 @@ def steps_of(
     Args:
         steps: of one subject, as `beside_fast_decoders` returns them.
         fitting: strategies within the budget of device memory.
-        freed_gb: of device memory by each strategy, against tables of full size there.
+        on_device: what each strategy keeps of the tables in device memory.
         kept: by the decoder of a sequence: bytes of a token, and tokens; None where that is unknown.
         gpus: that share the work.
     """
@@ -185,7 +195,7 @@ def steps_of(
             sizes.setdefault(row["tokens_per_step"], []).append((row, time))
         own = _own_ways(use, part, gpus)
         for _, strategies in sorted(sizes.items()):
-            found.append(_step(use, strategies, own, fitting, freed_gb, kept, gpus))
+            found.append(_step(use, strategies, own, fitting, on_device, kept, gpus))
     return found
 
 
@@ -212,7 +222,7 @@ def _step(
     strategies: list[tuple[dict[str, Any], Time]],
     own: OwnWays,
     fitting: Collection[str],
-    of_tables_gb: Mapping[str, float],
+    on_device: Mapping[str, OnDevice],
     kept: tuple[int, int] | None,
     gpus: Gpus,
 ) -> Step:
@@ -220,12 +230,14 @@ def _step(
     yardstick = next((row for row, _ in strategies if row["strategy"] == held_against), None)
     found = []
     for row, time in strategies:
-        freed_gb, ready_ms = _freed_gb(row, yardstick, of_tables_gb[row["strategy"]]), row["ready_ms"]
+        tables, ready_ms = on_device[row["strategy"]], row["ready_ms"]
+        freed_gb = _freed_gb(row, yardstick, tables.freed_gb)
         percent, lo, hi = (_percent(ms, ready_ms) for ms in (time.ms, time.lo, time.hi))
-        cached, context = (int(freed_gb * 1e9 // kept[0]), kept[1]) if kept and freed_gb > 0 else (None, 1)
+        room = 0.0 if freed_gb is None else max(0.0, freed_gb) * 1e9
+        cached, context = (int(room // kept[0]), kept[1]) if kept and room else (None, 1)
         sequences = None if cached is None else cached // context
-        typed = _overrides(row, time)
-        found.append(Exposed(row["strategy"], typed, time, percent, lo, hi, ready_ms, freed_gb, cached, sequences))
+        memory = tables.kept_gb, freed_gb, cached, sequences
+        found.append(Exposed(row["strategy"], _overrides(row, time), time, percent, lo, hi, ready_ms, *memory))
     found.sort(key=lambda one: one.time.ms or 0.0)
     able = [one for one in found if one.strategy in fitting]
     open_ones = [one.strategy for one in able[1:] if one.time.is_open_against(able[0].time)]
@@ -272,9 +284,9 @@ def _percent(ms: float | None, whole_ms: float) -> float | None:
     return None if ms is None else ms / whole_ms * 100
 
 
-def _freed_gb(row: dict[str, Any], yardstick: dict[str, Any] | None, of_tables_gb: float) -> float:
-    """As measured where the whole tables were, on both sides; else the tables."""
-    if row is yardstick or of_tables_gb <= 0:
+def _freed_gb(row: dict[str, Any], yardstick: dict[str, Any] | None, of_tables_gb: float | None) -> float | None:
+    """As measured where the whole tables were, on both sides; else the tables, if they fit."""
+    if of_tables_gb is not None and (row is yardstick or of_tables_gb <= 0):
         return 0.0
     if yardstick is not None and min(row["table_scale"], yardstick["table_scale"]) == 1 and row["device_bytes"] > 0:
         return float(yardstick["device_bytes"] - row["device_bytes"]) / 1e9

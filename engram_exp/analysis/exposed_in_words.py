@@ -41,7 +41,7 @@ class CardInWords(NamedTuple):
     heading: the use, the decoder as one types it, and in how many runs each size was measured.
     sizes: of steps.
     yardstick: the strategy that others are held against.
-    freed: device memory, with what is chosen.
+    freed: device memory, with what is chosen; or what that keeps there of tables that do not fit as a whole.
     cached: what of the decoder's keys and values fits into the least that is freed; empty where that is unknown.
     engines: release, strategy and sizes in words, and the flags for it, if it has any.
     """
@@ -126,16 +126,20 @@ def _size(step: Step) -> SizeInWords:
 
 
 def _freed(steps: Sequence[Step]) -> str:
-    """Device memory that is freed, of each choice that differs in it."""
+    """Device memory that is freed, of each choice that differs in it; or kept there, of tables that do not fit."""
     chosen = [one for step in steps if step.best and (one := step.of(step.best))]
-    freed: dict[str, list[str]] = {}
+    fit = all(one.freed_gb is not None for one in chosen)
+    verb, what = "frees", "device memory"
+    if not fit:
+        verb, what = "keeps", "the tables in device memory, where they do not fit as a whole"
+    by_gb: dict[str, list[str]] = {}
     for one in chosen:
-        names = freed.setdefault(f"{one.freed_gb:.1f} GB", [])
+        names = by_gb.setdefault(f"{one.freed_gb if fit else one.kept_gb:.1f} GB", [])
         names += [one.strategy] if one.strategy not in names else []
-    if len(freed) <= 1:
-        return f"frees {next(iter(freed))} of device memory" if freed else ""
-    told = (f"{gb} with {' or '.join(names)}" for gb, names in freed.items())
-    return f"frees, of device memory: {', '.join(told)}"
+    if len(by_gb) <= 1:
+        return f"{verb} {next(iter(by_gb))} of {what}" if by_gb else ""
+    told = (f"{gb} with {' or '.join(names)}" for gb, names in by_gb.items())
+    return f"{verb}, of {what}: {', '.join(told)}"
 
 
 def _cached(steps: Sequence[Step]) -> str:

@@ -11,6 +11,7 @@ import pandas as pd
 from engram_exp.analysis.placements import share_on_device, tables_on_host
 from engram_exp.analysis.selection import AdviceError
 from engram_exp.analysis.worth import OF_LAYER, row_memory_gb
+from engram_exp.machine.data_sheets import most_memory_gb
 from engram_exp.vocabulary import DISK, HOST
 
 VALUES_PER_SCALE = 32  # of one byte each, before the byte of their scale: the rows that `layout` tells of
@@ -58,6 +59,17 @@ def _of_layer(rows: pd.DataFrame, table_gb: float, on_disk: bool) -> Memory:
     on_device = table_gb * share if share else float(row_memory_gb(rows).max())
     in_front = float(row_memory_gb(rows, HOST).max())
     return Memory(on_device, in_front if on_disk else table_gb * int(tables_on_host(rows).iloc[0]))
+
+
+def too_small_gb(rows: pd.DataFrame, tables_gb: float) -> float | None:
+    """The memory that a GPU has at most, by its name, if tables of this size do not fit there, 10^9 bytes; None where
+    they may.
+
+    Args:
+        rows: of one subject, on one kind of GPU.
+    """
+    most_gb = most_memory_gb(str(rows["device_name"].iloc[0]))
+    return most_gb if most_gb is not None and tables_gb > most_gb else None
 
 
 def fitting_in(needed: Mapping[str, Memory], device_memory_gb: float, host_memory_gb: float) -> list[str]:

@@ -1,9 +1,11 @@
-"""One run of a campaign: it leaves rows, whatever happens to it."""
+"""Runs of a campaign: each leaves rows, whatever happens to it."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections import deque
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -12,16 +14,14 @@ from typing import Any
 from omegaconf import DictConfig
 
 from engram_exp.campaign.earlier import folder_for
-from engram_exp.campaign.process import Ending, interruption, measure_in_worker
+from engram_exp.campaign.process import NO_RESULTS, Ending, interruption, measure_in_worker
 from engram_exp.campaign.turn import Turn
 from engram_exp.machine.environment import record, stamp
-from engram_exp.results.load import DAMAGES, whole_run
-from engram_exp.results.schema import RESULTS, SAMPLES
-from engram_exp.results.write import SAMPLES_SO_FAR, write_run
+from engram_exp.results.write import write_run
 from engram_exp.run.job import Job, fingerprint
 from engram_exp.run.terminal import Terminal
 from engram_exp.run.worker import code_kept
-from engram_exp.vocabulary import CRASH
+from engram_exp.vocabulary import CRASH, INLINE
 
 
 @dataclass(frozen=True)
@@ -41,47 +41,59 @@ class Planned:
         return fingerprint(self.config, self.choices, self.repeat)
 
 
-def attempt(run: Planned, turn: Turn, unwritten: list[dict[str, Any]]) -> set[str]:
-    """Run what was planned; returns the statuses of its rows.
+def attempt(runs: Sequence[Planned], turn: Turn, unwritten: list[dict[str, Any]]) -> set[str]:
+    """Run what was planned, in one worker as long as none of it fails; returns the statuses of all rows.
 
     Args:
-        run: in its folder, or in one beside it where another run's results stand.
+        runs: each in its folder, or in one beside it where another run's results stand.
         turn: on this machine.
         unwritten: gets the rows that cannot be written: a full disk is no reason to forget what failed.
     """
+    statuses: set[str] = set()
+    left: deque[Job] = deque()
+    for run in runs:
+        job = _job_of(run)
+        try:
+            Path(job.folder).mkdir(parents=True, exist_ok=True)
+            job.save()
+            left.append(job)
+        except Exception as error:
+            statuses |= _require_rows(job, Ending(CRASH, repr(error)), unwritten)
+    measured = _measured_inline if runs[0].config.worker == INLINE else measure_in_worker
+    while left:
+        try:
+            left[0] = left[0].begun()
+            with closing(measured(tuple(left), turn)) as endings:
+                for ending in endings:
+                    statuses |= _require_rows(left[0], ending, unwritten)
+                    left.popleft()
+        except Exception as error:
+            statuses |= _require_rows(left.popleft(), Ending(CRASH, repr(error)), unwritten)
+        except BaseException as stopped:  # Ctrl-C, or the end of a job's time
+            _require_rows(left.popleft(), interruption(stopped), unwritten)
+            raise
+    return statuses
+
+
+def _job_of(run: Planned) -> Job:
     folder = folder_for(run.folder, run.mark)
-    job = Job.create(run.config, run.choices, folder, repeat=run.repeat, fingerprint=run.mark, overrides=run.overrides)
-    try:
-        _prepare(job)
-        if run.config.worker == "inline":
-            logging.getLogger("engram_exp").setLevel(logging.WARNING)  # there is no run.log for the rest
-            with code_kept(job):
-                from engram_exp.run.experiment import run as run_inline
-
-                run_inline(job, Terminal())
-            ending = Ending(CRASH, "the run left no results")
-        else:
-            ending = measure_in_worker(job, turn)
-    except Exception as error:
-        ending = Ending(CRASH, repr(error))
-    except BaseException as stopped:  # Ctrl-C, or the end of a job's time
-        _require_rows(job, interruption(stopped), unwritten)
-        raise
-    return _require_rows(job, ending, unwritten)
+    return Job.create(run.config, run.choices, folder, repeat=run.repeat, fingerprint=run.mark, overrides=run.overrides)
 
 
-def _prepare(job: Job) -> None:
-    folder = Path(job.folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    for left_over in (RESULTS, SAMPLES, SAMPLES_SO_FAR):  # of an earlier run in the same folder
-        (folder / left_over).unlink(missing_ok=True)
-    job.save()
+def _measured_inline(jobs: Sequence[Job], turn: Turn) -> Generator[Ending, None, None]:
+    """Run the first of some jobs in this process."""
+    logging.getLogger("engram_exp").setLevel(logging.WARNING)  # there is no run.log for the rest
+    with code_kept(jobs[0]):
+        from engram_exp.run.experiment import run
+
+        run(jobs[0], Terminal())
+    yield Ending(CRASH, NO_RESULTS)
 
 
 def _require_rows(job: Job, ending: Ending, unwritten: list[dict[str, Any]]) -> set[str]:
     """Write the rows of a run that did not live to write them; the samples that it had taken stay."""
     folder = Path(job.folder)
-    written = _statuses_of(job)
+    written = job.statuses()
     if written:
         return written
     is_gone = not folder.is_dir()
@@ -99,11 +111,3 @@ def _require_rows(job: Job, ending: Ending, unwritten: list[dict[str, Any]]) -> 
         unwritten += rows
     Terminal().results(rows)
     return {ending.status}
-
-
-def _statuses_of(job: Job) -> set[str]:
-    """Of this run; what an earlier one left in the folder and nobody can remove does not count."""
-    try:
-        return {row["status"] for row in whole_run(Path(job.folder)) if row["run_id"] == job.run_id}
-    except DAMAGES:
-        return set()

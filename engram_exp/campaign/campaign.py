@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import glob
-import random
 import time
 import warnings
 from collections.abc import Mapping, Sequence
@@ -17,6 +16,7 @@ from omegaconf import DictConfig
 from engram_exp.campaign.attempt import Planned, attempt
 from engram_exp.campaign.earlier import earlier_runs, failed_before, others_in_words
 from engram_exp.campaign.preflight import EXIT_REFUSED, Preflight
+from engram_exp.campaign.sharing import batches, in_order
 from engram_exp.campaign.turn import last_turn, turn
 from engram_exp.config.derived import cases_of
 from engram_exp.results.load import statuses_of
@@ -69,15 +69,13 @@ class Campaign:
         return Preflight.sweep_dir if self.root is None else None
 
     def run(self) -> None:
-        """Run what was planned, unless it is done already: in the order of the sweep, or shuffled where runs repeat, so
-        that drift favours nobody."""
+        """Run what was planned, unless it is done already."""
         todo, self.planned = self.planned, []
         if not todo or self.root is None:
             return
         config = todo[0].config
         self.reports = config.report
-        if config.repeats > 1:
-            random.Random(config.seed).shuffle(todo)
+        todo = in_order(todo)
         self._look_around()
         wanted = [run for run in todo if self._is_wanted(run)]
         terminal = Terminal()
@@ -86,13 +84,16 @@ class Campaign:
         others = others_in_words(self.known, {run.mark for run in todo})
         if others and not self.was_copied:  # a copy knows none of the sweep's other configurations
             terminal.say(f"{self.root} also holds runs of other {others}")
-        began = time.monotonic()
-        for number, run in enumerate(wanted):
+        began, done = time.monotonic(), 0
+        for runs in batches(wanted):
             if len(wanted) > 1:
-                left_s = (time.monotonic() - began) / number * (len(wanted) - number) if number else None
+                left_s = (time.monotonic() - began) / done * (len(wanted) - done) if done else None
                 left = f", about {_duration(left_s)} left" if left_s is not None else ""
-                terminal.say(f"\nrun {number + 1} of {len(wanted)}{left}")
-            self._run(run)
+                which = f"run {done + 1}" if len(runs) == 1 else f"runs {done + 1} to {done + len(runs)}"
+                together = ", in one process" if len(runs) > 1 else ""
+                terminal.say(f"\n{which} of {len(wanted)}{together}{left}")
+            self._run(runs)
+            done += len(runs)
 
     def finish(self) -> int:
         """Close a sweep with its `sweep.csv` and summary; returns the exit code of the program."""
@@ -132,16 +133,18 @@ class Campaign:
         self.statuses |= statuses
         return False
 
-    def _run(self, run: Planned) -> None:
+    def _run(self, runs: Sequence[Planned]) -> None:
         with turn() as held:
             if held.before != self.last_turn:  # of another call of the program: it may be one of the same campaign
                 self._look_around()
-                if not self._is_wanted(run):
-                    Terminal().say("another call of the program has done it meanwhile")
-                    self.last_turn = held.own
-                    return
+                wanted = [run for run in runs if self._is_wanted(run)]
+                if len(wanted) < len(runs):
+                    which = f"{len(runs) - len(wanted)} of them" if len(runs) > 1 else "it"
+                    Terminal().say(f"another call of the program has done {which} meanwhile")
+                runs = wanted
             self.last_turn = held.own
-            self.statuses |= attempt(run, held, self.unwritten)
+            if runs:
+                self.statuses |= attempt(runs, held, self.unwritten)
 
 
 def _report(root: Path) -> None:

@@ -7,17 +7,22 @@ import select
 import signal
 import subprocess
 import sys
+import time
+from collections.abc import Generator, Sequence
 from contextlib import suppress
 from typing import NamedTuple
 
 from engram_exp.campaign.turn import Turn
 from engram_exp.machine import cgroup, memory_group
 from engram_exp.machine.environment import PROJECT
+from engram_exp.results.schema import SUCCESSES
 from engram_exp.run.job import Job
 from engram_exp.run.worker import EXIT_UNWRITTEN
 from engram_exp.vocabulary import CRASH, OOM_HOST, TIMEOUT
 
 MOST_POLL_MS = 2**31 - 1
+LOOK_EVERY_S = 1.0  # whether a run that others follow has left its rows: seldom enough to disturb nobody
+NO_RESULTS = "the run left no results"
 
 
 class Ending(NamedTuple):
@@ -63,9 +68,11 @@ def exit_code(stopped: KeyboardInterrupt) -> int:
     return 128 + (stopped.number if isinstance(stopped, Stopped) else signal.SIGINT)
 
 
-def measure_in_worker(job: Job, turn: Turn) -> Ending:
-    """Run a job in a process of its own; returns what the run is to be called if it left no results."""
-    command = [sys.executable, "-m", "engram_exp.run.worker", job.folder, str(turn.fileno())]
+def measure_in_worker(jobs: Sequence[Job], turn: Turn) -> Generator[Ending, None, None]:
+    """Run jobs in a process that is theirs, until one fails; yields, as each ends, what the run is to be called if it
+    left no results."""
+    folders = [job.folder for job in jobs]
+    command = [sys.executable, "-m", "engram_exp.run.worker", f"--turn={turn.fileno()}", *folders]
     path = os.pathsep.join(filter(None, [str(PROJECT), os.environ.get("PYTHONPATH")]))
     variables = {**os.environ, "PYTHONPATH": path}
     oom_kills = cgroup.oom_kills()
@@ -76,15 +83,37 @@ def measure_in_worker(job: Job, turn: Turn) -> Ending:
     )
     try:
         turn.tell(worker.pid)
+        for job in jobs[:-1]:
+            statuses = _wait_for_rows(worker, job)
+            if not statuses or not statuses.issubset(SUCCESSES):
+                break  # the worker ends with it
+            yield Ending(CRASH, NO_RESULTS)
+        else:
+            job = jobs[-1]
         code = wait(worker, job.config.timeout_s)
         of_own_group = memory_group.oom_kills_of(worker.pid)
-        return describe_exit(code, cgroup.oom_kills() - oom_kills + of_own_group)
+        yield describe_exit(code, cgroup.oom_kills() - oom_kills + of_own_group)
     except subprocess.TimeoutExpired:
         kill(worker)
-        return Ending(TIMEOUT, f"killed after timeout_s={job.config.timeout_s:g}")
+        yield Ending(TIMEOUT, f"killed after timeout_s={job.config.timeout_s:g}")
     except BaseException:
         kill(worker)
         raise
+
+
+def _wait_for_rows(worker: subprocess.Popen[bytes], job: Job) -> set[str]:
+    """Statuses of the rows of a job that has others behind it, as soon as they are there; none if it ends before.
+
+    Raises:
+        TimeoutExpired: after the job's `timeout_s`.
+    """
+    until = time.monotonic() + job.config.timeout_s
+    while worker.poll() is None and not (statuses := job.statuses()):
+        with suppress(subprocess.TimeoutExpired):
+            wait(worker, LOOK_EVERY_S)
+        if time.monotonic() > until:
+            raise subprocess.TimeoutExpired(worker.args, job.config.timeout_s)
+    return statuses if worker.returncode is None else job.statuses()
 
 
 def wait(worker: subprocess.Popen[bytes], timeout_s: float) -> int:

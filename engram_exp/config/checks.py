@@ -46,13 +46,14 @@ from engram_exp.vocabulary import (
     PLACED,
     PREVIOUS_STEP,
     SAME,
+    SHARED,
     THIS_STEP,
     WARM,
 )
 
 CHOICES = {
     "retry": ("none", "failed"),
-    "worker": ("process", "inline"),
+    "worker": ("process", SHARED, INLINE),
     "limits": ("cached", "refresh", "none"),
     "capture": (NONE, GRAPH, AUTO),
     "cache_state": (COLD, WARM, AS_IS),

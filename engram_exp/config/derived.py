@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Collection
 from typing import Any
@@ -149,6 +150,22 @@ def exchanges(config: DictConfig) -> bool:
     return shares_out(config) and "exchange" in components_of(config)
 
 
+def settings_in_words(config: DictConfig, keys: Collection[str]) -> str:
+    """Some settings of a configuration as JSON: one text where they are the same."""
+    found = {key: config[key] for key in keys}
+    plain = {
+        key: OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
+        for key, value in found.items()
+    }
+    return json.dumps(plain, sort_keys=True)
+
+
+def table_settings(config: DictConfig) -> str:
+    """What a table is made of, beside a seed of its own in a model's step: one text where it is the same."""
+    told = settings_in_words(config, ("table", "model", "dtype", "layer", "seed", "ranks"))
+    return f"{config.strategy.table} {told}"
+
+
 def fuses(config: DictConfig) -> bool:
     """Whether a fusion is chosen."""
     return FUSION.name in components_of(config)
@@ -244,11 +261,16 @@ def threads_of(config: DictConfig) -> int:
     return config.hardware.threads or max(1, usable_cpus(config.hardware.affinity) // config.ranks)
 
 
-def usable_cpus(affinity: Collection[int] | None) -> int:
-    """CPUs that a run may use here: those of its affinity, else of this process's, but no more than a control group
-    allows."""
-    usable = len(affinity or os.sched_getaffinity(0))
-    return min(usable, cgroup.cpus() or usable)
+def usable_cpus(affinity: Collection[int] | None, processes: int = 1) -> int:
+    """CPUs that a run may use here: those of its affinity, else of this process's, but no more than its part of what a
+    control group allows.
+
+    Args:
+        affinity: of the run.
+        processes: of the group, each with an affinity of its own.
+    """
+    usable, allowed = len(affinity or os.sched_getaffinity(0)), cgroup.cpus()
+    return usable if allowed is None else min(usable, max(1, allowed // processes))
 
 
 def value_bytes_of(dtype: str) -> int:

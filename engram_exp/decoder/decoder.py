@@ -29,8 +29,13 @@ class Decoder(ABC, Generic[Shape]):
         self.shape, self.sequences, self.dtype, self.placement = shape, sequences, dtype, placement
         self.generator = torch.Generator(placement.device).manual_seed(seed)
         self.embedding = self.random(shape.vocab_size, shape.hidden_size)
-        self.head = self.embedding if shape.tied else self.random(shape.vocab_size, shape.hidden_size)
+        self.head = self.output()
         self.norm = torch.ones(shape.hidden_size, dtype=dtype, device=placement.device)
+
+    def output(self) -> torch.Tensor:
+        """The output's matrix [V, C], of the tokens that are chosen from here."""
+        shape = self.shape
+        return self.embedding if shape.tied else self.random(shape.vocab_size, shape.hidden_size)
 
     def random(self, *shape: int, std: float | None = None) -> torch.Tensor:
         """Normal values; a matrix [n, k] keeps the variance of what it is multiplied with unless `std` is given."""

@@ -29,11 +29,15 @@ class SharedMatmulDecoder(MatmulDecoder):
     ) -> None:
         self.rank, self.size, self.group = ranks.rank, ranks.size, ranks.compute_group
         self.spans = spans_of(shape.of, ranks.size)
-        super().__init__(shape, sequences, dtype, seed, placement)
         self.first_row = shape.vocab_size * self.rank // self.size
-        end_row = shape.vocab_size * (self.rank + 1) // self.size
-        own = self.head[self.first_row : end_row]
-        self.head = own if shape.tied else own.clone()
+        super().__init__(shape, sequences, dtype, seed, placement)
+
+    def output(self) -> torch.Tensor:
+        """This rank's rows of the output's matrix. What is drawn as a whole is given back before layers are drawn:
+        where these fill the memory, it would not fit beside them."""
+        end_row = self.shape.vocab_size * (self.rank + 1) // self.size
+        own = super().output()[self.first_row : end_row]
+        return own if self.shape.tied else own.clone()
 
     def product(self, number: int) -> torch.Tensor:
         """This rank's part of one that is drawn as a whole."""

@@ -62,6 +62,22 @@ def is_of(gpu: str, memory_gb: float, name: str, memory_bytes: int) -> bool:
         gpu, memory_gb: of the sheet.
         name, memory_bytes: of the device.
     """
-    is_variant = any(word in name.lower() and word not in gpu.lower() for word in VARIANTS)
     has_its_memory = 0.95 < memory_bytes / (memory_gb * 1e9) < 1.15
-    return bool(re.search(rf"\b{re.escape(gpu)}\b", name)) and has_its_memory and not is_variant
+    return _is_called(gpu, name) and has_its_memory
+
+
+def most_memory_gb(name: str) -> float | None:
+    """Memory that a device has at most, 10^9 bytes, by its name alone: as much as stands in that, or in the data sheet
+    of its part, if these were 2^30 bytes; None where neither tells.
+
+    Args:
+        name: of the device, as its driver has it.
+    """
+    named = [float(number) for number in re.findall(r"\b(\d+) ?GB?\b", name)]
+    known = [sheet.memory_gb for sheet in DATA_SHEETS.values() if _is_called(sheet.gpu, name)]
+    return max(named + known) * 2**30 / 1e9 if named + known else None
+
+
+def _is_called(gpu: str, name: str) -> bool:
+    is_variant = any(word in name.lower() and word not in gpu.lower() for word in VARIANTS)
+    return bool(re.search(rf"\b{re.escape(gpu)}\b", name)) and not is_variant

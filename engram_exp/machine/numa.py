@@ -12,7 +12,7 @@ from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from engram_exp.errors import ConfigError
-from engram_exp.machine.topology import Gpu, cpus_of_nodes, places_of_gpus
+from engram_exp.machine.topology import Gpu, cpus_of_nodes, free_bytes_of_node, places_of_gpus
 
 KEY = "hardware.numa"
 NEAR = "near"  # to the GPU of the process
@@ -67,6 +67,20 @@ def cpus_of(node: int, allowed: Collection[int], nodes: Mapping[int, str] | None
     if not own:
         raise ConfigError(KEY, node, f"none of its CPUs may be used here, but {sorted(allowed)}")
     return sorted(own)
+
+
+def free_bytes(asked: int | str, number: int, processes: int) -> int:
+    """Memory that can be allocated by a process which is bound to a node: its part, where others are bound to it, too.
+
+    Args:
+        asked, processes: as `nodes_of` has them.
+        number: of the process.
+
+    Raises:
+        ConfigError: as `nodes_of` does.
+    """
+    nodes = nodes_of(asked, processes)
+    return free_bytes_of_node(nodes[number]) // nodes.count(nodes[number])
 
 
 def bind_memory(node: int) -> None:

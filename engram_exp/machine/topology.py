@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 NODES = Path("/sys/devices/system/node")
 PCI = Path("/sys/bus/pci/devices")
+FREE = ("MemFree:", "Active(file):", "Inactive(file):")  # of a node's meminfo, KiB
 MOST_NVLINKS = 18  # of a GPU
 WAYS = {  # on PCIe from one GPU to another, as the driver numbers them
     0: "on one board",
@@ -36,6 +37,13 @@ def cpus_of_nodes(nodes: Path = NODES) -> dict[int, str]:
         with suppress(OSError):
             found[int(folder.name.removeprefix("node"))] = (folder / "cpulist").read_text().strip()
     return dict(sorted(found.items()))
+
+
+def free_bytes_of_node(node: int, nodes: Path = NODES) -> int:
+    """Memory of a node that can be allocated; what it keeps of files counts as free: the kernel drops that when it
+    needs the room."""
+    fields = (line.split() for line in (nodes / f"node{node}" / "meminfo").read_text().splitlines())
+    return sum(int(kib) * 1024 for _, _, name, kib, *_ in fields if name in FREE)
 
 
 def places_of_gpus(nvml: Any = None, pci: Path = PCI) -> list[Gpu]:

@@ -6,9 +6,10 @@ import warnings
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from engram_exp.analysis.advice import Advice, Choice
+from engram_exp.analysis.advice import Advice
 from engram_exp.analysis.advice_in_words import Words, certainty, in_words, span
 from engram_exp.analysis.answers import Answer
+from engram_exp.analysis.choices import Choice
 from engram_exp.analysis.subjects import Subject, fastest_ways
 from engram_exp.analysis.summary import markdown
 from engram_exp.vocabulary import FULL
@@ -21,7 +22,7 @@ class Line(NamedTuple):
     strategy: the best that fits.
     ms, interval: of one layer.
     added, added_interval: ms that a step takes longer than with tables in device memory.
-    freed_gb: of device memory, where both choices of the subject are followed.
+    freed_gb: of device memory, where both choices of the subject are followed; or that the tables do not fit there.
     runs: in which it was measured.
     certainty: what the data decide.
     """
@@ -83,10 +84,16 @@ def _line(advice: Advice, choice: Choice) -> Line:
         interval=interval,
         added=about + added_ms,
         added_interval=added_interval,
-        freed_gb="" if advice.freed_gb is None else f"{advice.freed_gb:.1f}",
+        freed_gb=_freed(advice),
         runs=str(time.runs or ""),
         certainty=certainty(choice),
     )
+
+
+def _freed(advice: Advice) -> str:
+    if advice.too_small_gb is not None:
+        return "do not fit"
+    return "" if advice.freed_gb is None else f"{advice.freed_gb:.1f}"
 
 
 def _medians(subject: Subject) -> tuple[str, list[str]]:

@@ -10,7 +10,7 @@ import pandas as pd
 
 from engram_exp.analysis.curves import stretches
 from engram_exp.analysis.engines import DECODE
-from engram_exp.analysis.exposed import Step, beside_fast_decoders, steps_of
+from engram_exp.analysis.exposed import OnDevice, Step, beside_fast_decoders, steps_of
 from engram_exp.analysis.subjects import Subject, about_of, spelled
 from engram_exp.pages.looks import DASHES, SHAPES, by_strategy, log_scale, numbers, strategies_in, strategy_color
 from engram_exp.pages.sections import EXPOSED, Figure
@@ -28,7 +28,7 @@ def exposed_figures(about: Iterable[Subject]) -> list[Figure]:
         stepped, _ = beside_fast_decoders(rows)
         if len(stepped):
             alike = (*about_of(stepped).drop(columns=IDS).iloc[0].map(spelled), stepped["decoder"].iloc[0])
-            steps = steps_of(stepped, fitting=(), freed_gb=defaultdict(float), kept=None)
+            steps = steps_of(stepped, fitting=(), on_device=defaultdict(OnDevice), kept=None)
             groups.setdefault(alike, []).append((label, steps))
     return [_figure(alike[-1], group) for alike, group in groups.items()]
 

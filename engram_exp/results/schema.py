@@ -3,7 +3,6 @@ stands elsewhere is a query on it. `python -m engram_exp.results.schema > docs/c
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import NamedTuple
 
 from engram_exp.vocabulary import (
@@ -11,7 +10,7 @@ from engram_exp.vocabulary import (
     SKIPPED,
 )
 
-SCHEMA_VERSION = 8
+SCHEMA_VERSION = 9
 RESULTS, SAMPLES, SWEEP, ENVIRONMENT = "results.csv", "samples.csv", "sweep.csv", "environment.json"
 
 PUBLISHED = "reference"
@@ -238,8 +237,10 @@ TABLE = (
            "are there, in a step by itself: `1=0.05 14=0`; what else is exposed is a decoder that is slowed"),
     Column("exposed_limit_ms", NUMBER, MEASURED, 8, "ms", "of `step`: the least of `exposed_ms_median` on this "
            "machine: what fetching the rows of the layers up to one takes at best, beyond the `window_ms` of that one "
-           "in `ready`; 0: all of it could be hidden"),
+           "in `ready`; 0: all of it could be hidden. A bound if the decoder is as quick in both"),
     Column("exposed_limit_by", TEXT, MEASURED, 8, "", "what sets the time of that fetching"),
+    Column("worker", TEXT, LABEL, 9, "", "`process`: the run had one of its own; `shared`: one with others of its "
+           "repetition; `inline`: that of the program"),
 )  # fmt: skip
 SAMPLE_TABLE = (
     Column("run_id", TEXT, RECORD, 1, "", "as in `results.csv`"),
@@ -274,41 +275,7 @@ TEXT_COLUMNS, NUMBER_COLUMNS, TRUTH_COLUMNS = (
 KEYS = {column.name: column.key or column.name for column in TABLE}  # of the configuration
 
 
-def document() -> str:
-    """What `docs/columns.md` holds."""
-    return "\n".join(
-        [
-            "# The columns",
-            "",
-            "Printed by `python -m engram_exp.results.schema > docs/columns.md`. Columns are only added: `since` is",
-            "the first version of the schema that has one, and files of every version load. An empty cell: unknown, or",
-            "without meaning for the row. GB is 10^9 bytes.",
-            "",
-            f"## {RESULTS}: one row per case",
-            "",
-            *_table(TABLE, with_role=True),
-            "",
-            "Roles:",
-            "",
-            *(f"- {role}: {meaning}" for role, meaning in ROLES.items()),
-            "",
-            f"## {SAMPLES}: one row per timed iteration",
-            "",
-            *_table(SAMPLE_TABLE, with_role=False),
-            "",
-        ]
-    )
-
-
-def _table(columns: Iterable[Column], *, with_role: bool) -> list[str]:
-    heads = ["column", "kind", "unit", *(["role", "since"] if with_role else []), "meaning"]
-    lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
-    for column in columns:
-        role = [column.role, str(column.since)] if with_role else []
-        cells = [f"`{column.name}`", column.kind, column.unit, *role, column.meaning]
-        lines.append("| " + " | ".join(cells) + " |")
-    return lines
-
-
 if __name__ == "__main__":
+    from engram_exp.results.document import document
+
     print(document(), end="")

@@ -198,31 +198,49 @@ def _insert(run, start, end):  # type: ignore[no-untyped-def]
 @njit(cache=True, inline="always")
 def _merge(source, target, start, middle, end, begin, until):  # type: ignore[no-untyped-def]
     """Write places `begin` to `until` of what two runs, [start, middle) and [middle, end), merge to. An element of the
-    second passes those of the first that are greater: what is left of it."""
-    low, high = max(start, begin - (end - middle)), min(middle, begin)
-    while low < high:  # how many of the first run stand before `begin`
-        left = (low + high) // 2
-        if source[left] < source[middle + (begin - start) - (left - start) - 1]:
-            low = left + 1
-        else:
-            high = left
+    second passes those of the first that are greater: what is left of it.
+
+    The smallest go to the front and the greatest to the back in turn, so that neither waits for the other; and as long
+    as no run can come to its end, nobody looks whether it has."""
+    left, last_left = _split(source, start, middle, end, begin), _split(source, start, middle, end, until)
+    right, last_right = middle + (begin - start) - (left - start), middle + (until - start) - (last_left - start)
+    both = min((until - begin) // 2, middle - left, end - right, last_left - start, last_right - middle)
     # Unsigned: a signed index might count from the end, which costs a third of the time to rule out.
-    one, at, until = np.uint64(1), np.uint64(begin), np.uint64(until)
-    left, right = np.uint64(low), np.uint64(middle + (begin - start) - (low - start))
-    middle, end = np.uint64(middle), np.uint64(end)
-    while at < until and left < middle and right < end:
+    one, at, back, middle = np.uint64(1), np.uint64(begin), np.uint64(until), np.uint64(middle)
+    left, right, last_left, last_right = np.uint64(left), np.uint64(right), np.uint64(last_left), np.uint64(last_right)
+    for _ in range(both):
         first, second = source[left], source[right]
         is_first = first < second
         target[at] = first if is_first else second - 2 * np.int64(middle - left)  # no branch: none could predict it
-        left += np.uint64(is_first)
-        right += np.uint64(not is_first)
-        at += one
-    while at < until and left < middle:
+        left, right, at = left + np.uint64(is_first), right + np.uint64(not is_first), at + one
+        first, second, back = source[last_left - one], source[last_right - one], back - one
+        is_first = first > second
+        target[back] = first if is_first else second - 2 * np.int64(middle - last_left)
+        last_left, last_right = last_left - np.uint64(is_first), last_right - np.uint64(not is_first)
+    while left < last_left and right < last_right:
+        first, second = source[left], source[right]
+        is_first = first < second
+        target[at] = first if is_first else second - 2 * np.int64(middle - left)
+        left, right, at = left + np.uint64(is_first), right + np.uint64(not is_first), at + one
+    while left < last_left:
         target[at] = source[left]
         left, at = left + one, at + one
-    while at < until:
-        target[at] = source[right]
+    while right < last_right:
+        target[at] = source[right] - 2 * np.int64(middle - left)
         right, at = right + one, at + one
+
+
+@njit(cache=True, inline="always")
+def _split(source, start, middle, end, place):  # type: ignore[no-untyped-def]
+    """The first element of the first run that does not stand before a place of what the two merge to."""
+    low, high = max(start, place - (end - middle)), min(middle, place)
+    while low < high:
+        left = (low + high) // 2
+        if source[left] < source[middle + (place - start) - (left - start) - 1]:
+            low = left + 1
+        else:
+            high = left
+    return low
 
 
 def count_firsts(before: np.ndarray, powers: int) -> np.ndarray:

@@ -16,10 +16,10 @@ from engram_exp.machine.placement import poison
 from engram_exp.measure.clock import Clock
 from engram_exp.measure.loop import Case
 from engram_exp.run.glance import Glance
+from engram_exp.run.kinds import KINDS
 from engram_exp.run.made_up import MadeUp
 from engram_exp.run.on_disk import Files
 from engram_exp.run.parts import Parts
-from engram_exp.run.plan import KINDS
 from engram_exp.run.row_cache import (
     CountingGlance,
     counted_columns,

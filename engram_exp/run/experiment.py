@@ -23,7 +23,7 @@ from engram_exp.layer.tokens import Batch
 from engram_exp.machine import memory_group
 from engram_exp.machine.disturbance import LoadMeter
 from engram_exp.machine.environment import machine, record, stamp
-from engram_exp.machine.memory import forget_peaks, free_device_bytes, free_host_bytes
+from engram_exp.machine.memory import forget_peaks, free_device_bytes
 from engram_exp.machine.ranks import ALONE, FIRST, Ranks
 from engram_exp.measure.clock import Clock
 from engram_exp.measure.disk_limits import disk_peaks
@@ -38,9 +38,11 @@ from engram_exp.run.again import reuse_columns
 from engram_exp.run.bench import Bench
 from engram_exp.run.card import make_card
 from engram_exp.run.job import Job
+from engram_exp.run.kept_tables import KeptTables
 from engram_exp.run.on_disk import proven
-from engram_exp.run.parts import Parts, wake
+from engram_exp.run.parts import Parts, tables_of, wake
 from engram_exp.run.plan import Distinct, Plan, device_name, work
+from engram_exp.run.rank_plan import free_here
 from engram_exp.run.ranked import check_rank, clock_of, of_all_ranks, whole_table_bytes
 from engram_exp.run.requirements import check_plan
 from engram_exp.run.rows import (
@@ -58,7 +60,7 @@ from engram_exp.run.verify import Verifier
 from engram_exp.stage import Task
 from engram_exp.steps.lookup.in_front import keeps_recent
 from engram_exp.strategy.footprint import check_fits
-from engram_exp.vocabulary import CRASH, OK
+from engram_exp.vocabulary import CRASH, DEVICE, HOST, OK
 
 log = logging.getLogger(__name__)
 
@@ -66,7 +68,13 @@ TENSORS = "tensors.safetensors"
 KIB = 1024
 
 
-def run(job: Job, terminal: Terminal, meter: LoadMeter | None = None, ranks: Ranks = ALONE) -> list[dict[str, Any]]:
+def run(
+    job: Job,
+    terminal: Terminal,
+    meter: LoadMeter | None = None,
+    ranks: Ranks = ALONE,
+    tables: KeptTables | None = None,
+) -> list[dict[str, Any]]:
     """Run a job, leave its files in its folder, and return its rows: one per case. Of several ranks the first does so.
 
     Args:
@@ -74,6 +82,7 @@ def run(job: Job, terminal: Terminal, meter: LoadMeter | None = None, ranks: Ran
         terminal: where to show it.
         meter: of the load before the run, if it was started earlier; None: this one waits for what it shows.
         ranks: of the run.
+        tables: that earlier runs of this process have left; None: it is the only one.
 
     Raises:
         Exception: of one rank among several, whatever ends it: its launcher makes rows.
@@ -82,7 +91,7 @@ def run(job: Job, terminal: Terminal, meter: LoadMeter | None = None, ranks: Ran
     load = meter.read()
     samples: list[dict[str, Any]] | None
     try:
-        rows, samples = Experiment(job, terminal, meter.cpus, ranks).measured()
+        rows, samples = Experiment(job, terminal, meter.cpus, ranks, tables).measured()
     except Exception as error:
         if ranks.size > 1:
             raise
@@ -104,17 +113,27 @@ class Experiment:
         terminal: where to show it.
         cpus: that it may use, whichever of them a library has tied this thread to.
         ranks: of the run.
+        tables: that earlier runs of this process have left; None: it is the only one.
     """
 
     link: LinkLoad | None = None  # what else went through the link while samples were taken
 
-    def __init__(self, job: Job, terminal: Terminal, cpus: Collection[int], ranks: Ranks = ALONE) -> None:
+    def __init__(
+        self,
+        job: Job,
+        terminal: Terminal,
+        cpus: Collection[int],
+        ranks: Ranks = ALONE,
+        tables: KeptTables | None = None,
+    ) -> None:
         self.job, self.terminal, self.cpus, self.ranks = job, terminal, cpus, ranks
         if job.config.memory_limit_gb is not None:
             memory_group.join(round(job.config.memory_limit_gb * 1e9))
         self.plan = Plan(job.config, job.choices, ranks)
         wake(self.plan.device)
-        if job.config.worker == "inline":
+        self.parts = Parts(self.plan, tables=tables)
+        self.parts.tables.keep_only(tables_of(self.parts))
+        if job.config.worker != "process":
             forget_peaks(self.plan.device)
         check_plan(self.plan)
         check_rank(self.plan)
@@ -122,7 +141,6 @@ class Experiment:
             check_plan(layer)
         check_host_load(job.config.host_load, cpus)
         check_link(job.config.link_load_gb_per_s, self.plan.device)
-        self.parts = Parts(self.plan)
 
     def measured(self) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
         """Build, verify, time and verify again: a row for each case, and every timed iteration of those that are right.
@@ -132,10 +150,10 @@ class Experiment:
         """
         plan, config = self.plan, self.job.config
         needed = plan.footprint()
-        free = free_host_bytes() // self.ranks.local_size, free_device_bytes(plan.device) if plan.has_link else None
+        free = self._free_bytes()
         if plan.step:
             plan.step.check_fits(needed, *free)
-        check_fits(needed, *free, config.model.table_scale)
+        check_fits(needed, *free, config.model.table_scale, config.hardware.numa)
         self.ranks.agree()  # nobody has taken any of it yet
         log.info("%d batches of tokens", len(self.parts.batches))  # may be refused: before limits, which take time
         plan.limits = self._known_limits()
@@ -167,6 +185,14 @@ class Experiment:
         right = {case: timing for case, timing in timings.items() if case not in errors}
         rows = self._rows(right, errors, benches)
         return rows, sample_rows(self.job.run_id, right, Counter())
+
+    def _free_bytes(self) -> tuple[int, int | None]:
+        """Host and device memory that the run may take, or has already: tables that it finds; None where the CPU stands
+        in for the device."""
+        kept = self.parts.tables.bytes_by_place(self.ranks.local_size)
+        host = free_here(self.plan) + kept[HOST]
+        device = self.plan.device
+        return (host, free_device_bytes(device) + kept[DEVICE]) if self.plan.has_link else (host + kept[DEVICE], None)
 
     def tasks_of(self, case: str) -> list[Task]:
         """The steps of a case, and what its batches ask of them."""
@@ -261,8 +287,8 @@ class Experiment:
         rows = []
         for case in self.job.cases:
             told = [bench.columns(case, right) for bench in benches if case in bench.cases]
-            known = {**reading_columns(self.plan, case), **self.job.case_columns(case), **(told[0] if told else {})}
-            rows.append({**common, **disk.get(case, {}), **known, "case": case, **own[case]})
+            known = {**reading_columns(self.plan, case), **self.job.case_columns(case), "case": case}
+            rows.append({**common, **disk.get(case, {}), **known, **own[case], **(told[0] if told else {})})
         return rows
 
     def _own(self, case: str, timings: dict[str, Timing], errors: dict[str, Exception]) -> dict[str, Any]:

@@ -9,10 +9,11 @@ from itertools import cycle
 
 import torch
 
+from engram_exp.layer.excerpt import by_token
 from engram_exp.machine.placement import poison_of
 from engram_exp.measure.clock import Clock
 from engram_exp.run.verify import Tasks, Verifier, judge_of, require_like
-from engram_exp.stage import Tensors, Tolerance, by_token
+from engram_exp.stage import Tensors, Tolerance
 
 BURST_CALLS, BURST_S = 40, 0.4  # behind the last sample, whichever comes first
 MOST_LOOKS = 64  # that are kept before they are compared, which takes the host, and the device a wait

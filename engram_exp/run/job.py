@@ -8,7 +8,7 @@ import shlex
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,9 @@ from engram_exp.layer.tokenizer import tokenizer_file
 from engram_exp.machine.environment import code_digest, gpus, machine
 from engram_exp.machine.files import content_digest, write_text
 from engram_exp.machine.sources import contributed_sources
-from engram_exp.results.schema import CHOICE, KEYS, of_kind
+from engram_exp.results.load import DAMAGES, whole_run
+from engram_exp.results.schema import CHOICE, KEYS, RESULTS, SAMPLES, of_kind
+from engram_exp.results.write import SAMPLES_SO_FAR
 from engram_exp.run.overridden import as_text, overridden
 from engram_exp.vocabulary import AUTO, COLD, DISK, HALF_BESIDE, MULTIPROCESSORS, OF_A_STEP
 
@@ -85,7 +87,7 @@ class Job:
         overrides: Sequence[str] = (),
     ) -> Job:
         """A job for a composed configuration."""
-        now = datetime.now(timezone.utc)
+        now = _now()
         resolved = OmegaConf.create(OmegaConf.to_container(config, resolve=True))
         assert isinstance(resolved, DictConfig)
         return cls(
@@ -112,6 +114,22 @@ class Job:
         plain = {**{k: v for k, v in asdict(self).items() if k != "config"}, "config": self.config}
         write_text(Path(self.folder) / FILE, OmegaConf.to_yaml(OmegaConf.create(plain)))
 
+    def begun(self) -> Job:
+        """This job as it is begun now: what an earlier run has left in its folder is gone."""
+        for left_over in (RESULTS, SAMPLES, SAMPLES_SO_FAR):
+            (Path(self.folder) / left_over).unlink(missing_ok=True)
+        begun = replace(self, started_at=_now().isoformat(timespec="seconds"))
+        begun.save()
+        return begun
+
+    def statuses(self) -> set[str]:
+        """Statuses of the rows that this run has left; none before that. What an earlier one left in the folder, and
+        nobody can remove, does not count."""
+        try:
+            return {row["status"] for row in whole_run(Path(self.folder)) if row["run_id"] == self.run_id}
+        except DAMAGES:
+            return set()
+
     @property
     def cases(self) -> tuple[str, ...]:
         """The cases to time: each becomes a row, whatever happens."""
@@ -128,6 +146,7 @@ class Job:
         known = {
             "run_id": self.run_id,
             **{group: choice or "" for group, choice in self.choices.items()},
+            "worker": config.worker,
             "layer": config.layer,
             "batch_size": config.batch_size,
             "seq_len": config.seq_len,
@@ -212,6 +231,10 @@ class Job:
             known["options"] = as_text(self.overridden, known)
         ended = {"status": status, "error": error}
         return [{**known, **of_case.get(case, {}), **ended, "case": case} for case in self.cases]
+
+
+def _now() -> datetime:
+    return datetime.now(timezone.utc)
 
 
 def _measured(config: DictConfig) -> dict[str, Any]:

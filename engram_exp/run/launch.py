@@ -7,6 +7,7 @@ import logging
 import os
 import signal
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -18,7 +19,6 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from engram_exp.errors import ConfigError
 from engram_exp.machine.environment import record, stamp
-from engram_exp.results.load import has_results
 from engram_exp.results.write import write_run
 from engram_exp.run.job import Job
 from engram_exp.run.rank import LAUNCHER
@@ -31,17 +31,20 @@ SHUTDOWN_S = 2  # from asking ranks to end until they are killed; behind a failu
 ELASTIC_LOG = "torch.distributed.elastic"
 
 
-def launch(job: Job) -> int:
-    """Run a job as so many ranks of this host as it asks for; 0 if all got through.
+def launch(jobs: Sequence[Job]) -> int:
+    """Run jobs, one behind the other, as so many ranks of this host as they ask for; 0 if all got through.
 
-    Where one of them dies, hangs or raises, the others are killed, and the job's rows name it.
+    Where one of them dies, hangs or raises, the others are killed, and the rows of the job that was under way name it.
     """
+    job = jobs[0]
     logging.getLogger(ELASTIC_LOG).setLevel(logging.CRITICAL)  # it tells what the rows will
     os.environ |= {LAUNCHER: str(os.getpid()), "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(SHUTDOWN_S)}
     try:
         check_device_count(job)
         with TemporaryDirectory(prefix="engram_exp-ranks-") as folder:
-            elastic_launch(_config(job, folder), sys.executable)("-m", "engram_exp.run.rank", job.folder)
+            elastic_launch(_config(job, folder), sys.executable)(
+                "-m", "engram_exp.run.rank", *(each.folder for each in jobs)
+            )
     except ConfigError as error:
         return refuse(job, error)
     except ChildFailedError as failed:
@@ -49,6 +52,7 @@ def launch(job: Job) -> int:
         if failure.exitcode == EXIT_UNWRITTEN:
             return EXIT_UNWRITTEN
         status, text = in_words(rank, failure)
+        job = next((each for each in jobs if not each.statuses()), jobs[-1])
         return _write(job, [{**stamp(), **row} for row in job.failed_rows(status, text)])
     return 0
 
@@ -110,13 +114,12 @@ def _told(failure: ProcessFailure) -> dict[str, Any]:
 
 def _write(job: Job, rows: list[dict[str, Any]]) -> int:
     """Write the rows of a run that gave none; those that it did not live to see are not written over."""
-    folder = Path(job.folder)
-    if has_results(folder):
+    if job.statuses():
         return 1
     try:
-        write_run(folder, {"command": job.command, **record()}, rows)
+        write_run(Path(job.folder), {"command": job.command, **record()}, rows)
     except OSError as error:
-        logging.getLogger(__name__).error("%s: the results cannot be written: %s", folder, error)
+        logging.getLogger(__name__).error("%s: the results cannot be written: %s", job.folder, error)
         return EXIT_UNWRITTEN
     Terminal().results(rows)
     return 1

@@ -6,11 +6,12 @@ from dataclasses import replace
 
 import torch
 
+from engram_exp.layer.excerpt import by_token
+from engram_exp.run.kinds import KINDS
 from engram_exp.run.model_state import PATTERN_TOKENS, repeat
 from engram_exp.run.parts import Parts
-from engram_exp.run.plan import KINDS
 from engram_exp.run.verify import judge_of
-from engram_exp.stage import PlannedStage, Task, Tensors, by_token
+from engram_exp.stage import PlannedStage, Task, Tensors
 from engram_exp.vocabulary import LINK, STEPS, TOKEN_IDS
 
 

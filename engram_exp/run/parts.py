@@ -14,7 +14,7 @@ import torch
 from hydra.utils import get_class, instantiate
 from omegaconf import DictConfig
 
-from engram_exp.config.derived import batches_of, fuses
+from engram_exp.config.derived import batches_of, fuses, table_settings
 from engram_exp.config.options import COMPRESSION, CPU, OF_HASH
 from engram_exp.errors import ConfigError
 from engram_exp.layer.compression import TokenCompression, load_compression
@@ -26,6 +26,7 @@ from engram_exp.layer.tokens import Batch, distinct_batches
 from engram_exp.layer.weights import ProjectionWeights
 from engram_exp.machine.environment import code_cache
 from engram_exp.machine.placement import Placement
+from engram_exp.run.kept_tables import KeptTables
 from engram_exp.run.model_state import ModelState
 from engram_exp.run.plan import Plan
 from engram_exp.run.rank_plan import group_of, lookup_of_stored, reads_peers, shards_of
@@ -47,10 +48,11 @@ class Parts:
     Args:
         plan: of the run.
         seed: of the table and the weights; None: the run's, of everything.
+        tables: that this process keeps between runs; None: it makes no other.
     """
 
-    def __init__(self, plan: Plan, seed: int | None = None) -> None:
-        self.plan = plan
+    def __init__(self, plan: Plan, seed: int | None = None, tables: KeptTables | None = None) -> None:
+        self.plan, self.tables = plan, tables or KeptTables()
         self.geometry, self.row_format = plan.geometry, plan.row_format
         self.seed = int(plan.config.seed) if seed is None else seed
         self.tolerance = float(plan.config.dtype.tolerance)
@@ -210,9 +212,22 @@ class Parts:
         """Where token ids come from."""
         return _make(self.plan.config.tokens, self._given(self.plan.tokens, Placement(CPU)))
 
+    def of_layer(self, number: int, layer: Plan) -> Parts:
+        """The parts of a layer of the model's step, by its number among the decoder's: these, where it is the run's
+        own, else others with a seed of their own."""
+        return self if layer is self.plan else Parts(layer, self.seed + number, self.tables)
+
+    @property
+    def table_made_of(self) -> str:
+        """What the layer's table is made of, as one text."""
+        return f"{table_settings(self.plan.config)} {self.seed} {reads_peers(self.plan)}"
+
     @cached_property
     def table(self) -> Any:
         """The layer's table, filled."""
+        return self.tables.of(self.table_made_of, self._filled)
+
+    def _filled(self) -> Any:
         place = self.plan.config.strategy.table
         on_host = Placement(CPU, pinned=self.plan.device.type == "cuda" and place == HOST)
         placement = self.plan.memory(place) if place == DEVICE else on_host
@@ -300,6 +315,12 @@ class Parts:
             Batch(*(part.view(of.shape).copy_(of) for part, of in zip(row.split(numbers), batch, strict=True)))
             for row, batch in zip(rows, batches, strict=True)
         ]
+
+
+def tables_of(parts: Parts) -> list[str]:
+    """What the tables of a run are made of: its layer's, and those of the layers of its model's step."""
+    layers = parts.plan.step.layers.items() if parts.plan.step else ()
+    return [parts.table_made_of, *(parts.of_layer(number, layer).table_made_of for number, layer in layers)]
 
 
 def wake(device: torch.device) -> None:

@@ -32,39 +32,18 @@ from engram_exp.machine.placement import Placement, cache_bytes, multiprocessors
 from engram_exp.machine.ranks import ALONE, Ranks
 from engram_exp.measure.limits import Limits
 from engram_exp.measure.read_times import MeasuredReadTimes
+from engram_exp.run.kinds import step_of
 from engram_exp.run.rank_plan import among, group_of, read_here
 from engram_exp.run.step_plan import StepPlan
-from engram_exp.stage import Load, PlannedStage, Stage, Task, kind_of
-from engram_exp.steps.fusion.step import Fusion
-from engram_exp.steps.hashing.step import Hashing
+from engram_exp.stage import Load, PlannedStage, Task, kind_of
 from engram_exp.steps.lookup.order import Reading, ReadTimes
-from engram_exp.steps.lookup.step import Lookup, PartsLookup, WideningLookup
-from engram_exp.steps.projection.step import Projection
 from engram_exp.steps.upload.step import Upload
-from engram_exp.steps.widening.step import Widening
 from engram_exp.strategy.footprint import Footprint, Ring, footprint
 from engram_exp.strategy.plan import made_up_inputs, needed_stages, stages_of_whole, works_alone
 from engram_exp.strategy.schedule import Cut, cut
-from engram_exp.vocabulary import (
-    FUSION,
-    HASHING,
-    HOST,
-    IN_STEP,
-    LINK,
-    LOOKUP,
-    OF_A_STEP,
-    PROJECTION,
-    UPLOADS,
-    WHOLES,
-    WIDENING,
-)
+from engram_exp.vocabulary import HOST, IN_STEP, LINK, OF_A_STEP, UPLOADS, WHOLES
 
 Choices = Mapping[str, str | None]
-KINDS: Mapping[str, type[Stage]] = {
-    HASHING.name: Hashing, LOOKUP.name: Lookup, WIDENING.name: Widening, PROJECTION.name: Projection,
-    FUSION.name: Fusion,
-}  # fmt: skip
-LOOKUPS: Mapping[str, type[Stage]] = {kind.makes: kind for kind in (Lookup, WideningLookup, PartsLookup)}
 
 
 class Distinct(NamedTuple):
@@ -269,13 +248,6 @@ class Plan:
             ring,
         )
         return found.plus(self.step.footprint()) if self.step else found
-
-
-def step_of(stage: PlannedStage) -> type[Stage]:
-    """What a stage usually is, and whose reference it is held to."""
-    if stage.is_upload:
-        return Upload
-    return LOOKUPS[stage.makes] if stage.name == LOOKUP.name else KINDS[stage.name]
 
 
 def bytes_moved(tasks: Sequence[Task]) -> int:

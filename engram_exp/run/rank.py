@@ -1,4 +1,4 @@
-"""The process of one rank: torch's launcher starts `python -m engram_exp.run.rank FOLDER` once for each."""
+"""The process of one rank: torch's launcher starts `python -m engram_exp.run.rank FOLDER...` once for each."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -25,11 +26,12 @@ PR_SET_PDEATHSIG = 1  # prctl(2)
 log = logging.getLogger(__name__)
 
 
-def main(folder: Path) -> int:
-    """Be one rank of the job of a folder; 0 if it got through, whatever its rows say."""
+def main(folders: Sequence[Path]) -> int:
+    """Be one rank of the jobs of some folders; 0 if it got through, whatever its rows say."""
     end_with_launcher()
     local_rank, local_size = int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"])
-    job = Job.load(folder)
+    jobs = [Job.load(folder) for folder in folders]
+    job = jobs[0]
     try:
         bind_to_node(job.config, local_rank, local_size)
     except ConfigError as error:
@@ -42,7 +44,7 @@ def main(folder: Path) -> int:
         cpus = share_of(sorted(os.sched_getaffinity(0)), local_rank, local_size)
         os.sched_setaffinity(0, cpus)
         hardware.affinity = list(cpus) if hardware.affinity else None
-    log_to(folder, rank=int(os.environ["RANK"]))
+    log_to(folders[0], rank=int(os.environ["RANK"]))
     meter = LoadMeter()
     from engram_exp.config.options import resolve_device  # PyTorch starts its threads on import: behind the affinity
 
@@ -50,7 +52,7 @@ def main(folder: Path) -> int:
         import torch
 
         from engram_exp.machine.ranks import FIRST, Ranks
-        from engram_exp.run.experiment import run
+        from engram_exp.run.in_turn import run_in_turn
         from engram_exp.run.terminal import Terminal
 
         device = resolve_device(job.config.hardware.device)
@@ -58,11 +60,10 @@ def main(folder: Path) -> int:
             torch.accelerator.set_device_index(local_rank)
             device = torch.device(device.type, local_rank)
         ranks = Ranks.join(device, job.config.rank_timeout_s, job.config.timeout_s)
-        run(job, Terminal(quiet=ranks.rank != FIRST), meter, ranks)
+        code = run_in_turn(jobs, Terminal(quiet=ranks.rank != FIRST), meter, ranks)
+        if code == EXIT_UNWRITTEN:
+            return code
         ranks.leave()
-    except OSError as error:
-        log.error("%s: the results cannot be written: %s", folder, error)
-        return EXIT_UNWRITTEN
     except (Exception, LostRank) as error:
         log.exception("the rank ends")
         _tell(error, job)
@@ -89,7 +90,7 @@ def _tell(error: BaseException, job: Job) -> None:
 
 
 if __name__ == "__main__":
-    code = main(Path(sys.argv[1]))
+    code = main([Path(folder) for folder in sys.argv[1:]])
     logging.shutdown()
     with suppress(OSError):  # whoever listened has gone
         sys.stdout.flush()

@@ -9,6 +9,8 @@ from omegaconf import DictConfig
 
 from engram_exp.config.derived import exchanges, shares_out
 from engram_exp.layer.shards import CONTIGUOUS, Among, Shards
+from engram_exp.machine import numa
+from engram_exp.machine.memory import free_host_bytes
 from engram_exp.stage import PlannedStage
 from engram_exp.vocabulary import LOOKUP, OWN
 
@@ -49,6 +51,14 @@ def read_here(plan: Plan, tokens: int) -> tuple[int, int]:
         return tokens, plan.geometry.table_bytes
     own = among(plan)
     return max(1, round(own.asking * own.table_share * tokens)), round(own.table_share * plan.geometry.table_bytes)
+
+
+def free_here(plan: Plan) -> int:
+    """Host memory that is free for this rank, in bytes: its part of its host's, or of the node's that it is bound
+    to."""
+    ranks, asked = plan.ranks, plan.config.hardware.numa
+    free = free_host_bytes() // ranks.local_size
+    return free if asked is None else min(free, numa.free_bytes(asked, ranks.local_rank, ranks.local_size))
 
 
 def among(plan: Plan) -> Among:

@@ -15,7 +15,8 @@ from engram_exp.errors import ConfigError, SkippedError
 from engram_exp.machine.data_sheets import DataSheet, data_sheet_of, is_of
 from engram_exp.machine.memory import free_device_bytes
 from engram_exp.machine.placement import triton_is_interpreted
-from engram_exp.run.plan import KINDS, Plan, device_name
+from engram_exp.run.kinds import KINDS
+from engram_exp.run.plan import Plan, device_name
 from engram_exp.stage import kind_of
 from engram_exp.steps.fusion.step import Fusion
 from engram_exp.steps.lookup.step import Lookup
@@ -184,7 +185,7 @@ def _require_accelerator(plan: Plan) -> None:
 def _require_readable_table(plan: Plan) -> None:
     strategy, table = plan.config.strategy, plan.config.table
     through_link = strategy.table == HOST and strategy.lookup != HOST and plan.device.type == "cuda"
-    if through_link and not table.get("pinned", False):
+    if through_link and not table.get("pinned", False) and not _kinds(plan)[0].asks_host:
         raise SkippedError("a kernel reads host memory only where it is pinned: table=pinned or table=huge")
 
 
@@ -225,6 +226,8 @@ def check_fusion(plan: Plan) -> None:
 def _check_schedule(plan: Plan) -> None:
     """Refuse a pipeline or a graph that cannot be."""
     captured = capture_of(plan.config) == GRAPH
+    if captured and _kinds(plan)[0].asks_host:
+        raise ConfigError("capture", GRAPH, "the lookup waits for the host, which gathers rows; use capture=none")
     if captured and plan.device.type != "cuda":
         raise ConfigError("capture", GRAPH, f"needs a CUDA device, and this is {plan.device}; use capture=none")
     if plan.config.schedule.chunk_tokens is not None:
@@ -242,7 +245,7 @@ def _check_chunks(plan: Plan) -> None:
         raise chunks_refused(chunk_tokens, remedy)
     lookup, upload = _kinds(plan)
     if lookup.keeps_rows:
-        raise chunks_refused(chunk_tokens, "each chunk of the ring would have a cache of its own; use schedule=graph")
+        raise chunks_refused(chunk_tokens, "each chunk of the ring would have a cache of its own; use schedule=serial")
     if works_alone(plan.stages):  # an upload takes whole batches
         return
     if plan.has_link and (not plan.pins or upload.fresh):

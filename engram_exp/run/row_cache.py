@@ -126,8 +126,8 @@ class CountingGlance(Glance):
     @property
     def spared_share(self) -> float:
         """Of the row ids that were counted, those for which no row crossed the link."""
-        spared, asked = self.counted.tolist()
-        return float(spared / asked)
+        spared, asked, *crossed = self.counted.tolist()
+        return float(1 - crossed[0] / asked if crossed else spared / asked)
 
     @property
     def table(self) -> str:
@@ -164,8 +164,8 @@ def counted_columns(glances: Iterable[Glance]) -> dict[str, Any]:
 
 
 def _hit_rate(counting: Sequence[CountingGlance]) -> float:
-    spared, asked = torch.stack([glance.counted for glance in counting]).sum(dim=0).tolist()
-    return float(spared / asked)
+    hit, asked = torch.stack([glance.counted[:2] for glance in counting]).sum(dim=0).tolist()
+    return float(hit / asked)
 
 
 def require_kept(case: str, cache: Any, table: Table | DiskTable) -> None:

@@ -17,7 +17,7 @@ from engram_exp.run.on_disk import Files
 from engram_exp.run.parts import Parts
 from engram_exp.run.plan import Distinct
 from engram_exp.run.row_cache import SteadyAgain, counted_columns, is_in, require_kept, restore_of
-from engram_exp.run.rows import exposed_columns, least_exposed
+from engram_exp.run.rows import exposed_columns, exposed_verdict, least_exposed
 from engram_exp.run.step_layer import Looks, TableLayer, made_by
 from engram_exp.run.step_plan import StepPlan
 from engram_exp.run.step_runs import StepRuns, steps_before
@@ -46,8 +46,7 @@ class StepBench:
         self.parts, self.plan, self.clock, self.ranks = parts, plan, clock, parts.plan.ranks
         self.distinct = distinct
         self.layers = [
-            TableLayer(parts if layer is parts.plan else Parts(layer, parts.seed + number), plan, seed + number)
-            for number, layer in plan.layers.items()
+            TableLayer(parts.of_layer(number, layer), plan, seed + number) for number, layer in plan.layers.items()
         ]
         self.cases = plan.cases
         self.errors: dict[str, Exception] = {}
@@ -126,6 +125,9 @@ class StepBench:
             windows_ms = [at.ms for at in self.reached.get(READY, ())]
             if windows_ms and (least := least_exposed(self.plan, windows_ms, self.distinct)):
                 found |= {"exposed_limit_ms": least.ms, "exposed_limit_by": least.by}
+                if READY in timings:
+                    ready_ms = median(sample.wall_ms for sample in timings[READY].samples)
+                    found |= exposed_verdict(ready_ms, found.get("exposed_ms_hi"), least)
         if case in self._right():
             found |= counted_columns(glance for _, glance in self.looks[case].glances)
         return found

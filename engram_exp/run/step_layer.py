@@ -71,7 +71,8 @@ class TableLayer:
         host, across = host_and_across(built)
         if host.stages:
             return HostFetch(ids, host, across, how.stream)
-        return DeviceFetch(ids, how.captured(across), how.stream)
+        asks_host = any(getattr(stage.kind, "asks_host", False) for stage in built)
+        return DeviceFetch(ids, across if asks_host else how.captured(across), how.stream, asks_host=asks_host)
 
     def compute(self, case: str) -> Strategy:
         """What it makes of its rows in a case."""
@@ -97,12 +98,6 @@ class TableLayer:
         """Put the rows of `ready` where it reads them."""
         for place, tensor in zip(self.places, self.rows, strict=True):
             place.copy_(tensor)
-
-    def is_alike(self) -> bool:
-        """Whether it makes the same of its rows in a step as when they are in place."""
-        computing = [self.plan.parted(self.parts.plan, case)[1] for case in (READY, IN_STEP)]
-        ready, in_step = ([task.load.stage for task in tasks] for tasks in computing)
-        return ready == in_step
 
     def glance(self, case: str, inputs: Sequence[Batch]) -> Glance:
         """A look at what a case makes of it, behind samples."""

@@ -109,6 +109,13 @@ class StepPlan:
         tasks = [layer.task(stage, distinct) for stage in stages]
         return tasks[:fetched], tasks[fetched:]
 
+    @property
+    def is_alike(self) -> bool:
+        """Whether all layers make the same of their rows in a step as when they are in place."""
+        of_case = ([self.parted(layer, case)[1] for layer in self.layers.values()] for case in (READY, IN_STEP))
+        ready, in_step = ([task.load.stage for tasks in computing for task in tasks] for computing in of_case)
+        return ready == in_step
+
     def tasks_of(self, case: str, layer: Plan, distinct: Distinct | None = None) -> list[Task]:
         """What a layer's stages do in a case."""
         if case == DECODER:

@@ -70,7 +70,7 @@ class StepRuns:
             places = [tuple(map(torch.clone, rows)) for rows in places]
         step = in_step([InPlace(rows) for rows in places], computes)
         self.runs[IN_STEP] = self._ahead(step, places) if is_ahead else step.fed(fetches)
-        if all(layer.is_alike() for layer in layers):
+        if self.plan.is_alike:
             self.runs[READY] = step
             for layer, rows in zip(layers, places, strict=True):
                 layer.places = rows

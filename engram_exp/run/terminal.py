@@ -15,6 +15,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
 from engram_exp.machine.disturbance import is_disturbed
+from engram_exp.measure.limits import is_beaten
+from engram_exp.measure.rates import Limit
 from engram_exp.results import schema
 from engram_exp.results.schema import OPTIONS, of_role
 from engram_exp.vocabulary import DECODER, FETCH, LOOKUP, OK
@@ -243,9 +245,12 @@ def _waits(row: Mapping[str, Any]) -> str:
     least_ms, by = row.get("exposed_limit_ms"), row.get("exposed_limit_by")
     if least_ms is None:
         return text
-    return (
-        f"{text}; at least {least_ms:.4f} ms must be exposed, by {by}" if least_ms else f"{text}; all could be hidden"
-    )
+    if not least_ms:
+        return f"{text}; all could be hidden"
+    high_ms = row.get("exposed_ms_hi")
+    beaten = high_ms is not None and is_beaten(high_ms, Limit(least_ms, str(by)))
+    unless = ", unless the decoder was quicker than with its rows in place, or the limit is wrong: less was"
+    return f"{text}; at least {least_ms:.4f} ms must be exposed, by {by}{unless if beaten else ''}"
 
 
 def _served(row: Mapping[str, Any]) -> str:

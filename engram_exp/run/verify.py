@@ -7,9 +7,10 @@ from collections.abc import Sequence
 import torch
 
 from engram_exp.errors import MismatchError
+from engram_exp.layer.excerpt import excerpt
+from engram_exp.run.kinds import step_of
 from engram_exp.run.parts import Parts
-from engram_exp.run.plan import step_of
-from engram_exp.stage import Stage, Task, Tensors, Tolerance, excerpt
+from engram_exp.stage import Stage, Task, Tensors, Tolerance
 from engram_exp.vocabulary import TENSORS_OF
 
 EDGE = 32  # tokens at each end of a batch and of its parts ...

@@ -1,10 +1,11 @@
-"""The fresh process that one run lives in: `python -m engram_exp.run.worker FOLDER` runs the job saved there."""
+"""The fresh process that a run lives in: `python -m engram_exp.run.worker FOLDER...` runs the jobs saved there."""
 
 from __future__ import annotations
 
 import logging
 import os
 import sys
+from argparse import ArgumentParser
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -17,7 +18,6 @@ from engram_exp.machine import numa
 from engram_exp.machine.disturbance import LoadMeter
 from engram_exp.machine.environment import code_cache
 from engram_exp.machine.files import kept_from_children
-from engram_exp.results.schema import SUCCESSES
 from engram_exp.run.compiled import compiled_code
 from engram_exp.run.job import Job
 
@@ -43,39 +43,35 @@ def variables(job: Job) -> dict[str, str]:
     return chosen
 
 
-def main(folder: Path, turn: int | None = None) -> int:
-    """Run the job of a folder; 0 if all of its rows are good.
+def main(folders: Sequence[Path], turn: int | None = None) -> int:
+    """Run the jobs of some folders, which agree in all that a process keeps for its life, until one fails; 0 if all
+    rows are good.
 
     Args:
-        folder: of the job, and of the files that the run leaves.
+        folders: of the jobs, and of the files that the runs leave.
         turn: descriptor of the lock that lasts as long as this process, but not as long as what it starts.
     """
-    job = Job.load(folder)
-    refused: ConfigError | None = None
-    if job.config.ranks == 1:
+    jobs = [Job.load(folder) for folder in folders]
+    first, refused = jobs[0], None
+    if first.config.ranks == 1:
         try:
-            bind_to_node(job.config)
+            bind_to_node(first.config)
         except ConfigError as error:  # also where the machine that asked has such a node, and this one has not
             refused = error
-    prepare(job)
-    log_to(folder)
-    with kept_from_children(turn) if turn is not None else nullcontext(), code_kept(job):
+    prepare(first)
+    log_to(folders[0])
+    with kept_from_children(turn) if turn is not None else nullcontext(), code_kept(first):
         log.info("the worker starts")
-        if refused or job.config.ranks > 1:
+        if refused or first.config.ranks > 1:
             from engram_exp.run.launch import launch, refuse
 
-            return refuse(job, refused) if refused else launch(job)
+            return refuse(first, refused) if refused else launch(jobs)
         meter = LoadMeter()
-        from engram_exp.run.experiment import run  # PyTorch starts its threads on import: behind the affinity
+        from engram_exp.run.in_turn import run_in_turn  # PyTorch starts its threads on import: behind the affinity
         from engram_exp.run.terminal import Terminal
 
         log.info("libraries are imported")
-        try:
-            rows = run(job, Terminal(), meter)
-        except OSError as error:  # of writing: whatever else fails is a row
-            log.error("%s: the results cannot be written: %s", folder, error)
-            return EXIT_UNWRITTEN
-    return 0 if all(row["status"] in SUCCESSES for row in rows) else 1
+        return run_in_turn(jobs, Terminal(), meter)
 
 
 def bind_to_node(config: DictConfig, local_rank: int = 0, local_size: int = 1) -> None:
@@ -97,7 +93,7 @@ def bind_to_node(config: DictConfig, local_rank: int = 0, local_size: int = 1) -
     beside = [rank for rank in range(local_size) if nodes[rank] == node]
     cpus = numa.cpus_of(node, hardware.affinity or os.sched_getaffinity(0))
     hardware.affinity = list(share_of(cpus, beside.index(local_rank), len(beside)))
-    hardware.threads = hardware.threads or usable_cpus(hardware.affinity)
+    hardware.threads = hardware.threads or usable_cpus(hardware.affinity, local_size)
     numa.bind_memory(node)
 
 
@@ -124,11 +120,12 @@ def code_kept(job: Job) -> Iterator[None]:
 
 
 def log_to(folder: Path, rank: int = 0) -> None:
-    """Log to the screen, and to a file of the run; that of a rank but the first has its number in its name."""
+    """Log to the screen, and from now on to a file of the run in this folder; that of a rank but the first has its
+    number in its name."""
     screen = logging.StreamHandler()
     screen.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
     screen.setLevel(logging.WARNING)
-    logging.basicConfig(level=logging.INFO, handlers=[screen])
+    logging.basicConfig(level=logging.INFO, handlers=[screen], force=True)
     try:
         name = f"run.{rank}.log" if rank else LOG
         file = logging.FileHandler(folder / name)
@@ -140,4 +137,8 @@ def log_to(folder: Path, rank: int = 0) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1]), *map(int, sys.argv[2:])))
+    parser = ArgumentParser()
+    parser.add_argument("--turn", type=int)
+    parser.add_argument("folders", type=Path, nargs="+")
+    asked = parser.parse_args()
+    sys.exit(main(asked.folders, asked.turn))

@@ -101,31 +101,37 @@ class DeviceFetch:
         ids: of the step.
         work: takes ids and their history on the device and returns the rows there.
         stream: that it runs on; None: the decoder's, when the layer is reached.
+        asks_host: the host waits in the middle of it: when the layer is reached, by when those before it are launched.
     """
 
-    def __init__(self, ids: StepIds, work: Compute, stream: torch.Stream | None) -> None:
-        self.ids, self.work, self.stream = ids, work, stream
+    def __init__(self, ids: StepIds, work: Compute, stream: torch.Stream | None, *, asks_host: bool = False) -> None:
+        self.ids, self.work, self.stream, self.asks_host = ids, work, stream, asks_host
         if stream is not None:
             self.ready = torch.Event(device=stream.device.type)
 
     def start(self) -> None:
         """Launch it beside the decoder."""
-        if self.stream is not None:
-            with self.stream:
-                self.ids.stream_waits(self.stream)
-                self.rows = self.work(self.ids.on_device)
-                self.ready.record(self.stream)
+        if self.stream is not None and not self.asks_host:
+            self._launch(self.stream)
 
     def arrive(self) -> Tensors:
         """The rows."""
         if self.stream is None:
             return self.work(self.ids.on_device)
+        if self.asks_host:
+            self._launch(self.stream)
         self.decoder_waits(torch.accelerator.current_stream())
         return self.rows
 
     def decoder_waits(self, current: torch.Stream) -> None:
         """Until the rows are there."""
         current.wait_event(self.ready)
+
+    def _launch(self, stream: torch.Stream) -> None:
+        with stream:
+            self.ids.stream_waits(stream)
+            self.rows = self.work(self.ids.on_device)
+            self.ready.record(stream)
 
 
 class HostFetch:

@@ -84,13 +84,16 @@ def _ring_buffers(ring: Ring, tokens: int) -> Iterator[Task]:
             yield task.of_tokens(ring.chunk_tokens)
 
 
-def check_fits(needed: Footprint, free_host: int, free_device: int | None, table_scale: float) -> None:
+def check_fits(
+    needed: Footprint, free_host: int, free_device: int | None, table_scale: float, numa: int | str | None = None
+) -> None:
     """Refuse what does not fit.
 
     Args:
         needed: memory.
         free_host, free_device: bytes; None where the CPU stands in for the device, and both sides share the host.
         table_scale: of the table that was counted.
+        numa: what the run is bound to, if it takes its host memory from one node.
 
     Raises:
         DoesNotFitError: with the bytes needed and free, and the `table_scale` that would fit if there is one.
@@ -109,4 +112,6 @@ def check_fits(needed: Footprint, free_host: int, free_device: int | None, table
                 remedy = f"{below}, and a smaller batch_size or seq_len, would need less"
             else:
                 remedy = "a smaller batch_size or seq_len would need less"
+            if where == HOST and numa is not None:
+                remedy += f", and hardware.numa={numa} leaves the memory of one node, null that of all"
             raise DoesNotFitError(where, wanted, free, remedy)

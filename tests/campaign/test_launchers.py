@@ -69,7 +69,7 @@ def test_the_end_of_a_jobs_time_leaves_a_row_and_no_worker(configure, tmp_path, 
 
     monkeypatch.setattr("engram_exp.campaign.process.wait", end)
     with pytest.raises(SystemExit):
-        Campaign()._run(Planned(configure(*TINY, "cases=[hashing]"), {}, tmp_path / "0", 0, ()))
+        Campaign()._run([Planned(configure(*TINY, "cases=[hashing]"), {}, tmp_path / "0", 0, ())])
     assert workers[0].returncode == -signal.SIGKILL
     frame = load_results(tmp_path)
     assert frame["status"].tolist() == ["crash"]
@@ -101,7 +101,7 @@ def test_what_cannot_be_started_is_a_row_and_the_sweep_goes_on(configure, tmp_pa
     monkeypatch.setattr(subprocess, "Popen", cannot)
     campaign = Campaign()
     for number in ("0", "1"):
-        campaign._run(Planned(configure(*TINY, "cases=[hashing]"), {}, tmp_path / number, 0, ()))
+        campaign._run([Planned(configure(*TINY, "cases=[hashing]"), {}, tmp_path / number, 0, ())])
     frame = load_results(tmp_path)
     assert frame["status"].tolist() == ["crash"] * 2
     assert frame["error"][0] == "OSError('no more processes')"

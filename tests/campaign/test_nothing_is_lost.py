@@ -188,6 +188,34 @@ def test_a_folder_that_is_deleted_in_the_middle_fails_one_run_and_no_other(sweep
     assert sorted(status for status, _ in in_sweep_csv(tmp_path)) == ["crash", "ok"]
 
 
+FAILS_THE_SECOND = """
+import os, signal
+from engram_exp.steps.hashing.numba import NumbaHasher
+
+
+class Hasher(NumbaHasher):
+    def __call__(self, ids, *rest):
+        if len(ids) == 2 and os.environ["FAILS_BY"] == "death":
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().__call__(ids, *rest) * (len(ids) != 2)
+"""
+
+
+@pytest.mark.parametrize(("by", "status"), [("death", "crash"), ("being wrong", "mismatch")])
+def test_a_run_that_fails_ends_the_worker_that_it_shares_and_costs_no_other(sweep, tmp_path, monkeypatch, by, status):
+    (tmp_path / "failing.py").write_text(FAILS_THE_SECOND)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setenv("FAILS_BY", by)
+    monkeypatch.syspath_prepend(tmp_path)
+    asked = "worker=shared", "hashing._target_=failing.Hasher", "cases=[lookup]"
+    assert sweep(*asked, batch_sizes=(1, 2, 3, 4)) == 1
+    frame = load_results(tmp_path).set_index("batch_size")
+    assert frame["status"].to_dict() == {1: "ok", 2: status, 3: "ok", 4: "ok"}
+    assert set(frame["worker"]) == {"shared"}
+    logs = [(tmp_path / f"mine/{number}/run.log").read_text() for number in range(4)]
+    assert ["filled a table" in log for log in logs] == [True, False, True, False], "once by each process"
+
+
 def test_a_sweep_of_which_nothing_could_be_measured_exits_with_3(sweep, tmp_path):
     everything_is_skipped = ("cases=[up_embed]",)
     assert sweep(*everything_is_skipped) == 3

@@ -57,8 +57,8 @@ def test_every_option_composes_and_builds(configure, tmp_path, group, option):
         rows = parts_of(configure(*overrides[1:])).geometry.rows
         save_file({"rows": torch.zeros(rows, 64, dtype=torch.bfloat16)}, tmp_path / "a.safetensors")
         overrides += [f"table.checkpoint={tmp_path}", "table.values=rows"]
-    if option == "cached":
-        overrides += ["strategy=cached", "lookup.gb=0.001"]
+    if option in ("cached", "cached_copy"):
+        overrides += [f"strategy={option}", "lookup.gb=0.001"]
     if group == "decoder" and option != "none":
         overrides += ["decoder.layers=16", "decoder.vocab_size=100"]  # which sizes are the model's, tests/decoder has
     if option in ("ids", "trace"):
@@ -126,7 +126,7 @@ def test_an_unknown_dtype_is_refused(configure, overrides, says):
 
 @pytest.mark.parametrize("overrides", [["table=device"], ["strategy=device", "table=huge"]])
 def test_a_table_lives_where_the_strategy_keeps_it(configure, overrides):
-    with pytest.raises(ConfigError, match=r"^table=None: lives on the (device|host), but the strategy"):
+    with pytest.raises(ConfigError, match=r"^table: lives on the (device|host), but the strategy"):
         check_components(Plan(configure(*overrides)))
 
 

@@ -234,7 +234,7 @@ def test_an_npz_without_ids_and_no_path_are_refused(tmp_path):
     np.savez(tmp_path / "other.npz", tokens=np.ones((2, 3), int))
     with pytest.raises(ConfigError, match=r"has no array `ids`, only \['tokens'\]"):
         file_tokens(tmp_path / "other.npz")
-    with pytest.raises(ConfigError, match=r"^tokens\.path=None"):
+    with pytest.raises(ConfigError, match=r"^tokens\.path: "):
         FileTokens(10, 2, None, None)
 
 

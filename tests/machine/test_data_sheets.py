@@ -2,7 +2,7 @@
 
 import pytest
 
-from engram_exp.machine.data_sheets import DATA_SHEETS, data_sheet_of
+from engram_exp.machine.data_sheets import DATA_SHEETS, data_sheet_of, most_memory_gb
 
 
 @pytest.mark.parametrize(
@@ -30,3 +30,16 @@ def test_a_device_has_the_data_sheet_of_its_name(name, gb, option):
 )  # fmt: skip
 def test_a_variant_with_other_memory_link_or_power_has_none(name, gb):
     assert data_sheet_of(name, gb * 10**9) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "most_gib"),
+    [
+        ("NVIDIA H100 80GB HBM3", 80), ("NVIDIA H200", 141), ("NVIDIA A100 80GB PCIe", 80), ("NVIDIA B200", 180),
+        ("NVIDIA A100-SXM4-40GB", 80), ("NVIDIA GH200 480GB", 480), ("NVIDIA GH200 144G HBM3e", 144),
+        ("NVIDIA H20", None), ("NVIDIA RTX A6000", None), ("", None),
+    ],
+)  # fmt: skip
+def test_a_name_tells_the_most_memory_that_a_device_may_have(name, most_gib):
+    """Of several numbers the largest: whoever says that something does not fit must be right."""
+    assert most_memory_gb(name) == (most_gib and most_gib * 2**30 / 1e9)

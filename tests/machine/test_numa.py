@@ -75,6 +75,30 @@ def test_ranks_of_one_node_share_its_cpus(monkeypatch, rank):
     assert (hardware.threads, bound) == (min(2, len(os.sched_getaffinity(0))), [rank // 2 * 2])
 
 
+@pytest.mark.parametrize(("quota", "threads"), [(None, 4), (8, 2), (100, 4), (3, 1)])
+def test_ranks_share_what_a_control_group_leaves_them(monkeypatch, quota, threads):
+    monkeypatch.setattr(numa, "cpus_of_nodes", lambda: {0: "0-7", 2: "8-15"})
+    monkeypatch.setattr(numa, "places_of_gpus", lambda: GPUS)
+    monkeypatch.setattr(numa, "bind_memory", lambda node: None)
+    monkeypatch.setattr("engram_exp.machine.cgroup.cpus", lambda: quota)
+    monkeypatch.delenv(numa.VISIBLE, raising=False)
+    hardware = SimpleNamespace(numa="near", affinity=list(range(16)), threads=None)
+    bind_to_node(SimpleNamespace(hardware=hardware), 1, 4)
+    assert hardware.threads == threads
+
+
+@pytest.mark.parametrize(
+    ("asked", "rank", "free"), [("near", 0, 20), ("near", 2, 30), ("near", 3, 30), (2, 0, 15), (0, 3, 10)]
+)
+def test_ranks_share_the_memory_of_the_node_that_they_are_bound_to(monkeypatch, asked, rank, free):
+    """Of the node 0 are 40 bytes free, of the node 2 60; two of four ranks are near to each."""
+    monkeypatch.setattr(numa, "cpus_of_nodes", lambda: NODES)
+    monkeypatch.setattr(numa, "places_of_gpus", lambda: GPUS)
+    monkeypatch.setattr(numa, "free_bytes_of_node", {0: 40, 2: 60}.__getitem__)
+    monkeypatch.delenv(numa.VISIBLE, raising=False)
+    assert numa.free_bytes(asked, rank, 4) == free
+
+
 BOUND = """
 import mmap, re
 from engram_exp.machine.numa import bind_memory

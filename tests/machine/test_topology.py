@@ -2,7 +2,14 @@
 
 from types import SimpleNamespace
 
-from engram_exp.machine.topology import Gpu, cpus_of_nodes, in_words, places_of_gpus, ways_between_gpus
+from engram_exp.machine.topology import (
+    Gpu,
+    cpus_of_nodes,
+    free_bytes_of_node,
+    in_words,
+    places_of_gpus,
+    ways_between_gpus,
+)
 
 
 class NoAnswer(Exception):  # noqa: N818
@@ -34,6 +41,12 @@ def nvml(bus_ids, links, levels=()):
 def file(path, text):
     path.parent.mkdir(parents=True)
     path.write_text(text)
+
+
+def test_files_that_a_node_keeps_in_memory_count_as_free(tmp_path):
+    lines = {"MemTotal": 100, "MemFree": 7, "Active(anon)": 50, "Active(file)": 20, "Inactive(file)": 3, "Shmem": 11}
+    file(tmp_path / "node2/meminfo", "".join(f"Node 2 {name}:   {kib} kB\n" for name, kib in lines.items()))
+    assert free_bytes_of_node(2, tmp_path) == 30 * 1024
 
 
 def test_nodes_have_the_cpus_that_the_kernel_lists(tmp_path):

@@ -4,6 +4,7 @@ they do in those of one."""
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from pool import pool_of
 
 from engram_exp.decoder.shape import DecoderCost
 from engram_exp.decoder.shapes import MatmulShape
+from engram_exp.decoder.shared_matmuls import SharedMatmulDecoder
 from engram_exp.errors import ConfigError
 from engram_exp.layer.weights import ProjectionWeights
 from engram_exp.machine.placement import Placement
@@ -114,6 +116,21 @@ def test_all_shares_together_cost_what_the_whole_costs(ranks, parts):
     sums = 3 * 4 * 7 * 2 * share.arriving_values
     assert DecoderCost(share, 4, 2).arriving_bytes(7) == pytest.approx(sums)
     assert DecoderCost(whole, 4, 2).arriving_bytes(7) == 0
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_share_keeps_what_it_is_said_to_cost_while_its_products_are_drawn(monkeypatch, tied):
+    of_head, draw = [], SharedMatmulDecoder.product
+
+    def product(decoder, number):
+        of_head.append(0 if tied else decoder.head.untyped_storage().nbytes())
+        return draw(decoder, number)
+
+    monkeypatch.setattr(SharedMatmulDecoder, "product", product)
+    share = replace(SHAPE, tied=tied).among(2)
+    decoder = share.build(2, torch.float32, 0, CPU, SimpleNamespace(rank=1, size=2, compute_group=None))
+    rest = decoder.embedding.nbytes + decoder.norm.nbytes
+    assert {rest + head for head in of_head} == {DecoderCost(share, 2, 4).vocabulary_bytes}
 
 
 UNLIKE = {"products": [[24, 12], [8, 16], [12, 12]], "split": ["made", "read", "read"]}

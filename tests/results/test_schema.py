@@ -4,7 +4,8 @@ from common import ROOT
 
 from engram_exp import load_results
 from engram_exp.results import schema
-from engram_exp.results.schema import COLUMNS, COLUMNS_OF, SAMPLE_TABLE, TABLE, document
+from engram_exp.results.document import document
+from engram_exp.results.schema import COLUMNS, COLUMNS_OF, SAMPLE_TABLE, TABLE
 
 
 def test_the_documentation_is_what_the_schema_prints():

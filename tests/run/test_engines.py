@@ -64,7 +64,7 @@ def test_parts_that_are_made_up_cross_the_link(run_inline):
 @pytest.mark.parametrize(
     ("overrides", "says"),
     [
-        (["lookup=staged"], "lookup=None: hands out other pinned memory .*: upload=fresh"),
+        (["lookup=staged"], "lookup: hands out other pinned memory .*: upload=fresh"),
         (["upload=fresh", "schedule=pipelined"], "schedule=pipelined: .*: upload=pinned, or schedule=serial"),
         (["lookup=staged", "upload=fresh", "schedule=pipelined"], "schedule=pipelined: .*memory: schedule=serial"),
     ],

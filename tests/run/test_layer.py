@@ -257,23 +257,6 @@ def test_the_wholes_of_a_pipeline_share_their_chunks(configure):
 
 
 @pytest.mark.accelerator
-@pytest.mark.parametrize("strategy", ["kv_on_gpu", "kv_on_cpu", "uva", "device"])
-def test_nothing_waits_for_the_device_within_a_layer(configure, strategy):
-    schedule = IN_CHUNKS if strategy.startswith("kv") else ()
-    parts = parts_of(configure(*TINY, *CONV, f"strategy={strategy}", "hardware=cuda", *schedule))
-    with torch.inference_mode():
-        stages = {} if schedule else {stage.name: parts.stage(stage) for stage in parts.plan.stages}
-        whole_run = build_whole_run(parts, "layer", stages)
-        for batch in parts.batches[:3]:
-            whole_run(batch)
-        torch.cuda.set_sync_debug_mode("error")
-        try:
-            whole_run(parts.batches[0])
-        finally:
-            torch.cuda.set_sync_debug_mode("default")
-
-
-@pytest.mark.accelerator
 @pytest.mark.parametrize("strategy", ["kv_on_cpu", "kv_on_gpu", "uva", "device"])
 def test_the_memory_of_a_whole_does_not_depend_on_other_cases(run_inline, strategy):
     shape = (*CONV, "worker=inline", f"strategy={strategy}", "hardware=cuda", "batch_size=64", "seq_len=64")

@@ -4,9 +4,11 @@ import pytest
 from common import TINY
 
 from engram_exp.errors import ConfigError
+from engram_exp.run.experiment import run
 from engram_exp.run.job import Job
 from engram_exp.run.requirements import require_data_sheet
 from engram_exp.run.rows import failed_rows
+from engram_exp.run.terminal import Terminal
 
 
 @pytest.mark.parametrize("strategy", ["uva", "device"])
@@ -53,10 +55,17 @@ def test_the_data_sheet_is_looked_up_by_the_name_of_the_device(run_inline, monke
 
 
 def test_what_does_not_fit_is_refused_before_a_batch_is_drawn(run_inline, monkeypatch):
-    monkeypatch.setattr("engram_exp.run.experiment.free_host_bytes", lambda: 10)
+    monkeypatch.setattr("engram_exp.run.rank_plan.free_host_bytes", lambda: 10)
     monkeypatch.setattr("engram_exp.run.parts.distinct_batches", lambda *_: pytest.fail("batches were drawn"))
     rows = run_inline()
     assert {row["status"] for row in rows} == {"oom_host"}
+
+
+def test_memory_of_other_nodes_is_not_free_to_a_run_that_is_bound(configure, monkeypatch, tmp_path):
+    job = Job.create(configure(*TINY, "hardware.numa=1"), {}, tmp_path)
+    monkeypatch.setattr("engram_exp.machine.numa.free_bytes", lambda *asked: {(1, 0, 1): 10}[asked])
+    rows = run(job, Terminal(quiet=True))
+    assert "hardware.numa=1 leaves the memory of one node" in rows[0]["error"]
 
 
 def test_a_wrong_option_of_a_component_is_still_a_row_for_each_case(run_inline):

@@ -41,6 +41,16 @@ def test_a_row_says_what_hit_and_how_the_cache_was_found(run_inline, overrides, 
         assert row["cache_policy"] == policy.removeprefix("lookup.policy=")
 
 
+@pytest.mark.parametrize("strategy", ["cached", "cached_copy"])
+def test_a_row_that_misses_twice_in_a_call_crosses_twice_unless_it_is_copied(run_inline, strategy):
+    cold = "lookup.state=cold", "tokens.share=0.01", "batches=1", "cases=[lookup]"
+    (row,) = run_inline(*CACHED, f"strategy={strategy}", *cold)
+    asked = row["batch_size"] * row["seq_len"] * 4 * 8 * 2  # 2 orders of 2 heads, 8 values in bfloat16
+    crossing = asked if strategy == "cached" else row["unique_row_fraction"] * asked
+    assert row["unique_row_fraction"] < 0.9
+    assert (row["status"], row["cache_hit_rate"], row["link_bytes"]) == ("ok", 0, pytest.approx(crossing))
+
+
 @pytest.mark.slow
 def test_in_its_steady_state_a_cache_is_asked_for_batches_that_it_has_not_seen(run_inline, configure, tmp_path):
     """A trace of 8 steps, of which the last 4 are timed, again and again; 4,096 rows a column, so that few are met by
@@ -153,6 +163,7 @@ def test_what_is_wrong_only_where_all_rows_hit_is_a_mismatch(run_inline, monkeyp
             "lookup.state=steady: pinned rows are there",
         ),
         (["schedule=pipelined"], "schedule=pipelined: each chunk of the ring would have a cache of its own"),
+        (["strategy=cached_copy", "capture=graph"], "capture=graph: the lookup waits for the host, which gathers rows"),
         (["decoder=dense_8b", "lookup.state=cold"], "lookup.state=cold: the steps of a sample follow each other"),
     ],
 )
@@ -189,7 +200,7 @@ def test_a_profile_in_a_file_is_taken_instead_unless_it_is_of_another_hash(confi
 def test_without_other_batches_there_is_no_profile(configure, tmp_path):
     np.save(tmp_path / "ids.npy", np.arange(24).reshape(2, 12))
     parts = parts_of(configure(*TINY, *CACHED, "tokens=ids", f"tokens.path={tmp_path / 'ids.npy'}"))
-    with pytest.raises(ConfigError, match=r"^tokens=None: holds no batch but those of the run"):
+    with pytest.raises(ConfigError, match=r"^tokens: holds no batch but those of the run"):
         parts.profile(100)
 
 
@@ -207,6 +218,8 @@ FEW = (*PROMPT, "batch_size=1", "seq_len=4")
         ((*FEW, "prefetch.lead=previous_step", "dtype=fp8"), 1.0),
         ((*FEW, "prefetch.lead=previous_step", "lookup.state=cold"), 0.0),
         ((*DECODE, "strategies.3=uva", "prefetch.streams=each"), 1.0),
+        ((*DECODE, "strategies.3=cached_copy", "lookup.state=cold"), 0.0),
+        ((*FEW, "strategy=cached_copy", "prefetch.lead=previous_step", "dtype=fp8"), 1.0),
     ],
 )
 def test_layers_of_a_step_have_caches_of_their_own(run_inline, device, overrides, hit_rate):
@@ -265,11 +278,10 @@ def test_rows_of_other_tokens_are_kept_likewise(run_inline, tokens):
 
 
 @pytest.mark.accelerator
-@pytest.mark.parametrize("capture", ["none", "graph"])
+@pytest.mark.parametrize("how", [["capture=none"], ["capture=graph"], ["strategy=cached_copy", "table=pageable"]])
 @pytest.mark.parametrize("overrides", [[], ["lookup.state=cold"], ["lookup.policy=static"], ["lookup.gb=0.00001"]])
-def test_a_gpu_replays_it(run_inline, capture, overrides):
+def test_a_gpu_replays_it_or_asks_the_host(run_inline, how, overrides):
     rows = run_inline(
-        *CACHED, "hardware=cuda", "batch_size=64", "seq_len=512", "dtype=fp8", f"capture={capture}", "cases=all",
-        *overrides,
-    )  # fmt: skip
+        *CACHED, "hardware=cuda", "batch_size=64", "seq_len=512", "dtype=fp8", *how, "cases=all", *overrides
+    )
     assert {row["status"] for row in rows} == {"ok"}, rows

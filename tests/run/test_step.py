@@ -16,9 +16,7 @@ from engram_exp.decoder.decoder import Step
 from engram_exp.errors import ConfigError
 from engram_exp.layer.tokens import Batch
 from engram_exp.measure.limits import Limits
-from engram_exp.measure.rates import Limit
 from engram_exp.run.plan import bytes_moved, flops
-from engram_exp.run.rows import least_exposed
 from engram_exp.run.step_runs import steps_before
 from engram_exp.steps.lookup.gather import GatherLookup
 from engram_exp.strategy.fetch import HostFetch
@@ -109,26 +107,6 @@ def test_a_step_waits_where_rows_are_late(configure, monkeypatch):
     assert all(at.waits_ms < first.waits_ms for at in in_place)
 
 
-@pytest.mark.parametrize(
-    ("windows_ms", "more", "least"),
-    [
-        ((0.1, 5.0), (), 0.9),  # the rows of a layer take 1 ms: those of the first come 0.9 late
-        ((5.0, 1.5), (), 0.5),  # those of both come 0.5 late to the second
-        ((1.5, 2.5), (), 0.0),
-        ((0.1, 5.0), ("prefetch.where=inline",), None),
-        ((0.1, 5.0), ("seq_len=5", "prefetch.lead=previous_step"), None),
-    ],
-)
-def test_what_must_be_exposed_follows_from_limits_and_windows(configure, monkeypatch, windows_ms, more, least):
-    plan = parts_of(configure(*TINY, *DECODE, "strategy=kv_on_gpu", *more, CASES)).plan
-    row_ids = plan.tokens * plan.geometry.columns
-    monkeypatch.setattr(Limits, "of", lambda self, work, load: Limit(work["host rows"] / row_ids, "host rows"))
-    assert least_exposed(plan.step, windows_ms, None) is None, "limits=none"
-    plan.limits = Limits({})
-    found = least_exposed(plan.step, windows_ms, None)
-    assert found == (None if least is None else (pytest.approx(least), "host rows"))
-
-
 def test_layers_with_tables_are_those_that_were_asked_for(run_inline, tmp_path):
     run_inline(*DECODE, "decoder.engram_layers=[2]", CASES)
     frame = load_results(tmp_path).set_index("case")
@@ -175,16 +153,6 @@ def test_samples_go_through_all_batches_step_by_step(batches, steps):
     for batch in last:
         run += [int(each.ids) for each in (*before(batch), batch)]
     assert run == [number % batches for number in range(batches * steps)]
-
-
-def test_what_rests_on_a_suspect_time_is_not_told(run_inline, monkeypatch):
-    def beaten(work):
-        return 0.0 if "link" in work or "host rows" in work else 1e9  # what fetches rows could have been so fast
-
-    monkeypatch.setattr("engram_exp.run.rows.possible_ms", beaten)
-    rows = {row["case"]: row for row in run_inline(*DECODE, CASES)}
-    assert (rows["ready"]["status"], rows["step"]["status"]) == ("suspect", "ok")
-    assert rows["step"].get("exposed_ms_median") is None
 
 
 @pytest.mark.slow

@@ -7,10 +7,12 @@ import torch
 from common import TINY
 from in_step import CASES, DECODE, bench_of, statuses
 
+from engram_exp.steps.lookup.cached_copy import CachedCopyLookup
 from engram_exp.steps.lookup.triton import TritonLookup
 from engram_exp.steps.projection.fused import FusedProjection
 from engram_exp.steps.upload.pinned import PinnedUpload
 from engram_exp.strategy.fetch import DeviceFetch, HostFetch, StepIds
+from engram_exp.strategy.schedule import Replay
 
 A_WHILE = 20_000_000  # cycles of a GPU: some 10 ms
 
@@ -67,6 +69,28 @@ def test_steps_follow_each_other_without_the_host(configure, monkeypatch, strate
         torch.cuda.synchronize()
     same = all(torch.equal(*pair) for steps in zip(got, want, strict=True) for pair in zip(*steps, strict=True))
     assert same == waits
+
+
+def told(original, called):
+    def telling(self, tensors):
+        called.append(type(self))
+        return original(self, tensors)
+
+    return telling
+
+
+@pytest.mark.accelerator
+@pytest.mark.parametrize("where", ["beside", "inline"])
+def test_the_host_waits_for_what_misses_once_the_layers_before_are_launched(configure, monkeypatch, where):
+    cached = "strategy=cached_copy", "lookup.gb=0.001", f"prefetch.where={where}"
+    with torch.inference_mode():
+        bench = bench_of(configure(*TINY, *cached, "hardware=cuda", *DECODE, CASES))
+        called = []
+        for kind in (CachedCopyLookup, Replay):
+            monkeypatch.setattr(kind, "__call__", told(kind.__call__, called))
+        bench.built.runs["step"](bench.built.batches[0])
+        torch.cuda.synchronize()
+    assert called == [Replay, CachedCopyLookup, Replay, CachedCopyLookup, Replay]
 
 
 @pytest.mark.accelerator

@@ -63,6 +63,12 @@ def test_what_may_be_nothing_says_so():
         (0.1, {}, "its layers wait 0.1200 ms for their rows (1=0.1 14=0.02)"),
         (0.1, {"exposed_limit_ms": 0.0, "exposed_limit_by": "link"}, "rows (1=0.1 14=0.02); all could be hidden"),
         (0.1, {"exposed_limit_ms": 0.05, "exposed_limit_by": "link"}, "; at least 0.0500 ms must be exposed, by link"),
+        (
+            0.1,
+            {"exposed_limit_ms": 0.3, "exposed_limit_by": "link", "exposed_ms_hi": 0.2},
+            "; at least 0.3000 ms must be exposed, by link, unless the decoder was quicker than with its rows in "
+            "place, or the limit is wrong: less was",
+        ),
     ],
 )
 def test_what_a_step_waits_for_is_told_apart_from_what_slows_it(exposed_ms, more, says):

@@ -100,8 +100,8 @@ def refuse(config):
         (["strategy=both", "lookup.share=0"], "lookup.share=0: must be above 0"),
         (["strategy=both", "lookup.share=1.0"], "lookup.share=1.0: must be above 0 and below 1; strategy=uva"),
         (["strategy=both", "lookup.chunks=0"], "lookup.chunks=0: must be at least 1"),
-        (["strategy=both", "lookup=triton_link"], "lookup=None: takes rows in one place"),
-        (["strategy=uva", "lookup=both"], "lookup=None: takes rows by the CPU and the GPU"),
+        (["strategy=both", "lookup=triton_link"], "lookup: takes rows in one place"),
+        (["strategy=uva", "lookup=both"], "lookup: takes rows by the CPU and the GPU"),
         (
             ["strategy=both", "schedule=pipelined"],
             "schedule=pipelined: hashing runs on the host and the lookup does not",

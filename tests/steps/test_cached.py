@@ -5,7 +5,7 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
-from caches import FORMATS, PLACEMENT, cached, kept_by, look_up, table_of
+from caches import FORMATS, KINDS, PLACEMENT, cached, gathered_by, kept_by, look_up, table_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from places import KERNEL_DEVICE
@@ -15,6 +15,7 @@ from engram_exp.errors import MismatchError
 from engram_exp.reuse.sample import repeat_distances
 from engram_exp.run.row_cache import require_kept
 from engram_exp.steps.lookup.cached import hottest
+from engram_exp.steps.lookup.cached_copy import CachedCopyLookup
 from engram_exp.steps.widening import build_widening
 
 
@@ -28,31 +29,38 @@ def batches_of(rows):
 @pytest.mark.parametrize("policy", MODELS)
 @settings(max_examples=40, deadline=None)
 @given(
-    sets=st.integers(1, 5), ways=st.sampled_from([1, 2, 4, 8]), row_format=st.sampled_from(FORMATS),
-    batches=batches_of(60), rows_per_program=st.sampled_from([1, 4, 16]), programs=st.sampled_from([None, 1, 3]),
+    kind=st.sampled_from(KINDS), sets=st.integers(1, 5), ways=st.sampled_from([1, 2, 4, 8]),
+    row_format=st.sampled_from(FORMATS), batches=batches_of(60), rows_per_program=st.sampled_from([1, 4, 16]),
+    programs=st.sampled_from([None, 1, 3]),
 )  # fmt: skip
 def test_what_hits_and_what_is_evicted_is_as_in_a_cache_in_python(
-    policy, sets, ways, row_format, batches, rows_per_program, programs
+    policy, kind, sets, ways, row_format, batches, rows_per_program, programs
 ):
     table, model = table_of(60, row_format), MODELS[policy](sets, ways)
-    lookup = cached(table, 40, sets, ways, policy, rows_per_program=rows_per_program, programs=programs)
+    lookup = cached(table, 40, sets, ways, policy, rows_per_program=rows_per_program, programs=programs, kind=kind)
+    gathered, copied = gathered_by(lookup), []
     for batch in batches:
+        copied += sorted({row_id for row_id in batch if row_id not in model.sets[row_id % sets]})
         rows, hits = look_up(lookup, batch)
         assert torch.equal(rows, table.contents(torch.tensor(batch)))
         assert hits == model.hits(batch)
         assert kept_by(lookup) == [set(rows) for rows in model.sets]
+        if kind is CachedCopyLookup:
+            assert gathered == copied
+            assert lookup.counts[2] == len(copied)
     require_kept("lookup", lookup, table)
 
 
 @pytest.mark.slow
 @settings(max_examples=25, deadline=None)
 @given(
-    sets=st.integers(1, 5), ways=st.sampled_from([1, 2, 4]), row_format=st.sampled_from(FORMATS),
-    profile=st.lists(st.integers(0, 30), min_size=1, max_size=80), batches=batches_of(60),
+    kind=st.sampled_from(KINDS), sets=st.integers(1, 5), ways=st.sampled_from([1, 2, 4]),
+    row_format=st.sampled_from(FORMATS), profile=st.lists(st.integers(0, 30), min_size=1, max_size=80),
+    batches=batches_of(60),
 )  # fmt: skip
-def test_pinned_rows_are_the_hottest_of_each_set_and_stay(sets, ways, row_format, profile, batches):
+def test_pinned_rows_are_the_hottest_of_each_set_and_stay(kind, sets, ways, row_format, profile, batches):
     table, counts = table_of(60, row_format), Counter(profile)
-    lookup = cached(table, 40, sets, ways, "static", profile)
+    lookup = cached(table, 40, sets, ways, "static", profile, kind=kind)
     pinned = [
         set(sorted((row for row in counts if row % sets == number), key=lambda row: (-counts[row], row))[:ways])
         for number in range(sets)
@@ -126,12 +134,12 @@ def graph_of(lookup, row_ids):
 
 @pytest.mark.accelerator
 @pytest.mark.parametrize("policy", MODELS)
-@pytest.mark.parametrize("replayed", [False, True])
+@pytest.mark.parametrize(("kind", "replayed"), [(KINDS[0], False), (KINDS[0], True), (KINDS[1], False)])
 @pytest.mark.parametrize(("sets", "ways"), [(1, 16), (64, 8), (5000, 16)])
-def test_many_programs_at_one_set_keep_what_one_would(policy, sets, ways, replayed):
+def test_many_programs_at_one_set_keep_what_one_would(policy, sets, ways, kind, replayed):
     rows, most, generator = 100_000, 100_000, torch.Generator().manual_seed(0)
     table, model = table_of(rows, FORMATS[1]), MODELS[policy](sets, ways)
-    lookup = cached(table, most, sets, ways, policy, rows_per_program=16, programs=528)
+    lookup = cached(table, most, sets, ways, policy, rows_per_program=16, programs=528, kind=kind)
     row_ids = torch.zeros(1, most, 1, dtype=torch.int32, device=KERNEL_DEVICE)
     found, look = lookup(row_ids), lambda: lookup(row_ids)
     model.hits([0] * most)

@@ -6,6 +6,7 @@ from caches import FORMATS, cached, table_of
 
 from engram_exp.errors import ConfigError
 from engram_exp.steps.lookup.cached import CachedLookup, size_of
+from engram_exp.steps.lookup.cached_copy import CachedCopyLookup
 
 OPTIONS = {"gb": 1.0, "ways": 2, "policy": "lru", "state": "warm", "profile_tokens": 1}
 
@@ -57,3 +58,13 @@ def test_no_limit_claims_that_a_hit_crosses_the_link():
     assert set(CachedLookup.work(lookup_load())) == {"device memory"}
     cold = CachedLookup.work(lookup_load(state="cold"))
     assert cold["link row reads"] == pytest.approx(0.5 * lookup_load().row_ids)
+
+
+def test_rows_that_the_cpu_copies_are_read_and_cross_once():
+    load, cold = lookup_load(), lookup_load(state="cold")
+    rows, row_ids = load.bytes_of(load.stage.makes), 4 * load.row_ids
+    assert CachedCopyLookup.work(load) == CachedLookup.work(load)
+    assert CachedCopyLookup.work(cold) == {"host rows": 0.5 * load.row_ids, "link": 0.5 * rows, "device memory": rows}
+    kept, link = CachedCopyLookup.keeps(load), CachedLookup.keeps(load)
+    assert kept["host"] == rows + row_ids
+    assert kept["device"] - link["device"] > rows + row_ids

@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engram_exp.errors import MismatchError
-from engram_exp.stage import BuiltStage, Stage, Strategy, by_token, kind_of
+from engram_exp.layer.excerpt import by_token
+from engram_exp.stage import BuiltStage, Stage, Strategy, kind_of
 from engram_exp.steps.lookup.step import Lookup
 from engram_exp.vocabulary import BY_SEQUENCE
 

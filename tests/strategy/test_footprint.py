@@ -98,6 +98,13 @@ def test_what_does_not_fit_is_refused_with_both_numbers(needed, says):
     assert str(refusal.value).startswith(says)
 
 
+def test_where_memory_of_one_node_alone_is_taken_the_key_is_named():
+    with pytest.raises(DoesNotFitError, match=r"would need less, and hardware\.numa=1 leaves the memory of one node"):
+        check_fits(Footprint(5 * 10**9, 0, 0), 4 * 10**9, 8 * 10**9, 1.0, numa=1)
+    with pytest.raises(DoesNotFitError, match=r"device memory(?!.*numa)"):
+        check_fits(Footprint(0, 9 * 10**9, 0), 4 * 10**9, 8 * 10**9, 1.0, numa=1)
+
+
 def test_without_a_device_both_sides_share_the_host():
     needed = Footprint(3 * 10**9, 3 * 10**9, 0)
     check_fits(needed, 4 * 10**9, 4 * 10**9, 1.0)

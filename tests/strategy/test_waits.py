@@ -156,11 +156,12 @@ def test_a_graph_reads_its_ids_before_they_are_overwritten(configure, monkeypatc
         ("device", ()),
     ],
 )
-def test_nothing_waits_for_the_device_between_kernels(configure, strategy, schedule):
-    parts = parts_of(configure(*TINY, f"strategy={strategy}", "hardware=cuda", *schedule))
+@pytest.mark.parametrize(("whole", "fusion"), [("full", "none"), ("layer", "gated_conv")])
+def test_nothing_waits_for_the_device_between_kernels(configure, strategy, schedule, whole, fusion):
+    parts = parts_of(configure(*TINY, f"strategy={strategy}", "hardware=cuda", f"fusion={fusion}", *schedule))
     with torch.inference_mode():
         stages = {} if schedule else built_stages(parts)
-        whole_run = build_whole_run(parts, "full", stages)
+        whole_run = build_whole_run(parts, whole, stages)
         for batch in parts.batches[:3]:
             whole_run(batch)
         torch.cuda.set_sync_debug_mode("error")

@@ -7,8 +7,9 @@ from typing import ClassVar
 
 import torch
 
+from engram_exp.layer.excerpt import excerpt
 from engram_exp.layer.fusion import gate_of
-from engram_exp.stage import Load, Reference, Stage, Tensors, Tolerance, excerpt
+from engram_exp.stage import Load, Reference, Stage, Tensors, Tolerance
 from engram_exp.vocabulary import HIDDEN, HOST
 
 FLOAT32_BYTES = 4

@@ -17,7 +17,7 @@ from engram_exp.stage import Load
 from engram_exp.steps.lookup.order import check_launch
 from engram_exp.steps.lookup.row_cache_triton import EMPTY, NEXT_BYTES, RowCache
 from engram_exp.steps.lookup.step import Lookup, require_readable
-from engram_exp.steps.lookup.words import Words
+from engram_exp.steps.lookup.words import Part, Words
 from engram_exp.steps.tables.host import HostTable
 from engram_exp.vocabulary import COLD, DEVICE, STATIC, WARM
 
@@ -73,7 +73,8 @@ class CachedLookup(Lookup):
     ) -> None:
         placement.require_triton("lookup")
         check_launch(rows_per_program, warps, programs)
-        require_readable(table, placement)
+        if not self.asks_host:
+            require_readable(table, placement)
         row_format, self.words = table.row_format, Words(table.row_format)
         self.parts = self.words.parts_of(table)
         self.rows = placement.empty(max_tokens * columns, row_format.width, dtype=row_format.storage_dtype)
@@ -126,12 +127,16 @@ class CachedLookup(Lookup):
     def __call__(self, row_ids: torch.Tensor) -> torch.Tensor:
         """Stored rows [T, H * width] of row ids [B, L, H] inside of the table; overwritten by the next call. Calls
         follow each other on one stream, or wait for each other."""
+        return self.look_up(row_ids, self.parts)
+
+    def look_up(self, row_ids: torch.Tensor, parts: list[Part], numbers: torch.Tensor | None = None) -> torch.Tensor:
+        """The same, where those that miss come from these parts, as `RowCache` has them."""
         count = row_ids.numel()
         rows_per_program, warps, programs = self.launch
         blocks = triton.cdiv(count, rows_per_program)
         grid = (min(blocks, programs or blocks),)
         out = self.rows[:count]
-        self.cache(self.parts, row_ids.view(-1), out.view(self.words.dtype), rows_per_program, grid, warps)
+        self.cache(parts, row_ids.view(-1), out.view(self.words.dtype), rows_per_program, grid, warps, numbers)
         return out.view(row_ids.shape[0] * row_ids.shape[1], -1)
 
     @property

@@ -12,7 +12,7 @@ from engram_exp.stage import Load
 from engram_exp.steps.lookup.distinct_numba import DistinctFinder
 from engram_exp.steps.lookup.gather import TOGETHER_FROM_ROWS, GatherLookup
 from engram_exp.steps.lookup.near_or_far_triton import gather_near_or_far
-from engram_exp.steps.lookup.numbering import Numbering
+from engram_exp.steps.lookup.numbering import Numbering, ReadBack
 from engram_exp.steps.lookup.step import Lookup
 from engram_exp.steps.lookup.words import Part, Words
 from engram_exp.steps.loops import Threads, threads_for
@@ -52,8 +52,7 @@ class DistinctCopyLookup(Lookup):
         placement.require_triton("lookup")
         most, row_format, self.words = max_tokens * columns, table.row_format, Words(table.row_format)
         self.find, self.on_device = find, Placement(placement.device)
-        self.has_link = placement.device.type != "cpu"
-        on_host = Placement(torch.device("cpu"), pinned=self.has_link)
+        on_host = Placement(torch.device("cpu"), pinned=placement.device.type != "cpu")
         width, dtype = row_format.width, row_format.storage_dtype
         self.rows = placement.empty(most, width, dtype=dtype)
         self.copied = self.on_device.empty(most, width, dtype=dtype)
@@ -61,10 +60,8 @@ class DistinctCopyLookup(Lookup):
         self.gather = GatherLookup(table, most, 1, on_host, threads)
         row_id_dtype = torch.int32 if len(table.parts[0]) <= 2**31 else torch.int64
         if find == DEVICE:
-            self.numbering = Numbering(most, placement.device)
             self.row_ids = self.on_device.empty(most, dtype=row_id_dtype)
-            self.read_back = on_host.empty(most, dtype=row_id_dtype)
-            self.last = on_host.empty(1, dtype=torch.int64)
+            self.read_back = ReadBack(most, row_id_dtype, placement.device)
         else:
             self.finder = DistinctFinder(max_tokens, columns, torch.empty(0, dtype=row_id_dtype).numpy().dtype, threads)
             self.made = on_host.empty(most + 1, dtype=torch.int32)  # numbers, and behind them the last of them
@@ -128,13 +125,4 @@ class DistinctCopyLookup(Lookup):
             sent.copy_(made, non_blocking=True)
             return distinct, sent[:count], sent[count:]
         on_device = self.row_ids[:count].copy_(row_ids.view(-1), non_blocking=True)
-        distinct, numbers = self.numbering(on_device)
-        read_back = self.read_back[:count].copy_(distinct, non_blocking=True)
-        self.last.copy_(self.numbering.last, non_blocking=True)
-        self.host_waits()
-        return read_back[: int(self.last) + 1], numbers, self.numbering.last
-
-    def host_waits(self) -> None:
-        """Until the distinct row ids have been read back."""
-        if self.has_link:
-            torch.accelerator.current_stream().synchronize()
+        return *self.read_back(on_device), self.read_back.numbering.last

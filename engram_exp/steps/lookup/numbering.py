@@ -48,3 +48,31 @@ class Numbering:
         numbers_in_place.scatter_(0, places, numbers)
         self.last = numbers[-1:]
         return distinct, numbers_in_place
+
+
+class ReadBack:
+    """Numbers row ids on the device, and hands the distinct ones to the host, which waits for them. All row ids that
+    there may be are copied, so that it waits once: how many of them are distinct comes with them.
+
+    Args:
+        max_row_ids: of a call, at most.
+        row_id_dtype: of the row ids.
+        device: where they are.
+    """
+
+    def __init__(self, max_row_ids: int, row_id_dtype: torch.dtype, device: torch.device) -> None:
+        self.has_link = device.type != "cpu"
+        on_host = Placement(torch.device("cpu"), pinned=self.has_link)
+        self.numbering = Numbering(max_row_ids, device)
+        self.row_ids = on_host.empty(max_row_ids, dtype=row_id_dtype)
+        self.last = on_host.empty(1, dtype=torch.int64)
+
+    def __call__(self, row_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The distinct ones of row ids [N], ascending, on the host; and which of them each of the row ids is, int64 [N]
+        on the device. Overwritten by the next call. What was launched on the stream before it has ended."""
+        distinct, numbers = self.numbering(row_ids)
+        read_back = self.row_ids[: len(row_ids)].copy_(distinct, non_blocking=True)
+        self.last.copy_(self.numbering.last, non_blocking=True)
+        if self.has_link:
+            torch.accelerator.current_stream().synchronize()
+        return read_back[: int(self.last) + 1], numbers

@@ -94,17 +94,39 @@ class RowCache:
         self.tags.view(-1)[lines] = row_ids.to(self.tags)
         self.lines[lines] = rows.to(self.lines.device)
 
+    def misses(self, row_ids: torch.Tensor, out: torch.Tensor, rows: int, warps: int) -> torch.Tensor:
+        """Those of row ids [N] that will miss, in their places in `out` [N], and HIT in the places of the others.
+
+        Args:
+            row_ids: inside of the table.
+            out: overwritten; of their dtype.
+            rows, warps: row ids and warps of a program.
+        """
+        count = len(row_ids)
+        _probe[(triton.cdiv(count, rows),)](
+            row_ids, out, self.tags, count, self.sets, WAYS=self.ways, ROWS=rows, num_warps=warps
+        )
+        return out[:count]
+
     def __call__(
-        self, parts: list[Part], row_ids: torch.Tensor, out: torch.Tensor, rows: int, grid: Any, warps: int
+        self,
+        parts: list[Part],
+        row_ids: torch.Tensor,
+        out: torch.Tensor,
+        rows: int,
+        grid: Any,
+        warps: int,
+        numbers: torch.Tensor | None = None,
     ) -> None:
         """Copy the rows of row ids [N] to `out` [N, words], and insert those that missed.
 
         Args:
-            parts: of the table.
+            parts: of the table, or copies of the rows that miss.
             row_ids: inside of the table.
             out: overwritten.
             rows: row ids that a program of the first launch takes at a time; a power of two.
             grid, warps: of that launch.
+            numbers: of the copies, [N]: which of them each row id that misses takes; None: `parts` are of the table.
         """
         count = len(row_ids)
         state = self.tags, self.lines, self.stamps, self.uses, self.heads, self.next, self.clock
@@ -112,8 +134,8 @@ class RowCache:
         for number, (array, first_word) in enumerate(parts):
             words = array.shape[1]
             _read[grid](
-                array, row_ids, out, *state, self.counts, count, self.sets, **sizes, ROWS=rows,
-                WORDS=words, BLOCK_WORDS=triton.next_power_of_2(words), FIRST_WORD=first_word,
+                array, row_ids, row_ids if numbers is None else numbers, out, *state, self.counts, count, self.sets,
+                **sizes, ROWS=rows, WORDS=words, BLOCK_WORDS=triton.next_power_of_2(words), FIRST_WORD=first_word,
                 COUNTS=number == 0, FILLS=self.fills and number == 0, num_warps=warps,
             )  # fmt: skip
         if self.fills:
@@ -124,9 +146,30 @@ class RowCache:
 
 
 @triton.jit
+def _find(row_id, inside, tags, sets, WAYS: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Which row ids hit, and the line of each that does."""
+    way = tl.arange(0, WAYS)[None, :]
+    first_line = (row_id % sets).to(tl.int64) * WAYS
+    found = tl.load(tags + first_line[:, None] + way) == row_id[:, None]  # at most one: no set holds a row twice
+    return inside & (tl.sum(found.to(tl.int32), 1) > 0), first_line + tl.sum(tl.where(found, way, 0), 1)
+
+
+@triton.jit
+def _probe(  # type: ignore[no-untyped-def]
+    row_ids, out, tags, count, sets, WAYS: tl.constexpr, ROWS: tl.constexpr
+):
+    index = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    inside = index < count
+    row_id = tl.load(row_ids + index, mask=inside, other=0)
+    is_hit, _ = _find(row_id, inside, tags, sets, WAYS)
+    tl.store(out + index, tl.where(is_hit, -2, row_id), mask=inside)  # HIT
+
+
+@triton.jit
 def _read(  # type: ignore[no-untyped-def]
     table,
     row_ids,
+    numbers,
     out,
     tags,
     lines,
@@ -148,7 +191,6 @@ def _read(  # type: ignore[no-untyped-def]
     COUNTS: tl.constexpr,
     FILLS: tl.constexpr,
 ):
-    way = tl.arange(0, WAYS)[None, :]
     word = tl.arange(0, BLOCK_WORDS)[None, :]
     now = tl.load(clock)
     if FILLS and tl.program_id(0) == 0:
@@ -160,15 +202,12 @@ def _read(  # type: ignore[no-untyped-def]
         index = block * ROWS + tl.arange(0, ROWS)
         inside = index < count
         row_id = tl.load(row_ids + index, mask=inside, other=0)
-        of_set = row_id % sets
-        first_line = of_set.to(tl.int64) * WAYS
-        found = tl.load(tags + first_line[:, None] + way) == row_id[:, None]  # at most one: no set holds a row twice
-        is_hit = inside & (tl.sum(found.to(tl.int32), 1) > 0)
-        line = first_line + tl.sum(tl.where(found, way, 0), 1)
+        is_hit, line = _find(row_id, inside, tags, sets, WAYS)
         is_word = word < WORDS
         kept = tl.load(lines + line[:, None] * LINE_WORDS + FIRST_WORD + word, mask=is_hit[:, None] & is_word, other=0)
         missed = inside & (is_hit == 0)
-        stored = tl.load(table + row_id.to(tl.int64)[:, None] * WORDS + word, mask=missed[:, None] & is_word, other=0)
+        number = tl.load(numbers + index, mask=missed, other=0).to(tl.int64)
+        stored = tl.load(table + number[:, None] * WORDS + word, mask=missed[:, None] & is_word, other=0)
         values = tl.where(is_hit[:, None], kept, stored)
         target = out + index.to(tl.int64)[:, None] * LINE_WORDS + FIRST_WORD + word
         tl.store(target, values, mask=inside[:, None] & is_word)
@@ -177,7 +216,7 @@ def _read(  # type: ignore[no-untyped-def]
             tl.atomic_max(stamps + line, now + index, mask=is_hit, sem="relaxed")
             if COUNTS_USES:
                 tl.atomic_add(uses + line, 1, mask=is_hit, sem="relaxed")
-            before = tl.atomic_xchg(heads + of_set, index, mask=missed, sem="relaxed")
+            before = tl.atomic_xchg(heads + row_id % sets, index, mask=missed, sem="relaxed")
             tl.store(chain + index, tl.where(is_hit, -2, before), mask=inside)  # HIT
     if COUNTS:
         tl.atomic_add(counts + tl.arange(0, 1), hits, sem="relaxed")

@@ -26,8 +26,10 @@ class Lookup(Stage):
     makes: ClassVar[str] = ROWS
     fresh: ClassVar[bool] = False  # it hands out other pinned memory on each call
     on_both: ClassVar[bool] = False  # it takes row ids on the host and leaves rows on the device
+    asks_host: ClassVar[bool] = False  # on the device, but the host gathers what it reads: it waits, and in no graph
     past_cache: ClassVar[bool] = False  # it reads a file, and makes no use of its pages in memory
-    # It has `counts`, int64 [2]: for how many row ids no row crossed the link so far, and how many there were in all.
+    # It has `counts`, int64 [2]: for how many row ids no row crossed the link so far, and how many there were in all;
+    # or int64 [3]: how many of them a cache had, how many there were, and how many rows crossed for the others.
     counts_rows: bool = False
     # Calls leave rows behind that later ones find: it counts, and has `state`, `reset()` and `kept()`, too.
     keeps_rows: bool = False

@@ -1,0 +1,63 @@
+"""Which runs of a campaign share a worker (`worker=shared`), and the order in which they are done."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from itertools import groupby
+from typing import Any
+
+from omegaconf import DictConfig
+
+from engram_exp.campaign.attempt import Planned
+from engram_exp.config.derived import settings_in_words, table_settings
+from engram_exp.vocabulary import DISK, SHARED
+
+OF_A_PROCESS = "hardware", "ranks", "mixed_gpus", "rank_timeout_s", "cache_dir"  # settings that it keeps for its life
+DECIDE_WHICH_TABLES = "decoder", "strategies", "exchange"  # beside what each is made of
+
+
+def in_order(todo: Sequence[Planned]) -> list[Planned]:
+    """Runs in the order of the sweep, or shuffled where they repeat, so that drift favours nobody. Those that share a
+    worker stand beside each other, repetition by repetition; among them those that read the same table."""
+    ordered, config = list(todo), todo[0].config
+    if config.repeats > 1:
+        random.Random(config.seed).shuffle(ordered)
+    if config.worker != SHARED:
+        return ordered
+    first: dict[tuple[int, str], int] = {}
+    keys = [((run.repeat, _of_process(run.config)), (run.repeat, _of_table(run.config))) for run in ordered]
+    for number, (process, table) in enumerate(keys):
+        first.setdefault(process, number)
+        first.setdefault(table, number)
+
+    def place(number: int) -> tuple[int, int, int]:
+        process, table = keys[number]
+        return ordered[number].repeat, first[process], first[table]
+
+    return [ordered[number] for number in sorted(range(len(ordered)), key=place)]
+
+
+def batches(ordered: Sequence[Planned]) -> Iterator[list[Planned]]:
+    """Runs that one worker makes, in order: one, or all that share it."""
+    alone = iter(range(len(ordered)))
+
+    def key(run: Planned) -> Any:
+        return (run.repeat, _of_process(run.config)) if _shares(run.config) else next(alone)
+
+    for _, runs in groupby(ordered, key):
+        yield list(runs)
+
+
+def _shares(config: DictConfig) -> bool:
+    """Whether a run may follow another in one process: what it does to its process, or to the page cache, must not
+    reach others."""
+    return bool(config.worker == SHARED and config.memory_limit_gb is None and config.strategy.table != DISK)
+
+
+def _of_process(config: DictConfig) -> str:
+    return settings_in_words(config, OF_A_PROCESS)
+
+
+def _of_table(config: DictConfig) -> str:
+    return table_settings(config) + settings_in_words(config, DECIDE_WHICH_TABLES)

@@ -1,0 +1,82 @@
+"""Which runs share a worker, in which order, and the tables that they leave each other."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from common import TINY
+
+from engram_exp.campaign.attempt import Planned
+from engram_exp.campaign.sharing import batches, in_order
+from engram_exp.run.kept_tables import KeptTables
+
+SETTINGS = [
+    (f"batch_size={batch_size}", f"table={table}", f"hardware.threads={threads}")
+    for batch_size in (1, 2)
+    for table in ("huge", "pageable")
+    for threads in (1, 2)
+]
+
+
+@pytest.fixture
+def planned(configure, tmp_path):
+    """Runs of some settings, so often each."""
+
+    def plan(*overrides, settings=SETTINGS, repeats=2):
+        asked = (*TINY, *overrides, f"repeats={repeats}")
+        configs = [configure(*asked, *each) for each in settings]
+        return [Planned(config, {}, tmp_path, repeat, ()) for config in configs for repeat in range(repeats)]
+
+    return plan
+
+
+def told(run):
+    config = run.config
+    return run.repeat, config.hardware.threads, config.table._target_, config.batch_size
+
+
+def test_runs_that_share_a_worker_stand_beside_each_other(planned):
+    todo = planned("worker=shared")
+    ordered = in_order(todo)
+    assert sorted(map(told, ordered)) == sorted(map(told, todo))
+    shared = list(batches(ordered))
+    assert [len(runs) for runs in shared] == [4] * 4
+    for runs in shared:
+        assert len({told(run)[:2] for run in runs}) == 1, "one repetition, in one kind of process"
+        tables = [told(run)[2] for run in runs]
+        assert tables in ([*[tables[0]] * 2, *[tables[-1]] * 2],), "each table is filled once"
+    orders = {tuple(told(run)[1:] for run in ordered if run.repeat == repeat) for repeat in range(2)}
+    assert len(orders) == 2, "each repetition has an order of its own"
+
+
+def test_others_have_one_each(planned):
+    ordered = in_order(planned("worker=process"))
+    assert [len(runs) for runs in batches(ordered)] == [1] * len(ordered)
+    assert [run.repeat for run in ordered] != sorted(run.repeat for run in ordered), "shuffled over all repetitions"
+
+
+@pytest.mark.parametrize("alone", [("strategy=disk", "table.path=/tmp/none"), ("memory_limit_gb=1",)])
+def test_what_changes_its_process_or_the_page_cache_is_alone(planned, alone):
+    ordered = in_order(planned("worker=shared", *alone, settings=[("batch_size=1",), ("batch_size=2",)]))
+    assert [len(runs) for runs in batches(ordered)] == [1] * 4
+
+
+def test_a_table_is_filled_once_and_forgotten_when_nobody_needs_it():
+    filled, tables = [], KeptTables()
+
+    def fill(name, place="host", **more):
+        def now():
+            filled.append(name)
+            return SimpleNamespace(place=place, parts=(torch.zeros(4, 2), torch.zeros(4)), **more)
+
+        return tables.of(name, now)
+
+    first = fill("a")
+    assert fill("a") is first
+    fill("b", "device")
+    fill("c", is_one_for_all=True)
+    assert tables.bytes_by_place(local_size=2) == {"host": 48 + 24, "device": 48}
+    tables.keep_only(["b"])
+    assert tables.bytes_by_place(local_size=2) == {"device": 48}
+    fill("a")
+    assert filled == ["a", "b", "c", "a"]
