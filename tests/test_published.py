@@ -9,6 +9,7 @@ import pytest
 from common import H200, ROOT
 
 from engram_exp import load_results, load_samples
+from engram_exp.analysis.compare import compare_values
 from engram_exp.analysis.subjects import load_campaign, subjects
 from engram_exp.commands import summary
 from engram_exp.pages.figures import figures
@@ -17,18 +18,19 @@ from engram_exp.pages.sections import OVER_TOKENS
 
 REFERENCE = ROOT / "outputs/reference"
 PAGES = sorted(REFERENCE.rglob("README.md"))
+ENGINES = REFERENCE / "h100_engines"
 COMMAND = re.compile(r"`python -m engram_exp summary ([^`]+)`")
 TABLE = re.compile(r"^\|.*\|\n\|(?:---\|)+(?:---:\|)+\n(?:\|.*\|\n)+", flags=re.MULTILINE)  # numbers stand right
 
 
 def tables():
     """Every table of numbers, and the command that prints it: the last one before the table."""
-    for page in PAGES:
+    for page in (*PAGES, ROOT / "docs/engines.md"):
         text, end = page.read_text(), 0
         for number, found in enumerate(TABLE.finditer(text)):
             commands = COMMAND.findall(text, end, found.start())
             end = found.end()
-            what = f"{page.parent.name}, table {number + 1}"
+            what = f"{page.parent.name}/{page.name}, table {number + 1}"
             yield pytest.param(commands[-1] if commands else None, found[0], id=what)
 
 
@@ -70,3 +72,20 @@ def test_the_picture_shows_the_published_numbers():
     labels = re.compile('aria-label="([^"]*)"')
     assert labels.findall((H200 / "crossover.svg").read_text()) == labels.findall(draw(shown, SVG_WIDTH))
     assert "](crossover.svg)" in (H200 / "README.md").read_text()
+
+
+@pytest.mark.slow
+def test_what_four_runs_on_each_side_decide_is_what_compare_says():
+    full = load_results(ENGINES / "engines").query("case == 'full'")
+    rows = re.findall(
+        r"^\| (\w+) \| (\w+) \| (\d+) \| ([\d.]+) \| ([\d. ]+) \| (\w+) \|$",
+        (ENGINES / "README.md").read_text(),
+        flags=re.M,
+    )
+    assert len(rows) == 18
+    for a, b in dict.fromkeys(row[:2] for row in rows):
+        found = compare_values(full, "components", a, b).set_index("batch_size")
+        for *_, tokens, ratio, interval, verdict in (row for row in rows if row[:2] == (a, b)):
+            now = found.loc[int(tokens)]
+            assert (f"{now['ratio']:.3f}", now["verdict"]) == (ratio, verdict)
+            assert f"{now['ratio_lo']:.3f} .. {now['ratio_hi']:.3f}" == interval

@@ -115,6 +115,14 @@ def test_the_first_table_is_what_its_campaign_holds():
     assert kv_on_gpu < 0, "nothing longer"
 
 
+def test_what_engines_ways_cost_is_what_their_campaign_holds():
+    found = load_results(ROOT / "outputs/reference/h100_engines/engines").query("case == 'full' and batch_size == 8192")
+    ms = found.groupby("components")["wall_ms_median"].median()
+    vllm, sglang, ours = (ms[bundle] for bundle in ("vllm_0_33", "sglang_staged", "tuned"))
+    assert f"vLLM 0.33.0's {vllm:.1f} ms, SGLang 0.5.23's {sglang:.1f}, ours {ours:.1f};" in README
+    assert sglang == ms[["sglang_staged", "sglang_0_5_23"]].min(), "the better of its two"
+
+
 @pytest.mark.slow
 def test_b_is_faster_than_a():
     (command,) = analyses("compare")

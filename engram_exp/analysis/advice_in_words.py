@@ -197,14 +197,19 @@ def _engine(release: str, option: Option | None, choice: Choice) -> Point:
     if option is None:
         return Point(f"{release}: no option for this strategy, nor for another that fits and was measured here")
     if option.is_own:
-        return Point(
-            f"{release} as {option.strategy}, its own way, {option.ms_per_layer.ms:.4g} ms a layer:", option.flags
-        )
+        return Point(f"{release} as {option.strategy}, its own way, {_against(option, choice)}:", option.flags)
     if option.strategy == choice.strategy:
         return Point(f"{release}:", option.flags)
     how = "".join(f", {line}" for line in _ways(option.ms_per_layer))
     nearest = f"the nearest is {option.strategy}, {option.ms_per_layer.ms:.4g} ms a layer{how}"
     return Point(f"{release}: no option for this strategy; {nearest}:", option.flags)
+
+
+def _against(option: Option, choice: Choice) -> str:
+    """The time of an engine's own way, and whether its interval tells it from that of the choice."""
+    time, best = option.ms_per_layer, choice.ms_per_layer
+    is_open = time != best and time.is_open_against(best)
+    return f"{_span(time)} ms a layer{', undecided against the time above' if is_open else ''}"
 
 
 def _differences(advice: Advice) -> list[str]:
@@ -235,6 +240,7 @@ def _range(regime: Regime) -> str:
         sizes += " (open between these)"
     if regime.begins_by is None and regime.begins_after is None:
         return sizes
-    after = f"above {regime.begins_after:,}" if regime.begins_after else "anywhere below"
+    if not regime.begins_after:
+        return f"{sizes} (takes over at {regime.begins_by:,} at the latest, undecided at the sizes of the one before)"
     by = f"at {regime.begins_by:,} at the latest" if regime.begins_by else "clearly nowhere"
-    return f"{sizes} (takes over {after}, {by})"
+    return f"{sizes} (takes over above {regime.begins_after:,}, {by})"

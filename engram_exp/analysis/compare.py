@@ -35,7 +35,7 @@ GOES_WITH = {
 # What sets a column that is no choice.
 OPTIONS_OF = {"row_bytes": ("model.row_values", "dtype.values_per_scale", "dtype.one_scale")}
 SET_BY_MACHINE = ("threads", "batches")  # by default: its cores, and what exceeds its caches
-RANKS = "ranks"
+RANKS = "ranks", "nodes"
 WITH_RANKS = ("rank_batches", "threads")  # choices of each number of them: what they ask for, and their share of CPUs
 ALONE = "without a partner"
 AGAINST = " / "  # between a choice of A and one of B
@@ -226,13 +226,13 @@ def compare_values(
     if column in WORKLOAD:
         ignored = dict.fromkeys([column, *GOES_WITH.get(column, ())], "")
         sides = [side.assign(**ignored) for side in sides]
-    free = (*(SET_BY_MACHINE if other_machine else ()), *(WITH_RANKS if column == RANKS else ()))
+    free = (*(SET_BY_MACHINE if other_machine else ()), *(WITH_RANKS if column in RANKS else ()))
     return _compare(sides[0], sides[1], threshold, other_machine, [*dict.fromkeys(free)], partial(_goes_along, column))
 
 
 def _goes_along(column: str, option: str) -> bool:
     key = option.lstrip("~").partition("=")[0]
-    if column in CHOICES or column == RANKS:
+    if column in CHOICES or column in RANKS:
         return not asks(option)
     return key.partition(".")[0] == column or key in OPTIONS_OF.get(column, ())
 

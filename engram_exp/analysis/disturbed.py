@@ -43,7 +43,8 @@ def disturbance(rows: pd.DataFrame) -> str:
         return ""
     cases = _counts(rows.loc[reasons != "", "case"])
     why = _counts(found.str.split(", ").explode())
-    return f"{len(found)} of {(rows['status'] == OK).sum()} times were disturbed: {cases} ({why})"
+    were = "was" if len(found) == 1 else "were"
+    return f"{len(found)} of {(rows['status'] == OK).sum()} times {were} disturbed: {cases} ({why})"
 
 
 def _counts(values: pd.Series[Any]) -> str:

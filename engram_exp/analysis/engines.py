@@ -58,10 +58,12 @@ class Release:
 
 @dataclass(frozen=True)
 class Gpus:
-    """The GPUs that share a run's work: how many, and where there are several, what their ranks ask for."""
+    """The GPUs that share a run's work: how many, and where there are several, what their ranks ask for, and on how
+    many hosts they are."""
 
     number: int
     batches: str
+    nodes: int = 1
 
 
 ONE_GPU = Gpus(1, "")

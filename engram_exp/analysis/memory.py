@@ -22,11 +22,12 @@ class Files(Protocol):
 
     def kept_of(self, decoder: str, options: str, dtype: str) -> tuple[int, int] | None: ...
     def tables_of(self, strategy: str) -> tuple[str, str, float] | None: ...
+    def columns_of(self, model: str, options: str) -> int | None: ...
 
 
 class Memory(NamedTuple):
     """What a strategy keeps of the tables of all layers, and of their rows, 10^9 bytes: of each device's memory, and of
-    their host's."""
+    each host's."""
 
     device_gb: float
     host_gb: float
@@ -41,24 +42,25 @@ def memory_of(rows: pd.DataFrame, layers: int, files: Files | None) -> tuple[flo
         files: that say where such a strategy keeps its table; None: where the others have theirs.
     """
     layer_gb = float((rows["row_bytes"] * rows["true_rows"]).max()) / 1e9
+    columns = files.columns_of(*rows[["model", "options"]].iloc[0]) if files else None
     found = {}
     for name, of_one in rows.groupby("strategy"):
         own = [told for each in OF_LAYER.findall(str(name)) if files and (told := files.tables_of(each))]
         usual = files.tables_of(str(name).split()[0]) if files and own else None
         on_disk = usual[0] == DISK if usual else bool(of_one["page_cache"].iloc[0])
-        kept = [_of_layer(of_one, layer_gb, on_disk)] * (layers - len(own))
+        kept = [_of_layer(of_one, layer_gb, columns, on_disk)] * (layers - len(own))
         layers_own = ((of_one.assign(table=table, cache_gb=gb, hot_gb=0.0), place) for place, table, gb in own)
-        kept += [_of_layer(as_own, layer_gb, place == DISK) for as_own, place in layers_own]
+        kept += [_of_layer(as_own, layer_gb, columns, place == DISK) for as_own, place in layers_own]
         found[str(name)] = Memory(*map(sum, zip(*kept, strict=True)))
     return layer_gb * layers, found
 
 
-def _of_layer(rows: pd.DataFrame, table_gb: float, on_disk: bool) -> Memory:
-    """Of one layer, whose table is so large, under one strategy."""
-    share = float(share_on_device(rows).max())
+def _of_layer(rows: pd.DataFrame, table_gb: float, columns: int | None, on_disk: bool) -> Memory:
+    """Of one layer, whose table is so large and of so many columns, under one strategy."""
+    share = float(share_on_device(rows, columns).max())
     on_device = table_gb * share if share else float(row_memory_gb(rows).max())
     in_front = float(row_memory_gb(rows, HOST).max())
-    return Memory(on_device, in_front if on_disk else table_gb * int(tables_on_host(rows).iloc[0]))
+    return Memory(on_device, in_front if on_disk else table_gb * float(tables_on_host(rows, columns).max()))
 
 
 def too_small_gb(rows: pd.DataFrame, tables_gb: float) -> float | None:

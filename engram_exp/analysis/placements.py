@@ -10,6 +10,7 @@ import pandas as pd
 from engram_exp.analysis.curves import Curve, Time
 from engram_exp.analysis.engines import Gpus
 from engram_exp.analysis.exposed import Step
+from engram_exp.layer.shards import BY_ROWS
 from engram_exp.vocabulary import DEVICE
 
 SHARD, HOST_SHARD, SHARED = "shard", "shard_host", "shared"  # options of `table`: what ranks keep between them
@@ -35,7 +36,7 @@ class Placement:
     Args:
         strategy: and the exchange, if rows cross between the GPUs.
         device_gb: of each GPU's memory, at full size.
-        host_gb: of their host's, of all of them together.
+        host_gb: of each host's, of all of its GPUs together.
         times: of one layer or, where steps of a model were measured, what these take longer; by size, ascending.
     """
 
@@ -45,9 +46,9 @@ class Placement:
     times: list[Sized]
 
 
-def ranks_in(rows: pd.DataFrame) -> pd.Series[int]:
-    """How many ranks each row is of; 1 where it does not tell."""
-    return pd.to_numeric(rows["ranks"], errors="coerce").fillna(1).astype(int)
+def ranks_in(rows: pd.DataFrame, column: str = "ranks") -> pd.Series[int]:
+    """How many ranks, or nodes, each row is of; 1 where it does not tell."""
+    return pd.to_numeric(rows[column], errors="coerce").fillna(1).astype(int)
 
 
 def by_exchange(rows: pd.DataFrame) -> pd.DataFrame:
@@ -58,18 +59,35 @@ def by_exchange(rows: pd.DataFrame) -> pd.DataFrame:
 
 def gpus_of(rows: pd.DataFrame) -> Gpus:
     """Those of one subject."""
-    return Gpus(int(ranks_in(rows).iloc[0]), str(rows["rank_batches"].iloc[0]))
+    return Gpus(int(ranks_in(rows).iloc[0]), str(rows["rank_batches"].iloc[0]), int(ranks_in(rows, "nodes").iloc[0]))
 
 
-def share_on_device(rows: pd.DataFrame) -> pd.Series[float]:
-    """The share of the tables that each GPU keeps: of those that are shared out, as if evenly."""
-    return (rows["table"] == DEVICE).astype(float).mask(rows["table"] == SHARD, 1 / ranks_in(rows))
+def share_on_device(rows: pd.DataFrame, columns: int | None = None) -> pd.Series[float]:
+    """The share of the tables that a GPU keeps, at most.
+
+    Args:
+        rows: of one strategy.
+        columns: of the hash, which ranks share out whole; None: as if evenly.
+    """
+    return (rows["table"] == DEVICE).astype(float).mask(rows["table"] == SHARD, _share_of(rows, 1, columns))
 
 
-def tables_on_host(rows: pd.DataFrame) -> pd.Series[int]:
-    """How often the tables lie in the memory of the host: once for each rank, unless these share them."""
-    once = ranks_in(rows).mask(rows["table"].isin([HOST_SHARD, SHARED]), 1)
-    return once.mask(rows["table"].isin([DEVICE, SHARD]), 0)
+def tables_on_host(rows: pd.DataFrame, columns: int | None = None) -> pd.Series[float]:
+    """How often the tables lie in a host's memory, at most: once for each of its ranks, unless these share them."""
+    here = ranks_in(rows) // ranks_in(rows, "nodes")
+    once = here.astype(float).mask(rows["table"] == SHARED, 1)
+    shared_out = once.mask(rows["table"] == HOST_SHARD, _share_of(rows, here, columns))
+    return shared_out.mask(rows["table"].isin([DEVICE, SHARD]), 0)
+
+
+def _share_of(rows: pd.DataFrame, together: pd.Series[int] | int, columns: int | None) -> pd.Series[float]:
+    """What so many ranks keep together of a table that all share out, at most."""
+    ranks = ranks_in(rows)
+    evenly = together / ranks
+    if columns is None:
+        return evenly
+    more = (columns % ranks).clip(upper=together)  # of the ranks that have a column more than the others
+    return ((together * (columns // ranks) + more) / columns).mask(rows["split"] == BY_ROWS, evenly)
 
 
 def placements_of(
@@ -78,7 +96,7 @@ def placements_of(
     """What was measured of each strategy; the least of each GPU's memory first.
 
     Args:
-        needed: by strategy, GB of each GPU's memory and of their host's for the tables.
+        needed: by strategy, GB of each GPU's memory and of each host's for the tables.
         curves: of the layer's time; none where steps of a model were measured.
         steps: of these.
     """

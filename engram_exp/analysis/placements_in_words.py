@@ -18,7 +18,8 @@ def lines_of_placements(advice: Advice) -> list[str]:
         return []
     of_what = "us that a step takes longer" if advice.steps else "ms a layer"
     tokens = f"tokens of each of the {advice.gpus.number} GPUs" if advice.gpus.batches == OWN else "tokens per step"
-    head = f"on {advice.gpus.number} GPUs; {of_what}, by {tokens}:"
+    hosts = f" of {advice.gpus.nodes} hosts" if advice.gpus.nodes > 1 else ""
+    head = f"on {advice.gpus.number} GPUs{hosts}; {of_what}, by {tokens}:"
     return [head, *(f"{_line(one, 1e3 if advice.steps else 1)}{_engines(one, advice)}" for one in advice.placements)]
 
 

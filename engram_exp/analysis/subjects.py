@@ -32,6 +32,7 @@ PHRASES = {
     "engram_layers": "tables at layers {}",
     "ids": "ids made on the {}",
     "ranks": "{:g} ranks",
+    "nodes": "{:g} nodes",
     "rank_batches": "rank_batches={}",
     "threads": "{:g} threads",
 }

@@ -14,6 +14,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from engram_exp.campaign.earlier import folder_for
+from engram_exp.campaign.nodes import OtherNodes
 from engram_exp.campaign.process import NO_RESULTS, Ending, interruption, measure_in_worker
 from engram_exp.campaign.turn import Turn
 from engram_exp.machine.environment import record, stamp
@@ -41,13 +42,16 @@ class Planned:
         return fingerprint(self.config, self.choices, self.repeat)
 
 
-def attempt(runs: Sequence[Planned], turn: Turn, unwritten: list[dict[str, Any]]) -> set[str]:
+def attempt(
+    runs: Sequence[Planned], turn: Turn, unwritten: list[dict[str, Any]], nodes: OtherNodes | None = None
+) -> set[str]:
     """Run what was planned, in one worker as long as none of it fails; returns the statuses of all rows.
 
     Args:
         runs: each in its folder, or in one beside it where another run's results stand.
         turn: on this machine.
         unwritten: gets the rows that cannot be written: a full disk is no reason to forget what failed.
+        nodes: the others of those that run it, if there are several.
     """
     statuses: set[str] = set()
     left: deque[Job] = deque()
@@ -60,6 +64,8 @@ def attempt(runs: Sequence[Planned], turn: Turn, unwritten: list[dict[str, Any]]
         except Exception as error:
             statuses |= _require_rows(job, Ending(CRASH, repr(error)), unwritten)
     measured = _measured_inline if runs[0].config.worker == INLINE else measure_in_worker
+    if nodes and runs[0].config.nodes > 1:
+        measured = nodes.measure
     while left:
         try:
             left[0] = left[0].begun()

@@ -15,6 +15,7 @@ from omegaconf import DictConfig
 
 from engram_exp.campaign.attempt import Planned, attempt
 from engram_exp.campaign.earlier import earlier_runs, failed_before, others_in_words
+from engram_exp.campaign.nodes import OtherNodes, meet
 from engram_exp.campaign.preflight import EXIT_REFUSED, Preflight
 from engram_exp.campaign.sharing import batches, in_order
 from engram_exp.campaign.turn import last_turn, turn
@@ -38,12 +39,13 @@ class Campaign:
     """
 
     def __init__(self) -> None:
-        self.was_copied = False
+        self.was_copied = self.has_attended = False
         self.planned: list[Planned] = []
         self.statuses: set[str] = set()
         self.unwritten: list[dict[str, Any]] = []
         self.known: Mapping[str, set[str]] = {}
         self.last_turn = ""
+        self.nodes: OtherNodes | None = None
         self.root: Path | None = None
         self.is_sweep = self.reports = False
 
@@ -74,6 +76,11 @@ class Campaign:
         if not todo or self.root is None:
             return
         config = todo[0].config
+        self.has_attended = True  # until it is known that this node is the first
+        self.nodes = meet([run.config for run in todo])
+        if self.nodes is None:
+            return
+        self.has_attended = False
         self.reports = config.report
         todo = in_order(todo)
         self._look_around()
@@ -84,6 +91,8 @@ class Campaign:
         others = others_in_words(self.known, {run.mark for run in todo})
         if others and not self.was_copied:  # a copy knows none of the sweep's other configurations
             terminal.say(f"{self.root} also holds runs of other {others}")
+        if wanted:
+            self.nodes.gather(config.rank_timeout_s)
         began, done = time.monotonic(), 0
         for runs in batches(wanted):
             if len(wanted) > 1:
@@ -94,9 +103,12 @@ class Campaign:
                 terminal.say(f"\n{which} of {len(wanted)}{together}{left}")
             self._run(runs)
             done += len(runs)
+        self.nodes.part()
 
     def finish(self) -> int:
         """Close a sweep with its `sweep.csv` and summary; returns the exit code of the program."""
+        if self.has_attended:
+            return EXIT_OK
         if self.launched_into:
             self.root, self.is_sweep = self.launched_into, True
             self.statuses, self.reports = _launched_statuses(self.root), Preflight.reports
@@ -144,7 +156,7 @@ class Campaign:
                 runs = wanted
             self.last_turn = held.own
             if runs:
-                self.statuses |= attempt(runs, held, self.unwritten)
+                self.statuses |= attempt(runs, held, self.unwritten, self.nodes)
 
 
 def _report(root: Path) -> None:

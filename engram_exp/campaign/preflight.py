@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from itertools import chain
 from pathlib import Path
 from tempfile import NamedTemporaryFile
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 from hydra import compose
@@ -17,6 +18,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
 from engram_exp.config.checks import check
+from engram_exp.config.derived import ranks_per_node
 from engram_exp.errors import ConfigError
 from engram_exp.results.schema import RESULTS
 
@@ -45,8 +47,9 @@ class Preflight(Callback):
         """Check every configuration of the sweep."""
         sweep_dir = Path(config.hydra.sweep.dir)
         here = config.hydra.launcher._target_.endswith(".BasicLauncher")  # others may take runs to another machine
-        gpus = config.hydra.launcher.get("gpus_per_node")
-        Preflight.began = self._refuse_unless_sound(lambda: _configurations_of(config), sweep_dir, here=here, gpus=gpus)
+        Preflight.began = self._refuse_unless_sound(
+            lambda: _configurations_of(config), sweep_dir, here=here, launcher=config.hydra.launcher
+        )
         Preflight.sweep_dir, Preflight.reports = sweep_dir, config.report
 
     def _refuse_unless_sound(
@@ -55,22 +58,29 @@ class Preflight(Callback):
         output_dir: Path,
         *,
         here: bool = True,
-        gpus: int | None = None,
+        launcher: Mapping[str, Any] = MappingProxyType({}),
     ) -> float:
         try:
             for config in configurations():
                 check(config, here=here)
-                if gpus is not None and config.ranks > gpus and config.hardware.device != "cpu":
-                    remedy = (
-                        f"the launcher asks for {gpus} a node; hydra.launcher.gpus_per_node={config.ranks} would do"
-                    )
-                    raise ConfigError("ranks", config.ranks, f"each is a GPU of its own, and {remedy}")
+                _check_launcher(config, launcher)
                 if config.retry == "failed" and not any(output_dir.rglob(RESULTS)):
                     raise ConfigError("retry", "failed", f"{output_dir} holds no runs; name an earlier campaign")
             return _check_writable(output_dir)
         except Exception as error:  # Hydra would go on
             print(f"refused: {error}", file=sys.stderr)
             raise SystemExit(EXIT_REFUSED) from None
+
+
+def _check_launcher(config: DictConfig, launcher: Mapping[str, Any]) -> None:
+    """Refuse what a launcher does not ask for: nodes, and a GPU for each rank."""
+    nodes, gpus, needed = launcher.get("nodes"), launcher.get("gpus_per_node"), ranks_per_node(config)
+    if nodes is not None and config.nodes != nodes:
+        remedy = f"the launcher asks for {nodes}; hydra.launcher.nodes={config.nodes} would do, for all of its runs"
+        raise ConfigError("nodes", config.nodes, remedy)
+    if gpus is not None and needed > gpus and config.hardware.device != "cpu":
+        remedy = f"the launcher asks for {gpus} a node; hydra.launcher.gpus_per_node={needed} would do"
+        raise ConfigError("ranks", config.ranks, f"each is a GPU of its own, and {remedy}")
 
 
 def _configurations_of(sweep: DictConfig) -> list[DictConfig]:

@@ -10,11 +10,12 @@ import sys
 import time
 from collections.abc import Generator, Sequence
 from contextlib import suppress
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from engram_exp.campaign.turn import Turn
 from engram_exp.machine import cgroup, memory_group
 from engram_exp.machine.environment import PROJECT
+from engram_exp.machine.rendezvous import ONE, Node
 from engram_exp.results.schema import SUCCESSES
 from engram_exp.run.job import Job
 from engram_exp.run.worker import EXIT_UNWRITTEN
@@ -68,21 +69,51 @@ def exit_code(stopped: KeyboardInterrupt) -> int:
     return 128 + (stopped.number if isinstance(stopped, Stopped) else signal.SIGINT)
 
 
-def measure_in_worker(jobs: Sequence[Job], turn: Turn) -> Generator[Ending, None, None]:
+class Listening(Protocol):
+    """What is heard while a worker runs."""
+
+    def fileno(self) -> int:
+        """The descriptor that can be read when there is something to hear."""
+
+    def hear(self) -> Ending | None:
+        """What ended the run elsewhere; None: nothing that need end it here."""
+
+
+class ElsewhereError(Exception):
+    """A run that another node has ended.
+
+    Args:
+        ending: what it is to be called there.
+    """
+
+    def __init__(self, ending: Ending) -> None:
+        self.ending = ending
+        super().__init__(ending.error)
+
+
+def measure_in_worker(
+    jobs: Sequence[Job], turn: Turn | None, node: Node = ONE, others: Sequence[Listening] = ()
+) -> Generator[Ending, None, None]:
     """Run jobs in a process that is theirs, until one fails; yields, as each ends, what the run is to be called if it
-    left no results."""
-    folders = [job.folder for job in jobs]
-    command = [sys.executable, "-m", "engram_exp.run.worker", f"--turn={turn.fileno()}", *folders]
+    left no results.
+
+    Args:
+        jobs: of the runs.
+        turn: on this machine; None: another process has it.
+        node: of which the worker is.
+        others: nodes of the run, if it is one alone, which may end it.
+    """
+    folders, lock = [job.folder for job in jobs], [turn.fileno()] if turn else []
+    command = [sys.executable, "-m", "engram_exp.run.worker", *(f"--turn={each}" for each in lock), *folders]
     path = os.pathsep.join(filter(None, [str(PROJECT), os.environ.get("PYTHONPATH")]))
-    variables = {**os.environ, "PYTHONPATH": path}
+    variables = {**os.environ, **node.variables(), "PYTHONPATH": path}
     oom_kills = cgroup.oom_kills()
     # In a process group of its own, so that Ctrl-C reaches this process alone, which then ends the whole group. It
     # holds the turn, too: should this process be killed, the next one still waits for the worker.
-    worker = subprocess.Popen(
-        command, env=variables, stdin=subprocess.DEVNULL, start_new_session=True, pass_fds=[turn.fileno()]
-    )
+    worker = subprocess.Popen(command, env=variables, stdin=subprocess.DEVNULL, start_new_session=True, pass_fds=lock)
     try:
-        turn.tell(worker.pid)
+        if turn:
+            turn.tell(worker.pid)
         for job in jobs[:-1]:
             statuses = _wait_for_rows(worker, job)
             if not statuses or not statuses.issubset(SUCCESSES):
@@ -90,12 +121,15 @@ def measure_in_worker(jobs: Sequence[Job], turn: Turn) -> Generator[Ending, None
             yield Ending(CRASH, NO_RESULTS)
         else:
             job = jobs[-1]
-        code = wait(worker, job.config.timeout_s)
+        code = wait(worker, job.config.timeout_s, others)
         of_own_group = memory_group.oom_kills_of(worker.pid)
         yield describe_exit(code, cgroup.oom_kills() - oom_kills + of_own_group)
     except subprocess.TimeoutExpired:
         kill(worker)
         yield Ending(TIMEOUT, f"killed after timeout_s={job.config.timeout_s:g}")
+    except ElsewhereError as told:
+        kill(worker)
+        yield told.ending
     except BaseException:
         kill(worker)
         raise
@@ -116,24 +150,33 @@ def _wait_for_rows(worker: subprocess.Popen[bytes], job: Job) -> set[str]:
     return statuses if worker.returncode is None else job.statuses()
 
 
-def wait(worker: subprocess.Popen[bytes], timeout_s: float) -> int:
+def wait(worker: subprocess.Popen[bytes], timeout_s: float, others: Sequence[Listening] = ()) -> int:
     """The worker's exit code. Unlike `Popen.wait` with a timeout, this sleeps: polling would disturb the measurements.
 
     Raises:
         TimeoutExpired: after `timeout_s`.
+        ElsewhereError: as one of the others says.
     """
     try:
         ended = os.pidfd_open(worker.pid)
-    except OSError:  # a kernel before 5.3, or a sandbox
+    except OSError:  # a kernel before 5.3, or a sandbox: what happens elsewhere, ranks find out by their own patience
         return worker.wait(timeout=timeout_s)
     try:
-        poll = select.poll()
-        poll.register(ended, select.POLLIN)
-        if not poll.poll(min(1e3 * timeout_s, MOST_POLL_MS)):
-            raise subprocess.TimeoutExpired(worker.args, timeout_s)
+        poll, heard = select.poll(), {other.fileno(): other for other in others}
+        for descriptor in (ended, *heard):
+            poll.register(descriptor, select.POLLIN)
+        until = time.monotonic() + timeout_s
+        while found := poll.poll(max(0, min(1e3 * (until - time.monotonic()), MOST_POLL_MS))):
+            readable = [descriptor for descriptor, _ in found]
+            if ended in readable:
+                return worker.wait()
+            for descriptor in readable:
+                if ending := heard[descriptor].hear():
+                    raise ElsewhereError(ending)
+                poll.unregister(descriptor)
+        raise subprocess.TimeoutExpired(worker.args, timeout_s)
     finally:
         os.close(ended)
-    return worker.wait()
 
 
 def kill(worker: subprocess.Popen[bytes]) -> None:

@@ -51,8 +51,9 @@ def batches(ordered: Sequence[Planned]) -> Iterator[list[Planned]]:
 
 def _shares(config: DictConfig) -> bool:
     """Whether a run may follow another in one process: what it does to its process, or to the page cache, must not
-    reach others."""
-    return bool(config.worker == SHARED and config.memory_limit_gb is None and config.strategy.table != DISK)
+    reach others, and several nodes are handed one job at a time."""
+    apart = config.memory_limit_gb is not None or config.strategy.table == DISK or config.nodes > 1
+    return bool(config.worker == SHARED and not apart)
 
 
 def _of_process(config: DictConfig) -> str:

@@ -19,10 +19,11 @@ from engram_exp.config.derived import (
     components_of,
     geometry_of,
     host_steps_of,
+    ranks_per_node,
     threads_of,
     usable_cpus,
 )
-from engram_exp.config.rank_checks import check_gpus, check_ranks
+from engram_exp.config.rank_checks import check_gpus, check_nodes, check_ranks
 from engram_exp.config.schema import ModelConfig
 from engram_exp.config.step_checks import check_step
 from engram_exp.errors import ConfigError
@@ -74,6 +75,7 @@ AT_LEAST_1 = (
     "schedule.ring_depth",
     "link_load_block_kib",
     "ranks",
+    "nodes",
 )
 AT_LEAST_0 = (  # or null
     "pause_ms", "host_load", "link_load_gb_per_s",
@@ -105,8 +107,9 @@ def check(config: DictConfig, *, here: bool = True) -> None:
         check_teams(config)
         check_host_load(config.host_load, config.hardware.affinity)
         check_gpus(config)
+        check_nodes(config)
         if (asked := config.hardware.numa) is not None:
-            require(asked, config.ranks, config.hardware.affinity or os.sched_getaffinity(0))
+            require(asked, ranks_per_node(config), config.hardware.affinity or os.sched_getaffinity(0))
 
 
 def check_cpus(hardware: Mapping[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""What the files in `conf/` say of a decoder or a strategy that a row of results names."""
+"""What the files in `conf/` say of a decoder, a strategy or a model that a row of results names."""
 
 from __future__ import annotations
 
@@ -32,6 +32,20 @@ def kept_of(decoder: str, options: str, dtype: str) -> tuple[int, int] | None:
     if not isinstance(shape, DenseShape):
         return None
     return value_bytes_of(values.name) * shape.layers * shape.cache_values // shape.context, shape.context
+
+
+def columns_of(model: str, options: str) -> int | None:
+    """Hash columns of a model's layers; None of one that no file here describes.
+
+    Args:
+        model, options: as the columns of these names have them; of the options, those of the model count.
+    """
+    sizes = given_by((CONF,), "model", model)
+    if not sizes:
+        return None
+    changed = [one.removeprefix("model.") for one in options.split() if one.startswith("model.")]
+    whole: Any = OmegaConf.merge(OmegaConf.create(sizes), OmegaConf.from_dotlist(changed))
+    return int(whole.heads) * len(whole.orders)
 
 
 def tables_of(strategy: str) -> tuple[str, str, float] | None:

@@ -258,7 +258,12 @@ def cases_of(config: DictConfig) -> tuple[str, ...]:
 
 def threads_of(config: DictConfig) -> int:
     """CPU threads of a run, or of each of its ranks: as configured, else one for each CPU that it may use."""
-    return config.hardware.threads or max(1, usable_cpus(config.hardware.affinity) // config.ranks)
+    return config.hardware.threads or max(1, usable_cpus(config.hardware.affinity) // ranks_per_node(config))
+
+
+def ranks_per_node(config: DictConfig) -> int:
+    """Ranks of a run on each of its hosts."""
+    return int(config.ranks // config.nodes)
 
 
 def usable_cpus(affinity: Collection[int] | None, processes: int = 1) -> int:

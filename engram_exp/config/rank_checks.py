@@ -7,11 +7,12 @@ from typing import Any
 from hydra.utils import get_class
 from omegaconf import DictConfig
 
-from engram_exp.config.derived import decoder_of, decodes, exchanges, shares_out
+from engram_exp.config.derived import decoder_of, decodes, exchanges, ranks_per_node, shares_out
 from engram_exp.config.mixed import mixed_strategies
 from engram_exp.errors import ConfigError
 from engram_exp.layer.shards import BY_ROWS
 from engram_exp.machine.environment import gpus
+from engram_exp.machine.rendezvous import endpoint_of, require_one_task_a_node
 from engram_exp.vocabulary import DISK, EACH, OWN, SAME
 
 
@@ -25,6 +26,8 @@ def check_ranks(config: DictConfig) -> None:
     if getattr(kind, "needs_same", False) and (config.ranks == 1 or config.rank_batches == OWN):
         remedy = "shares the columns out among ranks that ask for the same tokens: ranks=2 rank_batches=same"
         raise ConfigError("projection", None, f"{kind.__name__} {remedy}; projection=fused has all of them")
+    if config.ranks % config.nodes:
+        raise ConfigError("ranks", config.ranks, f"each of {config.nodes} nodes has as many; a multiple would work")
     if config.ranks == 1:
         if config.rank_batches != SAME:
             raise ConfigError("rank_batches", config.rank_batches, "says nothing of one rank; ranks=2 has others")
@@ -65,6 +68,9 @@ def _check_exchange(config: DictConfig) -> None:
             f"{lookup.__name__} keeps rows of earlier calls, and an exchange reads none; lookup=anywhere would work"
         )
         raise ConfigError("lookup", None, remedy)
+    if getattr(kind, "reads_peers", False) and config.nodes > 1:
+        remedy = f"{kind.__name__} reads memory of the same host alone; exchange=all_gather, or nodes=1, would work"
+        raise ConfigError("nodes", config.nodes, remedy)
     split = config.table.get("split")
     if getattr(kind, "needs_own", False) and config.rank_batches != OWN:
         remedy = f"sends row ids that all ranks know; rank_batches={OWN}, or exchange=all_gather, would work"
@@ -74,12 +80,23 @@ def _check_exchange(config: DictConfig) -> None:
         raise ConfigError("table.split", split, remedy)
 
 
+def check_nodes(config: DictConfig) -> None:
+    """Refuse nodes that do not know where to meet.
+
+    Raises:
+        ConfigError: saying what is missing.
+    """
+    if config.nodes > 1:
+        endpoint_of(config.rendezvous)
+        require_one_task_a_node(config.nodes, config.rendezvous)
+
+
 def check_gpus(config: DictConfig) -> None:
     """Refuse more ranks than this machine has GPUs.
 
     Raises:
         ConfigError: saying how many there are.
     """
-    if config.ranks > 1 and config.hardware.device != "cpu" and config.ranks > len(gpus()):
+    if config.ranks > 1 and config.hardware.device != "cpu" and ranks_per_node(config) > len(gpus()):
         remedy = f"each is a GPU of its own, and this machine has {len(gpus())}; hardware=cpu would stand in for them"
         raise ConfigError("ranks", config.ranks, remedy)

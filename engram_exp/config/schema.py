@@ -11,7 +11,7 @@ from typing import Any, Optional, get_type_hints
 
 from hydra._internal.sources_registry import SourcesRegistry
 from hydra.core.config_store import ConfigStore
-from omegaconf import MISSING, DictConfig
+from omegaconf import MISSING, DictConfig, OmegaConf
 
 from engram_exp.config.files import FileConfigSource
 from engram_exp.layer.geometry import EngramGeometry
@@ -151,6 +151,8 @@ class RunConfig:
     prefetch: PrefetchConfig = MISSING
     steps_per_sample: int = MISSING
     ranks: int = MISSING
+    nodes: int = MISSING
+    rendezvous: Optional[str] = None
     rank_batches: str = MISSING
     rank_timeout_s: float = MISSING
     mixed_gpus: bool = MISSING
@@ -191,7 +193,9 @@ MAY_BE_NONE = COMPONENTS[-3:]
 
 def register_schema() -> None:
     """Make known to Hydra what stands in no file: the schema, under the name that `conf/config.yaml` begins with, and
-    an option of `hardware` for every part with a data sheet, which refuses any other."""
+    an option of `hardware` for every part with a data sheet, which refuses any other; and how a launcher's preset
+    divides ranks by nodes."""
+    OmegaConf.register_new_resolver("per_node", lambda ranks, nodes: -(-ranks // nodes), replace=True)
     SourcesRegistry.instance().types[FileConfigSource.scheme()] = FileConfigSource
     store = ConfigStore.instance()
     store.store(name="schema", node=RunConfig)

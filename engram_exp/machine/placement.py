@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+import threading
 from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
@@ -100,3 +101,10 @@ def poison_of(dtype: torch.dtype) -> float:
     """NaN, or the row id 0, which is safe to look up and yet wrong in every column but the first; for stored fp8 rows
     255, NaN as a value and as a scale."""
     return math.nan if dtype.is_floating_point else 255 if dtype == torch.uint8 else 0
+
+
+def wake(device: torch.device) -> None:
+    """Let the driver set the device up while all else is imported."""
+    if device.type != "cpu":
+        own = torch.device(device.type, torch.accelerator.current_device_index())  # another thread has another one
+        threading.Thread(target=torch.empty, args=(1,), kwargs={"device": own}, daemon=True).start()

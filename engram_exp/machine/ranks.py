@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import gc
 import os
-import socket
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -84,9 +83,14 @@ class Ranks:
         return self.rank - self.local_rank
 
     @property
+    def hosts(self) -> int:
+        """How many there are, with as many ranks each."""
+        return self.size // self.local_size
+
+    @property
     def share_one_host(self) -> bool:
         """Whether all ranks can reach each other's memory."""
-        return self.local_size == self.size
+        return self.hosts == 1
 
     @cached_property
     def compute_group(self) -> Any:
@@ -187,10 +191,6 @@ class Ranks:
             dist.broadcast_object_list(found, src=FIRST, group=self.control)
         return found[0]  # type: ignore[return-value]
 
-    def hosts(self) -> list[str]:
-        """The name of each rank's host."""
-        return self.gather(socket.gethostname())
-
     def _wait(self, begin: Callable[[], Any], error: Exception | None) -> None:
         """Wait for the others: little if an exchange with them broke, long if it is they who wait in one for this."""
         patience_s = self.patience_s if error is None else GRACE_S if is_broken(error) else 2 * self.patience_s
@@ -203,14 +203,17 @@ class Ranks:
             if time.monotonic() - began < patience_s:  # a connection has ended: the launcher knows whose
                 time.sleep(GRACE_S)
                 raise LostRank(f"the connection to another rank ended: {lost}", CRASH) from lost
-            raise LostRank(self._missing()) from lost
+            raise LostRank(self.missing()) from lost
 
-    def _missing(self) -> str:
-        """Who does not wait in vain as this rank does."""
+    def missing(self) -> str:
+        """Who does not wait in vain as this rank does, in words."""
         self.store.set(f"waits/{self.rank}", "")
         time.sleep(GRACE_S)
         late = [rank for rank in range(self.size) if not self.store.check([f"waits/{rank}"])]
-        return f"{ranks_in_words(late)} kept the others waiting for {self.patience_s:g} s (rank_timeout_s)"
+        for_long = f"for {self.patience_s:g} s (rank_timeout_s)"
+        if not late:
+            return f"all ranks waited for each other {for_long}"
+        return f"{ranks_in_words(late)} kept the others waiting {for_long}"
 
 
 def is_broken(error: Exception) -> bool:

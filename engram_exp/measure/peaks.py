@@ -68,8 +68,7 @@ def rank_limits(
         folder, identity, device, refresh, announce: as `machine_limits` has them.
         ranks: of the run.
     """
-    hosts = ranks.hosts()
-    of_hosts = [hosts.count(host) for host in dict.fromkeys(hosts)]
+    of_hosts = [ranks.local_size] * ranks.hosts
     path, identity = _file(folder, {**identity, "ranks": of_hosts, "of_ranks": VERSION_OF_RANKS}, device)
     found = ranks.from_first(lambda: None if refresh else _kept(path, device, announce))
     if found is None:

@@ -2,12 +2,44 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Callable
+from contextlib import nullcontext
+from threading import Thread
 
 import torch
 
+from engram_exp.errors import LostRank
 from engram_exp.machine.ranks import Ranks
 from engram_exp.measure.clock import Clock, Sample
+
+LOOKS = 10  # of a watch while a rank may keep others waiting: rare, so that nothing that is timed notices them
+
+
+class Watch:
+    """Ends a rank that does not come back from what it is entered for: a device that waits in a graph for what another
+    rank does not send waits for ever, and its process with it.
+
+    Args:
+        ranks: of the run.
+        end: this rank; is told who is missing, in another thread.
+    """
+
+    def __init__(self, ranks: Ranks, end: Callable[[LostRank], None]) -> None:
+        self.ranks, self.end, self.since = ranks, end, math.inf
+        Thread(target=self._look, daemon=True).start()
+
+    def __enter__(self) -> None:
+        self.since = time.monotonic()
+
+    def __exit__(self, *_: object) -> None:
+        self.since = math.inf
+
+    def _look(self) -> None:
+        while time.monotonic() - self.since < self.ranks.patience_s:
+            time.sleep(self.ranks.patience_s / LOOKS)
+        self.end(LostRank(self.ranks.missing()))
 
 
 class RankClock(Clock):
@@ -18,11 +50,12 @@ class RankClock(Clock):
     Args:
         device, shared: as every clock has them.
         ranks: of the run.
+        watch: over calls; None: what they wait for has a time limit of its own.
     """
 
-    def __init__(self, device: torch.device, ranks: Ranks, *, shared: bool = False) -> None:
+    def __init__(self, device: torch.device, ranks: Ranks, *, shared: bool = False, watch: Watch | None = None) -> None:
         super().__init__(device, shared=shared)
-        self.ranks = ranks
+        self.ranks, self.watch = ranks, watch or nullcontext()
 
     def slowest(self, seconds: float) -> float:
         """The longest of the ranks' times."""
@@ -39,7 +72,8 @@ class RankClock(Clock):
         self.ranks.start_together()
         error, sample = None, Sample(0.0, None, None)
         try:
-            sample = super().time(call, uses_device=uses_device)
+            with self.watch:
+                sample = super().time(call, uses_device=uses_device)
         except Exception as raised:
             error = raised
         longest = self.ranks.agree(error, tuple(value or 0.0 for value in sample))

@@ -34,7 +34,7 @@ MORE_NUMBERS = {
     "not_steady": ("not_steady", "sum"),
 }
 MEASURED = [name for name in (*NUMBERS.values(), *MORE_NUMBERS) if name in NUMBER_COLUMNS]
-MACHINE = (*of_role(schema.MACHINE), "git_sha")
+MACHINE = of_role(schema.MACHINE, schema.CODE)
 MOST_SUBJECTS = 8  # with advice and figures of their own; more would be a page that nobody reads
 DIGITS = 4  # of the numbers in the table
 
@@ -177,7 +177,8 @@ def _environments(folder: Path) -> tuple[list[str], list[str]]:
             continue
         try:
             record = json.loads(file.read_text(encoding="utf-8"))
-            record.pop(DIGESTS, None)
+            for of_this_run in (DIGESTS, "load_before"):
+                record.pop(of_this_run, None)
         except (ValueError, AttributeError, TypeError) as error:
             warnings.warn(f"{file} is left out: {error}", LeftOutWarning, stacklevel=2)
             continue

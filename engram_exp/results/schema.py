@@ -241,6 +241,7 @@ TABLE = (
     Column("exposed_limit_by", TEXT, MEASURED, 8, "", "what sets the time of that fetching"),
     Column("worker", TEXT, LABEL, 9, "", "`process`: the run had one of its own; `shared`: one with others of its "
            "repetition; `inline`: that of the program"),
+    Column("nodes", NUMBER, SUBJECT, 9, "hosts", "that ranks were on, as many on each; 1 (as before schema 9): one"),
 )  # fmt: skip
 SAMPLE_TABLE = (
     Column("run_id", TEXT, RECORD, 1, "", "as in `results.csv`"),

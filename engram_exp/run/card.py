@@ -107,8 +107,8 @@ def _lines(job: Job, plan: Plan, needed: Footprint, free: tuple[int, int | None]
 
 
 def _ranks(job: Job, plan: Plan) -> str:
-    ranks, config, hosts = plan.ranks, job.config, plan.ranks.size // plan.ranks.local_size
-    where = "on this host" if hosts == 1 else f"on {hosts} hosts"
+    ranks, config = plan.ranks, job.config
+    where = "on this host" if ranks.hosts == 1 else f"on {ranks.hosts} hosts"
     text = f"{ranks.size} {where}, memory and work below of each; they ask for {config.rank_batches} tokens"
     return f"{text}; {config.table.split} shares, exchange={job.choices['exchange']}" if exchanges(config) else text
 

@@ -18,30 +18,27 @@ from safetensors.torch import save_file
 
 from engram_exp.config.checks import check_host_load
 from engram_exp.errors import status_of
-from engram_exp.layer.hash_plan import HashPlan
-from engram_exp.layer.tokens import Batch
 from engram_exp.machine import memory_group
 from engram_exp.machine.disturbance import LoadMeter
-from engram_exp.machine.environment import machine, record, stamp
+from engram_exp.machine.environment import record, stamp
 from engram_exp.machine.memory import forget_peaks, free_device_bytes
+from engram_exp.machine.placement import wake
 from engram_exp.machine.ranks import ALONE, FIRST, Ranks
 from engram_exp.measure.clock import Clock
-from engram_exp.measure.disk_limits import disk_peaks
 from engram_exp.measure.host_load import host_load
-from engram_exp.measure.limits import Limits
 from engram_exp.measure.link_load import LinkLoad, check_link, link_load
 from engram_exp.measure.loop import Timing, measure
-from engram_exp.measure.peaks import machine_limits, rank_limits
 from engram_exp.measure.rates import Limit
 from engram_exp.results.write import SampleFile, write_run
-from engram_exp.run.again import reuse_columns
+from engram_exp.run.again import distinct_among, reuse_columns
 from engram_exp.run.bench import Bench
 from engram_exp.run.card import make_card
 from engram_exp.run.job import Job
 from engram_exp.run.kept_tables import KeptTables
+from engram_exp.run.known_limits import known_limits
 from engram_exp.run.on_disk import proven
-from engram_exp.run.parts import Parts, tables_of, wake
-from engram_exp.run.plan import Distinct, Plan, device_name, work
+from engram_exp.run.parts import Parts, tables_of
+from engram_exp.run.plan import Distinct, Plan, work
 from engram_exp.run.rank_plan import free_here
 from engram_exp.run.ranked import check_rank, clock_of, of_all_ranks, whole_table_bytes
 from engram_exp.run.requirements import check_plan
@@ -156,13 +153,13 @@ class Experiment:
         check_fits(needed, *free, config.model.table_scale, config.hardware.numa)
         self.ranks.agree()  # nobody has taken any of it yet
         log.info("%d batches of tokens", len(self.parts.batches))  # may be refused: before limits, which take time
-        plan.limits = self._known_limits()
+        plan.limits = known_limits(plan, self.parts.on_disk, self.terminal.say)
         for table in self.parts.on_disk if config.memory_limit_gb is not None else ():
             table.make_cold()  # pages that others have read before count in no group of ours
         if plan.step:
             plan.step.know(plan.limits)
         self.terminal.card(make_card(self.job, plan, needed, free, self.tasks_of, self.limit_of))
-        clock = clock_of(self.ranks, plan.device, shared=config.link_load_gb_per_s > 0)
+        clock = clock_of(self.ranks, plan.device, self.job, shared=config.link_load_gb_per_s > 0)
         seed = zlib.crc32(self.job.run_id.encode())
         with torch.inference_mode():
             bench = Bench(self.parts, clock, Verifier(self.parts, seed))
@@ -210,30 +207,6 @@ class Experiment:
         """How many of the rows that the batches ask for are distinct; None where none are asked for."""
         parts = self.parts
         return distinct_among(parts.hash_plan, parts.batches, parts.geometry.rows) if self.plan.looks_up else None
-
-    def _known_limits(self) -> Limits | None:
-        """What this machine can do, and its ranks between them, measured now if it has not been before; None if nobody
-        asked."""
-        config, device = self.job.config, self.plan.device
-        if config.limits == "none":
-            return None
-        hardware = config.hardware
-        identity = {
-            **machine(),
-            "device_name": device_name(device),
-            "threads": torch.get_num_threads(),
-            "pin_threads": hardware.pin_threads,
-            "affinity": list(hardware.affinity or []),
-            **({} if hardware.numa is None else {"numa": hardware.numa}),
-        }
-        where: Any = Path(config.limits_dir), identity, device
-        how: Any = {"refresh": config.limits == "refresh", "announce": self.terminal.say}
-        found = self.ranks.from_first(lambda: machine_limits(*where, **how))
-        if self.ranks.size > 1:
-            return rank_limits(found, *where, ranks=self.ranks, **how)
-        for table in self.parts.on_disk:
-            found = found.beside(disk_peaks(Path(config.limits_dir), table.files[0], machine(), **how))
-        return found
 
     def _measure(self, benches: Sequence[Bench | StepBench], clock: Clock) -> dict[str, Timing]:
         config = self.job.config
@@ -312,25 +285,3 @@ class Experiment:
             log.warning("%s cannot be written: %s", path, error)
             with suppress(OSError):
                 temporary.unlink()
-
-
-def distinct_among(plan: HashPlan, batches: Sequence[Batch], rows: int) -> Distinct:
-    """How many of the row ids that batches ask for are distinct.
-
-    Args:
-        plan: of the hash.
-        batches: of one shape.
-        rows: of the table.
-    """
-    asked = torch.zeros(rows, dtype=torch.bool)
-    of_batch = batches[0].ids.numel() * plan.columns
-    in_first, by_order = 0.0, dict[int, float]()
-    for batch in batches:
-        asked[plan.row_ids(*batch).flatten().long()] = True
-        in_first = in_first or int(asked.count_nonzero()) / of_batch
-        by_order = by_order or {
-            order: int(asked[rows_of].count_nonzero()) * plan.columns / (of_batch * columns)
-            for order, columns, rows_of in plan.orders
-        }
-    in_all = int(asked.count_nonzero()) / (of_batch * len(batches))
-    return Distinct(in_first, in_all, len(batches), by_order)

@@ -44,7 +44,7 @@ from engram_exp.vocabulary import AUTO, COLD, DISK, HALF_BESIDE, MULTIPROCESSORS
 FILE = "job.yaml"
 SAYS_NOTHING = (  # of what a run measures
     "output_dir", "cache_dir", "limits_dir", "campaign", "repeats", "resume", "retry", "worker", "timeout_s",
-    "report", "rank_timeout_s",
+    "report", "rank_timeout_s", "rendezvous",
 )  # fmt: skip
 GROUP_COLUMNS = of_kind(CHOICE)
 
@@ -195,9 +195,10 @@ class Job:
         """Which ranks there are, and how rows that they share out come."""
         config = self.config
         if config.ranks == 1:
-            return {"ranks": 1, "exchange": ""}
+            return {"ranks": 1, "nodes": 1, "exchange": ""}
         chosen = {"exchange": self.choices["exchange"], "split": config.table.split} if exchanges(config) else {}
-        return {"ranks": config.ranks, "rank_batches": config.rank_batches, "exchange": "", **chosen}
+        asked = {name: config[name] for name in ("ranks", "nodes", "rank_batches")}
+        return {**asked, "exchange": "", **chosen}
 
     def case_columns(self, case: str) -> dict[str, Any]:
         """Of a step's cases: the strategies of its layers, if they differ; and of a file that is not cold, its state:

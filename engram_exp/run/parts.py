@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property, partial
@@ -321,13 +320,6 @@ def tables_of(parts: Parts) -> list[str]:
     """What the tables of a run are made of: its layer's, and those of the layers of its model's step."""
     layers = parts.plan.step.layers.items() if parts.plan.step else ()
     return [parts.table_made_of, *(parts.of_layer(number, layer).table_made_of for number, layer in layers)]
-
-
-def wake(device: torch.device) -> None:
-    """Let the driver set the device up while the components are imported."""
-    if device.type != "cpu":
-        own = torch.device(device.type, torch.accelerator.current_device_index())  # another thread has another one
-        threading.Thread(target=torch.empty, args=(1,), kwargs={"device": own}, daemon=True).start()
 
 
 def _make(node: DictConfig, given: Mapping[str, Callable[[], Any]], usual: Sequence[str] = ()) -> Any:

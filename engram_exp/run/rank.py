@@ -78,6 +78,14 @@ def end_with_launcher() -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
 
+def end(error: BaseException, job: Job) -> None:
+    """End this process, whatever its other threads are in, and leave why."""
+    log.error("the rank ends: %s", error)
+    _tell(error, job)
+    logging.shutdown()
+    os._exit(1)
+
+
 def _tell(error: BaseException, job: Job) -> None:
     """Leave what ended this rank where the launcher looks for it, as torch's own handler would."""
     told = {

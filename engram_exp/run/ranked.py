@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 
 import torch
 
@@ -10,21 +11,25 @@ from engram_exp.errors import ConfigError
 from engram_exp.machine.ranks import Ranks
 from engram_exp.measure.clock import Clock
 from engram_exp.measure.loop import Timing
-from engram_exp.measure.rank_clock import RankClock
+from engram_exp.measure.rank_clock import RankClock, Watch
+from engram_exp.run.job import Job
 from engram_exp.run.plan import Plan, device_name
-from engram_exp.run.rank_plan import reads_peers
+from engram_exp.run.rank import end
 
 
-def clock_of(ranks: Ranks, device: torch.device, *, shared: bool) -> Clock:
-    """The clock of a run: one for all of its ranks."""
-    return Clock(device, shared=shared) if ranks.size == 1 else RankClock(device, ranks, shared=shared)
+def clock_of(ranks: Ranks, device: torch.device, job: Job, *, shared: bool) -> Clock:
+    """The clock of a run: one for all of its ranks. On the CPU, every exchange ends by itself."""
+    if ranks.size == 1:
+        return Clock(device, shared=shared)
+    watch = None if device.type == "cpu" else Watch(ranks, partial(end, job=job))
+    return RankClock(device, ranks, shared=shared, watch=watch)
 
 
 def check_rank(plan: Plan) -> None:
     """Refuse what ranks cannot do together.
 
     Raises:
-        ConfigError: GPUs of different names, or peers on different hosts.
+        ConfigError: GPUs of different names.
     """
     ranks = plan.ranks
     if ranks.size == 1:
@@ -34,9 +39,6 @@ def check_rank(plan: Plan) -> None:
         raise ConfigError(
             "ranks", ranks.size, f"their GPUs differ: {', '.join(names)}; mixed_gpus=true takes them all the same"
         )
-    if reads_peers(plan) and not ranks.share_one_host:
-        remedy = f"reads memory of the same host alone, and the ranks are on {', '.join(sorted(set(ranks.hosts())))}"
-        raise ConfigError("exchange", None, f"{remedy}; exchange=all_gather would work")
 
 
 def of_all_ranks(timings: Mapping[str, Timing], ranks: Ranks) -> dict[str, Timing]:

@@ -12,12 +12,13 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from engram_exp.config.derived import threads_of, usable_cpus
+from engram_exp.config.derived import ranks_per_node, threads_of, usable_cpus
 from engram_exp.errors import ConfigError
 from engram_exp.machine import numa
 from engram_exp.machine.disturbance import LoadMeter
 from engram_exp.machine.environment import code_cache
 from engram_exp.machine.files import kept_from_children
+from engram_exp.machine.rendezvous import Node
 from engram_exp.run.compiled import compiled_code
 from engram_exp.run.job import Job
 
@@ -35,7 +36,7 @@ def variables(job: Job) -> dict[str, str]:
         "OMP_NUM_THREADS": threads,
         "MKL_NUM_THREADS": threads,
         "NUMBA_NUM_THREADS": threads,
-        NUMBA_CACHE: str(code_cache(job.config.cache_dir).absolute() / "numba"),
+        NUMBA_CACHE: str(code_cache(job.config.cache_dir).absolute() / f"numba{Node.of_worker().number or ''}"),
         "TOKENIZERS_PARALLELISM": "true",
     }
     if hardware.pin_threads:
@@ -59,7 +60,7 @@ def main(folders: Sequence[Path], turn: int | None = None) -> int:
         except ConfigError as error:  # also where the machine that asked has such a node, and this one has not
             refused = error
     prepare(first)
-    log_to(folders[0])
+    log_to(folders[0], rank=Node.of_worker().number * ranks_per_node(first.config))
     with kept_from_children(turn) if turn is not None else nullcontext(), code_kept(first):
         log.info("the worker starts")
         if refused or first.config.ranks > 1:

@@ -88,7 +88,7 @@ def test_rows_that_are_not_steady_are_counted():
     steady = [note for note in ask(three(steady=True)).notes if "steady" in note]
     frame = pd.concat([three(steady=True), rows("uva", {256: 1.0}, steady=False)])
     assert steady == []
-    assert "1 of 13 times were disturbed: 1 full (1 not steady)" in ask(frame).notes
+    assert "1 of 13 times was disturbed: 1 full (1 not steady)" in ask(frame).notes
 
 
 def test_a_strategy_that_stands_alone_is_the_best_of_one():
@@ -101,6 +101,9 @@ def test_the_threshold_has_an_uncertainty():
     assert (uva.strategy, uva.first, uva.last) == ("uva", 1, 4096)
     assert (kv_on_gpu.strategy, kv_on_gpu.begins_after, kv_on_gpu.begins_by) == ("kv_on_gpu", 64, 65536)
     assert "  kv_on_gpu  65,536 (takes over above 64, at 65,536 at the latest)" in lines_of(ask(three()))
+    close = ask(pd.concat([rows("uva", {64: 0.2, 256: 0.8}), rows("kv_on_gpu", {64: 0.201, 256: 0.4})]))
+    text = "  kv_on_gpu  256 (takes over at 256 at the latest, undecided at the sizes of the one before)"
+    assert text in lines_of(close)
 
 
 def test_a_budget_lets_the_table_onto_the_device():

@@ -3,6 +3,7 @@
 import re
 
 import pandas as pd
+import pytest
 from common import ROOT
 from made_up import ask, rows, three
 from omegaconf import OmegaConf
@@ -30,8 +31,15 @@ def test_an_engine_has_the_time_of_its_own_way_where_that_was_measured():
     decode, _ = ask(frame).choices
     option = decode.engines[VLLM]
     assert (decode.ms_per_layer.ms, option.ms_per_layer.ms, option.is_own) == (0.2, 0.3, True)
-    assert "  vLLM 0.33.0 as uva, its own way, 0.3 ms a layer: --engram-config" in "\n".join(lines_of(ask(frame)))
     assert not decode.engines[SGLANG].is_own
+
+
+@pytest.mark.parametrize(("spread", "told"), [(0.01, ""), (0.4, ", undecided against the time above")])
+def test_an_engine_s_own_way_has_an_interval_and_says_whether_it_tells_it_apart(spread, told):
+    own = rows("uva", {64: 0.3, 65536: 90.0}, spread, components="vllm_0_33", lookup="vllm_0_33")
+    text = "\n".join(lines_of(ask(pd.concat([three(components="tuned"), own]))))
+    interval = f"{0.3 * (1 - spread):.4g} to {0.3 * (1 + spread):.4g} within its one process"
+    assert f"  vLLM 0.33.0 as uva, its own way, 0.3 ({interval}) ms a layer{told}: --engram-config" in text
 
 
 def test_a_release_s_own_way_is_told_by_what_its_bundle_chooses():

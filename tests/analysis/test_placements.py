@@ -15,6 +15,7 @@ from engram_exp.analysis.answers import advise_all
 from engram_exp.analysis.compare import ComparisonError, compare_values
 from engram_exp.analysis.engines import DECODE, RELEASES, Gpus, settings_for
 from engram_exp.analysis.placements import share_on_device, tables_on_host
+from engram_exp.layer.shards import BY_ROWS, SPLITS, Shards
 from engram_exp.vocabulary import OWN, SAME
 
 TABLE_GB = 2 * 128 * 10**7 / 1e9  # both layers of `demo`, as `made_up.rows` has them
@@ -102,11 +103,28 @@ def test_every_number_of_ranks_is_a_subject_of_its_own():
     json.dumps([asdict(one.advice) for one in found])
 
 
-@given(st.integers(1, 9), st.sampled_from(["shard", "shard_host", "shared", "device", "huge", "pinned"]))
-def test_all_ranks_together_keep_the_tables_once_at_least_and_once_each_at_most(ranks, table):
-    one = pd.DataFrame([{"ranks": ranks, "table": table}])
-    kept = ranks * share_on_device(one).item() + tables_on_host(one).item()
-    assert kept == pytest.approx(1 if "shar" in table else ranks)
+HOST_TABLES = {"uva": "huge", "host_shared": "shared", "host_per_rank": "shard_host"}
+TABLES = "shard", "shard_host", "shared", "device", "huge", "pinned"
+
+
+@given(st.integers(1, 9), st.integers(1, 3), st.sampled_from(TABLES))
+def test_all_ranks_together_keep_the_tables_once_at_least_and_once_each_at_most(ranks, nodes, table):
+    one = pd.DataFrame([{"ranks": ranks * nodes, "nodes": nodes, "table": table, "split": "strided"}])
+    kept = ranks * nodes * share_on_device(one).item() + nodes * tables_on_host(one).item()
+    assert kept == pytest.approx({"shard": 1, "shard_host": 1, "shared": nodes}.get(table, ranks * nodes))
+
+
+@given(st.integers(1, 40), st.integers(1, 4), st.integers(1, 6), st.sampled_from(SPLITS))
+def test_the_largest_share_of_whole_columns_counts(columns, nodes, ranks, split):
+    size = ranks * nodes
+    shards = Shards([10] * columns, 10 * columns, size, split)
+    shares = [shards.rows_of(rank) / shards.rows for rank in range(size)]
+    hosts = [sum(shares[first : first + ranks]) for first in range(0, size, ranks)]
+    told = {"ranks": size, "nodes": nodes, "split": split}
+    found = [pd.DataFrame([{**told, "table": table}]) for table in ("shard", "shard_host")]
+    rounding = size / columns / 10 if split == BY_ROWS else 1e-9
+    assert share_on_device(found[0], columns).item() == pytest.approx(max(shares), abs=rounding)
+    assert tables_on_host(found[1], columns).item() == pytest.approx(max(hosts), abs=rounding)
 
 
 def test_flags_of_several_gpus_say_how_many():
@@ -144,3 +162,13 @@ def test_ranks_are_compared_each_with_what_it_asks_for():
         compare_values(other, "ranks", "1", "2")
     apart = pd.concat([runs(1, [2.0] * 4, strategy="device"), runs(2, [1.0] * 4, strategy="sharded")])
     assert compare_values(apart, "ranks", "1", "2")["strategy"].item() == "device / sharded"
+    hosts = pd.concat([runs(2, [2.0] * 4, nodes=1), runs(2, [3.0] * 4, nodes=2, threads=16)])
+    assert compare_values(hosts, "nodes", "1", "2")["ratio"].item() == 1.5
+
+
+def test_a_host_keeps_a_table_for_the_ranks_that_are_on_it():
+    frame = pd.concat([on(4, strategy, table, {64: 1.0}, nodes=2) for strategy, table in HOST_TABLES.items()])
+    advice = ask(frame, decode=64, prefill=64)
+    kept = {one.strategy: one.host_gb / TABLE_GB for one in advice.placements}
+    assert kept == pytest.approx({"uva": 2, "host_shared": 1, "host_per_rank": 1 / 2})
+    assert lines_of(advice)[1] == "  on 4 GPUs of 2 hosts; ms a layer, by tokens per step:"

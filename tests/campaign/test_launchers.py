@@ -14,7 +14,8 @@ from omegaconf import OmegaConf
 
 from engram_exp import load_results
 from engram_exp.campaign.campaign import Campaign, Planned, _overrides
-from engram_exp.campaign.preflight import Preflight
+from engram_exp.campaign.preflight import Preflight, _check_launcher
+from engram_exp.errors import ConfigError
 from engram_exp.results.write import write_run
 
 
@@ -63,7 +64,7 @@ def test_a_run_that_fails_elsewhere_fails_the_sweep(sweep, tmp_path):
 def test_the_end_of_a_jobs_time_leaves_a_row_and_no_worker(configure, tmp_path, monkeypatch):
     workers = []
 
-    def end(worker, timeout_s):
+    def end(worker, timeout_s, others):
         workers.append(worker)
         raise SystemExit(0)  # as submitit's handler of the signal does
 
@@ -126,7 +127,14 @@ def test_a_launcher_gives_every_rank_a_gpu(sweep):
     assert "ranks=2: each is a GPU of its own, and the launcher asks for 1 a node; hydra.launcher.gpus" in done.stderr
 
 
-def test_slurm_gives_each_configuration_a_node_of_its_own(sweep, tmp_path):
+def test_a_launcher_gives_a_run_its_nodes(configure):
+    config = configure(*TINY, "ranks=2", "nodes=2")
+    _check_launcher(config, {"nodes": 2, "gpus_per_node": 1})
+    with pytest.raises(ConfigError, match=r"nodes=2: the launcher asks for 1; hydra\.launcher\.nodes=2 would do"):
+        _check_launcher(config, {"nodes": 1})
+
+
+def test_slurm_gives_each_configuration_nodes_of_its_own(sweep, tmp_path):
     for name, script in {
         "sbatch": f'cp "$1" {tmp_path}/asked\necho no such partition >&2\nexit 1',
         "srun": "exit 0",
@@ -134,14 +142,14 @@ def test_slurm_gives_each_configuration_a_node_of_its_own(sweep, tmp_path):
         (tmp_path / name).write_text(f"#!/bin/sh\n{script}\n")
         (tmp_path / name).chmod(0o755)
     path = f"{tmp_path}{os.pathsep}{os.environ['PATH']}"
-    asked = "hydra/launcher=slurm_node", "hydra.launcher.partition=gpu", "batch_size=1,2", "ranks=2"
+    asked = "hydra/launcher=slurm_node", "hydra.launcher.partition=gpu", "batch_size=1,2", "ranks=6", "nodes=3"
     done = sweep(*asked, PATH=path)
     assert done.returncode == 1
     assert "no such partition" in done.stdout + done.stderr
     asked = (tmp_path / "asked").read_text()
     for line in (
         "--exclusive",
-        "--nodes=1",
+        "--nodes=3",
         "--ntasks-per-node=1",
         "--mem=0GB",
         "--partition=gpu",

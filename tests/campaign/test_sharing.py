@@ -55,8 +55,10 @@ def test_others_have_one_each(planned):
     assert [run.repeat for run in ordered] != sorted(run.repeat for run in ordered), "shuffled over all repetitions"
 
 
-@pytest.mark.parametrize("alone", [("strategy=disk", "table.path=/tmp/none"), ("memory_limit_gb=1",)])
-def test_what_changes_its_process_or_the_page_cache_is_alone(planned, alone):
+@pytest.mark.parametrize(
+    "alone", [("strategy=disk", "table.path=/tmp/none"), ("memory_limit_gb=1",), ("nodes=2", "ranks=2")]
+)
+def test_what_changes_its_process_or_the_page_cache_or_is_on_several_nodes_is_alone(planned, alone):
     ordered = in_order(planned("worker=shared", *alone, settings=[("batch_size=1",), ("batch_size=2",)]))
     assert [len(runs) for runs in batches(ordered)] == [1] * 4
 

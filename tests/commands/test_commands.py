@@ -85,7 +85,7 @@ def test_compare_says_what_decides_less_than_it_seems(command, tmp_path):
     a, b = campaign(tmp_path / "a", {1: [1.0]}), campaign(tmp_path / "b", {1: [2.0, 5.0]})
     _, out, _ = command("compare", a, b)
     assert "a side of 1 run: its time is of one process, and what changes from one to the next is unknown" in out
-    assert "B: 1 of 2 times were disturbed: 1 full (1 more than 2 times as long as in another run)" in out
+    assert "B: 1 of 2 times was disturbed: 1 full (1 more than 2 times as long as in another run)" in out
     four = campaign(tmp_path / "c", {1: [1.0] * 4})
     _, out, _ = command("compare", four, four)
     assert "of one process" not in out

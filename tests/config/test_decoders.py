@@ -1,8 +1,8 @@
-"""What a decoder keeps of a token follows from its file and from what a run changed of it."""
+"""What a decoder keeps of a token, and a model has of columns, follow from its file and what a run changed of it."""
 
 import pytest
 
-from engram_exp.config.decoders import kept_of, tables_of
+from engram_exp.config.decoders import columns_of, kept_of, tables_of
 
 
 @pytest.mark.parametrize(
@@ -29,3 +29,8 @@ def test_where_a_strategy_keeps_a_layers_table():
         ("device", "shard", 0.0), None,
     ]  # fmt: skip
     assert list(map(tables_of, names)) == told
+
+
+def test_how_many_columns_ranks_share_out():
+    asked = [("deepseek_v41_flash", ""), ("demo", "model.heads=3 model.hidden_size=16"), ("of_someone_else", "")]
+    assert [columns_of(*each) for each in asked] == [24, 6, None]

@@ -26,6 +26,11 @@ BESIDE = ("decoder=matmuls",)
     [
         (("ranks=0",), "ranks=0: must be at least 1"),
         (("rank_batches=own",), "rank_batches=own: says nothing of one rank; ranks=2 has others"),
+        (("ranks=2", "nodes=0"), "nodes=0: must be at least 1"),
+        (("nodes=2",), "ranks=1: each of 2 nodes has as many; a multiple would work"),
+        (("ranks=3", "nodes=2"), "ranks=3: each of 2 nodes has as many"),
+        (("ranks=2", "nodes=2", "strategy=host_shared"), "rendezvous: must be HOST or HOST:PORT of one of the"),
+        ((*SHARDED, "nodes=2", "exchange=peer"), "nodes=2: PeerExchange reads memory of the same host alone"),
         (("ranks=2", "rank_batches=each"), "rank_batches=each: must be one of same, own"),
         (("ranks=2", "rank_timeout_s=0"), "rank_timeout_s=0.0: must be above 0"),
         (("ranks=2", "worker=inline"), "worker=inline: is one process, and each rank is one; use process"),
@@ -110,6 +115,7 @@ def test_orders_are_those_of_a_kernel_that_reads(configure, overrides, knows):
 def test_ranks_share_the_threads_of_a_host(configure):
     usable = usable_cpus(None)
     assert threads_of(configure(*TINY, *SHARDED)) == max(1, usable // 2)
+    assert threads_of(configure(*TINY, *SHARDED, "nodes=2")) == usable
     assert threads_of(configure(*TINY, "ranks=1000")) == 1
     assert threads_of(configure(*TINY, *SHARDED, "hardware.threads=3")) == 3
 

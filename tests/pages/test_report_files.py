@@ -101,13 +101,18 @@ def test_what_cannot_be_reported_says_why(tmp_path, monkeypatch, capsys):
     assert not (tmp_path / "out").exists()
 
 
-def test_a_table_that_mixes_code_says_so(tmp_path):
+def test_a_page_says_whose_code_it_mixes_and_lists_one_machine_once(tmp_path):
     for number in range(2):
         row = {"run_id": f"{number}", "status": "ok", "case": "full", "strategy": "uva", "wall_ms_median": 1.0}
         (tmp_path / f"{number}").mkdir()
-        write_run(tmp_path / f"{number}", {}, [{**row, "batch_size": 64, "seq_len": 1, "git_sha": f"sha{number}"}])
+        code = {"git_sha": f"sha{number}", "git_dirty": True}
+        record = {"host": "vm", "load_before": {"others_share": number / 10}}
+        write_run(tmp_path / f"{number}", record, [{**row, "batch_size": 64, "seq_len": 1, **code}])
     page = report(tmp_path, tmp_path / "out")
-    assert "note: medians of full: cells mix several git_sha: medians" in (page.parent / "summary.md").read_text()
+    summary = (page.parent / "summary.md").read_text()
+    assert "note: medians of full: cells mix several git_sha: medians" in summary
+    assert "git_sha: sha1; git_dirty: True" in summary
+    assert "Environment 1 of 1<" in page.read_text(), "whatever else ran before"
 
 
 def test_a_report_of_some_rows(tmp_path):

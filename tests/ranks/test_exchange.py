@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import random
+from contextlib import nullcontext
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from queue import SimpleQueue
+from unittest.mock import patch
 
 import pytest
 import torch
+import torch.distributed as dist
 from pool import pool_of
 
 from engram_exp.layer.row_format import RowFormat
@@ -15,6 +20,7 @@ from engram_exp.layer.shards import Shards
 from engram_exp.machine.placement import Placement
 from engram_exp.measure.limits import Limits
 from engram_exp.measure.peaks import rank_limits
+from engram_exp.measure.rank_clock import Watch
 from engram_exp.steps.exchange.all_gather import AllGatherExchange
 from engram_exp.steps.exchange.all_reduce import AllReduceExchange
 from engram_exp.steps.exchange.all_to_all import AllToAllExchange
@@ -203,3 +209,24 @@ def test_what_ranks_can_send_each_other_is_measured_once_and_kept(pool, tmp_path
     assert file.stat().st_mtime_ns == before
     pool(3, peaks_of, str(tmp_path))
     assert len(list(tmp_path.iterdir())) == 2
+
+
+def hangs(ranks, hung):
+    """What the watch of a rank says that waits for one which hangs elsewhere; nothing, of that one."""
+    told = SimpleQueue()
+    waiting = replace(ranks, patience_s=0.2, store=dist.PrefixStore(f"hung {hung}", ranks.store))
+    watch = Watch(waiting, told.put)
+    with patch("engram_exp.machine.ranks.GRACE_S", 1.0):
+        with watch:
+            pass
+        with watch if ranks.rank not in hung else nullcontext():
+            return str(told.get(timeout=30)) if ranks.rank not in hung else told.empty()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("hung", "words"), [([1], "rank 1 kept the others waiting for"), ([], "all ranks waited for each other for")]
+)
+def test_whoever_hangs_while_others_wait_on_their_devices_is_named(pool, hung, words):
+    text = f"{words} 0.2 s (rank_timeout_s)"
+    assert pool(3, hangs, hung) == [True if rank in hung else text for rank in range(3)]

@@ -7,7 +7,7 @@ from places import KERNEL_DEVICE
 
 from engram_exp.layer.tokens import Batch
 from engram_exp.measure.limits import Limits
-from engram_exp.run.experiment import distinct_among
+from engram_exp.run.again import distinct_among
 from engram_exp.run.job import Job
 from engram_exp.steps.lookup.triton import TritonLookup
 
@@ -50,7 +50,7 @@ def test_what_auto_comes_to_is_the_same_in_kernel_card_and_rows(
         return original(self, row_ids)
 
     monkeypatch.setattr(TritonLookup, "__call__", watched)
-    monkeypatch.setattr("engram_exp.run.experiment.machine_limits", lambda *_, **__: machine_that_reads(*us))
+    monkeypatch.setattr("engram_exp.run.known_limits.machine_limits", lambda *_, **__: machine_that_reads(*us))
     shape = ["limits=cached", "seq_len=8", "capture=none", "cases=[lookup,full]", "batches=1", "iterations=1"]
     rows = run_inline(f"strategy={strategy}", f"hardware={KERNEL_DEVICE.type}", *shape, *options)
     assert {row["status"] for row in rows} == {"ok"}, rows

@@ -7,7 +7,7 @@ from engram_exp.measure.rates import Limit
 
 def test_a_limit_that_is_beaten_marks_the_row(run_inline, tmp_path, monkeypatch, capsys):
     slow = Limits({"host_gb_per_s": {"1": 1e-6}, "host_rows_per_s": {"1": {"64": 1e-6}}})
-    monkeypatch.setattr("engram_exp.run.experiment.machine_limits", lambda *_, **__: slow)
+    monkeypatch.setattr("engram_exp.run.known_limits.machine_limits", lambda *_, **__: slow)
     (row,) = run_inline("limits=cached", "cases=[hashing]")
     assert row["status"] == "suspect"
     assert row["efficiency"] > 1.1
@@ -23,7 +23,7 @@ def test_within_noise_of_its_limit_a_row_is_good(run_inline, monkeypatch, capsys
         return Limit(1e9, "host memory")
 
     monkeypatch.setattr(Limits, "of", just_beaten)
-    monkeypatch.setattr("engram_exp.run.experiment.machine_limits", lambda *_, **__: Limits({}))
+    monkeypatch.setattr("engram_exp.run.known_limits.machine_limits", lambda *_, **__: Limits({}))
     monkeypatch.setattr("engram_exp.measure.limits.CLEARLY_BEATEN", 1e15)
     (row,) = run_inline("limits=cached", "cases=[hashing]")
     assert row["status"] == "ok"
