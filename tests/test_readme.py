@@ -115,6 +115,22 @@ def test_the_first_table_is_what_its_campaign_holds():
     assert kv_on_gpu < 0, "nothing longer"
 
 
+def test_what_two_gpus_change_is_what_their_campaign_holds():
+    of_two = load_results(ROOT / "outputs/reference/h100_ranks/ranks").query("case == 'full' and batch_size == 8192")
+    name = of_two["exchange"].mask(of_two["exchange"] == "", of_two["strategy"])
+    ms = of_two.groupby(name)["wall_ms_median"].median()
+    text = " ".join(README.split())
+    assert f"{ms['peer'] / ms['replicated']:.2f} times as long as with all of it on each" in text
+    longer = [ms[exchange] / ms["peer"] - 1 for exchange in ("all_gather", "all_reduce")]
+    assert f"collectives: {min(longer) * 100:.0f} to {max(longer) * 100:.0f} % longer than that" in text
+    assert f"{ms['host_shared'] / ms['replicated']:.2f} times with one table in host memory" in text
+    assert f"{ms['host_shared'] / ms['uva']:.2f} times what one GPU takes alone" in text
+    step = load_results(ROOT / "outputs/reference/h100_ranks/step").query("case == 'step'").set_index("strategy")
+    exposed = step["exposed_ms_median"]
+    peer = step[step["exchange"] == "peer"]["exposed_ms_median"].item()
+    assert f"sequences takes {peer:.2f} and {exposed['host_shared']:.2f} ms longer (one run each)" in text
+
+
 def test_what_engines_ways_cost_is_what_their_campaign_holds():
     found = load_results(ROOT / "outputs/reference/h100_engines/engines").query("case == 'full' and batch_size == 8192")
     ms = found.groupby("components")["wall_ms_median"].median()

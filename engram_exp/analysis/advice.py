@@ -151,7 +151,7 @@ def _of_subject(
         worth=worth_of(longer, layers if steps else 1, kept[0] if kept else None),
         notes=[*of_layers, *of_decoder, *_notes(needed, found, steps, held_against, gpus), *from_disk],
         gpus=gpus,
-        placements=placements_of(needed, found, steps) if gpus.number > 1 else [],
+        placements=placements_of(needed, fitting, found, steps) if gpus.number > 1 else [],
     )
 
 

@@ -26,7 +26,10 @@ SAME, FASTER, SLOWER, UNDECIDED = "same", "faster", "slower", "undecided"
 WORKLOAD = of_role(schema.SUBJECT, schema.STEP, schema.ASKED, OPTIONS)  # two that differ here are never comparable
 CHOICES = of_role(schema.STRATEGY, schema.WAY)  # what a comparison is about, or what goes with it
 MACHINE = of_role(schema.MACHINE)
-MIXED = of_role(schema.MACHINE, schema.CODE)  # in runs that count as repetitions of one: each may have changed the time
+MIXED = (
+    *of_role(schema.MACHINE, schema.CODE),
+    "worker",
+)  # in runs that count as repetitions of one: each may have changed the time
 GOES_WITH = {
     "dtype": ("layout", "row_bytes"),
     "model": ("layer", "layout", "row_bytes", "fusion"),

@@ -175,7 +175,7 @@ def _takeover(
 
 def sort_thresholds(lookups: pd.DataFrame) -> tuple[int | None, int | None]:
     """The most row ids at which sorting, or partitioning, costs time, and the fewest from which on it saves some: by
-    their intervals, where both orders of one lookup were measured; None where that was nowhere so.
+    their intervals, where both orders of one lookup were measured on one kind of table; None where that was nowhere so.
 
     Args:
         lookups: measured rows of the case `lookup`.
@@ -183,7 +183,7 @@ def sort_thresholds(lookups: pd.DataFrame) -> tuple[int | None, int | None]:
     lookups = lookups.assign(row_order=lookups["row_order"].replace(PARTITIONED, SORTED))
     through_link = lookups[(lookups["table"] != DEVICE) & lookups["row_order"].isin([AS_ASKED, SORTED])]
     rows = (through_link["rows_per_s"] * through_link["wall_ms_median"] / 1e3).round().rename("rows")
-    of_one = through_link.groupby(["lookup", rows, "row_order"])
+    of_one = through_link.groupby(["lookup", "table", rows, "row_order"])
     both = of_one.agg(lo=("wall_ms_lo", "min"), hi=("wall_ms_hi", "max")).unstack("row_order").dropna()
     if not {AS_ASKED, SORTED} <= set(both.columns.get_level_values("row_order")):
         return None, None

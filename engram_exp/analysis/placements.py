@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import pandas as pd
@@ -37,12 +37,14 @@ class Placement:
         strategy: and the exchange, if rows cross between the GPUs.
         device_gb: of each GPU's memory, at full size.
         host_gb: of each host's, of all of its GPUs together.
+        fits: within the memory that tables may take.
         times: of one layer or, where steps of a model were measured, what these take longer; by size, ascending.
     """
 
     strategy: str
     device_gb: float
     host_gb: float
+    fits: bool
     times: list[Sized]
 
 
@@ -91,12 +93,16 @@ def _share_of(rows: pd.DataFrame, together: pd.Series[int] | int, columns: int |
 
 
 def placements_of(
-    needed: Mapping[str, tuple[float, float]], curves: Mapping[str, Curve], steps: Sequence[Step]
+    needed: Mapping[str, tuple[float, float]],
+    fitting: Collection[str],
+    curves: Mapping[str, Curve],
+    steps: Sequence[Step],
 ) -> list[Placement]:
     """What was measured of each strategy; the least of each GPU's memory first.
 
     Args:
         needed: by strategy, GB of each GPU's memory and of each host's for the tables.
+        fitting: strategies within the memory that tables may take.
         curves: of the layer's time; none where steps of a model were measured.
         steps: of these.
     """
@@ -105,5 +111,5 @@ def placements_of(
         in_steps = [(f"{one.batch_size:,} x {one.seq_len:,}", one.of(strategy)) for one in steps]
         times = [Sized(size, one.time) for size, one in in_steps if one]
         times += [Sized(f"{tokens:,}", time) for tokens, time in sorted(curves.get(strategy, {}).items())]
-        found.append(Placement(strategy, *needed[strategy], times))
+        found.append(Placement(strategy, *needed[strategy], strategy in fitting, times))
     return found

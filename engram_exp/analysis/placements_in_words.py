@@ -24,7 +24,8 @@ def lines_of_placements(advice: Advice) -> list[str]:
 
 
 def _line(one: Placement, scale: float) -> str:
-    memory = f"{one.device_gb:.1f} GB of each GPU, {one.host_gb:.1f} GB of the host"
+    too_large = "" if one.fits else ", more than tables may take"
+    memory = f"{one.device_gb:.1f} GB of each GPU, {one.host_gb:.1f} GB of the host{too_large}"
     return f"{one.strategy}: {memory}; " + ("; ".join(_sized(sized, scale) for sized in one.times) or "not measured")
 
 

@@ -31,8 +31,8 @@ PHRASES = {
     "decoder": "decoder={}",
     "engram_layers": "tables at layers {}",
     "ids": "ids made on the {}",
-    "ranks": "{:g} ranks",
-    "nodes": "{:g} nodes",
+    "ranks": "ranks={:g}",
+    "nodes": "nodes={:g}",
     "rank_batches": "rank_batches={}",
     "threads": "{:g} threads",
 }
@@ -75,7 +75,7 @@ def load_campaign(folder: str | Path, only: Sequence[str] = ()) -> pd.DataFrame:
 
     Args:
         folder: of runs.
-        only: `COLUMN=VALUE`, each: rows that have this value there are kept.
+        only: `COLUMN=VALUE`, each: rows that have this value there are kept, or another that is named of this column.
 
     Raises:
         FileNotFoundError: there is no such folder.
@@ -84,16 +84,19 @@ def load_campaign(folder: str | Path, only: Sequence[str] = ()) -> pd.DataFrame:
     frame = load_results(folder)
     if frame.empty:
         raise ValueError(f"{folder}: no results below it; `python run.py output_dir={folder}` writes some there")
+    wanted: dict[str, set[str]] = {}
     for choice in only:
         column, sign, value = choice.partition("=")
         if not sign:
             raise ValueError(f"--only {choice}: must be COLUMN=VALUE")
         if column not in frame:
             raise ValueError(f"--only {choice}: no column {column}; choose from {', '.join(frame.columns)}")
+        wanted.setdefault(column, set()).add(value)
+    for column, values in wanted.items():
         texts = with_nulls(frame)[column].map(spelled)
-        if value not in set(texts):
-            raise ValueError(f"{folder}: --only {choice}: never there; {column} is {listed(texts)}")
-        frame = frame[texts == value]
+        if missing := sorted(values - set(texts)):
+            raise ValueError(f"{folder}: --only {column}={missing[0]}: never there; {column} is {listed(texts)}")
+        frame = frame[texts.isin(values)]
     return frame
 
 

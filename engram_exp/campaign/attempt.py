@@ -76,7 +76,8 @@ def attempt(
         except Exception as error:
             statuses |= _require_rows(left.popleft(), Ending(CRASH, repr(error)), unwritten)
         except BaseException as stopped:  # Ctrl-C, or the end of a job's time
-            _require_rows(left.popleft(), interruption(stopped), unwritten)
+            if left:
+                _require_rows(left.popleft(), interruption(stopped), unwritten)
             raise
     return statuses
 
@@ -98,10 +99,10 @@ def _measured_inline(jobs: Sequence[Job], turn: Turn) -> Generator[Ending, None,
 
 def _require_rows(job: Job, ending: Ending, unwritten: list[dict[str, Any]]) -> set[str]:
     """Write the rows of a run that did not live to write them; the samples that it had taken stay."""
-    folder = Path(job.folder)
     written = job.statuses()
     if written:
         return written
+    job, folder = job.as_begun(), Path(job.folder)
     is_gone = not folder.is_dir()
     error = f"{ending.error}; its folder was deleted meanwhile" if is_gone else ending.error
     rows = [{**stamp(), **row} for row in job.failed_rows(ending.status, error)]

@@ -61,7 +61,11 @@ class Preflight(Callback):
         launcher: Mapping[str, Any] = MappingProxyType({}),
     ) -> float:
         try:
+            workers = set()
             for config in configurations():
+                workers.add(config.worker)
+                if len(workers) > 1:
+                    raise ConfigError("worker", config.worker, "is one for all of a sweep; two campaigns compare them")
                 check(config, here=here)
                 _check_launcher(config, launcher)
                 if config.retry == "failed" and not any(output_dir.rglob(RESULTS)):

@@ -10,13 +10,14 @@ import sys
 import time
 from collections.abc import Generator, Sequence
 from contextlib import suppress
+from itertools import pairwise
 from typing import NamedTuple, Protocol
 
 from engram_exp.campaign.turn import Turn
 from engram_exp.machine import cgroup, memory_group
 from engram_exp.machine.environment import PROJECT
 from engram_exp.machine.rendezvous import ONE, Node
-from engram_exp.results.schema import SUCCESSES
+from engram_exp.results.schema import HARMLESS
 from engram_exp.run.job import Job
 from engram_exp.run.worker import EXIT_UNWRITTEN
 from engram_exp.vocabulary import CRASH, OOM_HOST, TIMEOUT
@@ -114,9 +115,9 @@ def measure_in_worker(
     try:
         if turn:
             turn.tell(worker.pid)
-        for job in jobs[:-1]:
-            statuses = _wait_for_rows(worker, job)
-            if not statuses or not statuses.issubset(SUCCESSES):
+        for job, following in pairwise(jobs):
+            statuses = _wait_for_rows(worker, job, following)
+            if not statuses.issubset(HARMLESS) or worker.returncode is not None:
                 break  # the worker ends with it
             yield Ending(CRASH, NO_RESULTS)
         else:
@@ -135,19 +136,20 @@ def measure_in_worker(
         raise
 
 
-def _wait_for_rows(worker: subprocess.Popen[bytes], job: Job) -> set[str]:
-    """Statuses of the rows of a job that has others behind it, as soon as they are there; none if it ends before.
+def _wait_for_rows(worker: subprocess.Popen[bytes], job: Job, following: Job) -> set[str]:
+    """Statuses of the rows of a job that another follows, as soon as they are there or the worker has ended; none if it
+    ended before, or if only the other's are found: those of the job are lost.
 
     Raises:
         TimeoutExpired: after the job's `timeout_s`.
     """
     until = time.monotonic() + job.config.timeout_s
-    while worker.poll() is None and not (statuses := job.statuses()):
+    while worker.poll() is None and not (job.statuses() or following.statuses()):
         with suppress(subprocess.TimeoutExpired):
             wait(worker, LOOK_EVERY_S)
         if time.monotonic() > until:
             raise subprocess.TimeoutExpired(worker.args, job.config.timeout_s)
-    return statuses if worker.returncode is None else job.statuses()
+    return job.statuses()
 
 
 def wait(worker: subprocess.Popen[bytes], timeout_s: float, others: Sequence[Listening] = ()) -> int:
@@ -157,6 +159,8 @@ def wait(worker: subprocess.Popen[bytes], timeout_s: float, others: Sequence[Lis
         TimeoutExpired: after `timeout_s`.
         ElsewhereError: as one of the others says.
     """
+    if worker.returncode is not None:  # its number may be another process's by now
+        return int(worker.returncode)
     try:
         ended = os.pidfd_open(worker.pid)
     except OSError:  # a kernel before 5.3, or a sandbox: what happens elsewhere, ranks find out by their own patience
@@ -181,6 +185,8 @@ def wait(worker: subprocess.Popen[bytes], timeout_s: float, others: Sequence[Lis
 
 def kill(worker: subprocess.Popen[bytes]) -> None:
     """End a worker and what it started in its process group."""
+    if worker.returncode is not None:
+        return
     with suppress(ProcessLookupError):  # it may have ended just now
         os.killpg(worker.pid, signal.SIGKILL)
     worker.wait()

@@ -11,9 +11,18 @@ from omegaconf import DictConfig
 
 from engram_exp.campaign.attempt import Planned
 from engram_exp.config.derived import settings_in_words, table_settings
+from engram_exp.config.mixed import config_of_layer, mixed_strategies
 from engram_exp.vocabulary import DISK, SHARED
 
-OF_A_PROCESS = "hardware", "ranks", "mixed_gpus", "rank_timeout_s", "cache_dir"  # settings that it keeps for its life
+OF_A_PROCESS = (
+    "hardware",
+    "ranks",
+    "mixed_gpus",
+    "rank_timeout_s",
+    "timeout_s",
+    "cache_dir",
+)  # settings that it keeps for its life
+MOST_RUNS = 200  # of one process: a command line has room for so many folders
 DECIDE_WHICH_TABLES = "decoder", "strategies", "exchange"  # beside what each is made of
 
 
@@ -45,15 +54,18 @@ def batches(ordered: Sequence[Planned]) -> Iterator[list[Planned]]:
     def key(run: Planned) -> Any:
         return (run.repeat, _of_process(run.config)) if _shares(run.config) else next(alone)
 
-    for _, runs in groupby(ordered, key):
-        yield list(runs)
+    for _, found in groupby(ordered, key):
+        runs = list(found)
+        yield from (runs[first : first + MOST_RUNS] for first in range(0, len(runs), MOST_RUNS))
 
 
 def _shares(config: DictConfig) -> bool:
-    """Whether a run may follow another in one process: what it does to its process, or to the page cache, must not
-    reach others, and several nodes are handed one job at a time."""
-    apart = config.memory_limit_gb is not None or config.strategy.table == DISK or config.nodes > 1
-    return bool(config.worker == SHARED and not apart)
+    """Whether a run may follow another in one process: what it does to its process, to the page cache or to what is
+    known of the machine must not reach others, and several nodes are handed one job at a time."""
+    if config.worker != SHARED or config.memory_limit_gb is not None or config.limits == "refresh" or config.nodes > 1:
+        return False
+    layers = [config, *(config_of_layer(config, number) for number in mixed_strategies(config))]
+    return all(layer.strategy.table != DISK for layer in layers)
 
 
 def _of_process(config: DictConfig) -> str:

@@ -25,7 +25,7 @@ def at_least(least: int, kind: type[int] | type[float]) -> Callable[[str], float
 
 def add_only(parser: argparse.ArgumentParser) -> None:
     """Which rows a command is about."""
-    text = "keep the rows that have this value there; several times: all of these"
+    text = "keep the rows that have this value there; several times: one value of each column named"
     parser.add_argument("--only", action="append", default=[], metavar="COLUMN=VALUE", help=text)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import resource
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -39,10 +40,13 @@ class LoadMeter:
     """Watches from now on who uses the CPUs that this process may run on, at no cost meanwhile.
 
     Start it when a run starts and read it before the run measures: what others use then, they may use later, too.
+
+    Args:
+        cpus: that it may use; None: those of this thread, which a library may tie to one of them once it is imported.
     """
 
-    def __init__(self) -> None:
-        self.cpus = sorted(os.sched_getaffinity(0))
+    def __init__(self, cpus: Sequence[int] | None = None) -> None:
+        self.cpus = sorted(os.sched_getaffinity(0)) if cpus is None else list(cpus)
         self.began = self._now()
 
     def read(self) -> dict[str, Any]:

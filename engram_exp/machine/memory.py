@@ -12,6 +12,7 @@ import torch
 
 from engram_exp.machine import cgroup
 from engram_exp.machine.host_memory import HostMemory
+from engram_exp.machine.peer_memory import SymmetricMemory
 
 RESET_PEAK = Path("/proc/self/clear_refs")  # 5: the peak of resident memory (proc(5))
 
@@ -20,8 +21,9 @@ def peak_bytes(device: torch.device) -> dict[str, int]:
     """The most memory that this process has had since it began, or since `forget_peaks`, by column: on the device, on
     the host, and of the latter what was pinned."""
     pinned_by_torch = torch.cuda.host_memory_stats()["allocated_bytes.peak"] if device.type == "cuda" else 0
+    on_device = torch.accelerator.max_memory_allocated() + SymmetricMemory.kept_bytes() if device.type != "cpu" else 0
     return {
-        "peak_device_bytes": torch.accelerator.max_memory_allocated() if device.type != "cpu" else 0,
+        "peak_device_bytes": on_device,
         "peak_host_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         "pinned_bytes": pinned_by_torch + HostMemory.peak_pinned_bytes,
     }
@@ -35,9 +37,17 @@ def forget_peaks(device: torch.device) -> None:
         torch.accelerator.empty_cache()
         torch.accelerator.reset_peak_memory_stats()
     if device.type == "cuda":
+        _empty_host_cache()
         torch.cuda.reset_peak_host_memory_stats()
     with suppress(OSError):
         RESET_PEAK.write_text("5")
+
+
+def _empty_host_cache() -> None:
+    """Give back pinned memory that PyTorch keeps though nobody uses it, and counts as allocated."""
+    empty = getattr(torch.accelerator, "empty_host_cache", None) or getattr(torch._C, "_host_emptyCache", None)
+    if empty is not None:
+        empty()
 
 
 def free_host_bytes() -> int:

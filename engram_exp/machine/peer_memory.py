@@ -7,7 +7,8 @@ process that has it ends, however that ends. In device memory it is PyTorch's sy
 from __future__ import annotations
 
 import os
-from typing import Any
+from typing import Any, ClassVar
+from weakref import WeakSet
 
 import torch
 
@@ -78,7 +79,10 @@ class SymmetricMemory:
         device: of this rank.
 
     of_ranks: uint8 [size_bytes] each.
+    kept: all of it that this process has.
     """
+
+    kept: ClassVar[WeakSet[SymmetricMemory]] = WeakSet()
 
     def __init__(self, size_bytes: int, ranks: Ranks, device: torch.device) -> None:
         require_peer_access(ranks)
@@ -92,6 +96,12 @@ class SymmetricMemory:
             self.own if rank == ranks.rank else self.handle.get_buffer(rank, (size_bytes,), torch.uint8)
             for rank in range(ranks.size)
         ]
+        self.kept.add(self)
+
+    @classmethod
+    def kept_bytes(cls) -> int:
+        """Of this rank's device memory, what PyTorch's allocator does not count."""
+        return sum(memory.own.nbytes for memory in cls.kept)
 
 
 def require_peer_access(ranks: Ranks) -> None:

@@ -103,6 +103,18 @@ def poison_of(dtype: torch.dtype) -> float:
     return math.nan if dtype.is_floating_point else 255 if dtype == torch.uint8 else 0
 
 
+@cache
+def kept_stream(device_type: str, of: str) -> torch.Stream:
+    """A stream of the current device of a type that one use has for itself as long as the process lives: PyTorch hands
+    out the same 32 in turn, so that two which many runs ask for anew may be one.
+
+    Args:
+        device_type: such as cuda.
+        of: the use.
+    """
+    return torch.Stream(device=device_type)
+
+
 def wake(device: torch.device) -> None:
     """Let the driver set the device up while all else is imported."""
     if device.type != "cpu":

@@ -17,6 +17,7 @@ import torch
 
 from engram_exp.errors import ConfigError
 from engram_exp.machine.host_memory import HostMemory
+from engram_exp.machine.placement import kept_stream
 from engram_exp.stage import Tensors
 from engram_exp.strategy.schedule import Replay
 
@@ -104,7 +105,7 @@ class Copies:
         self.memory.bytes.random_()
         self.memory.pin()
         self.block = torch.empty(block_bytes, dtype=torch.uint8, device=device)
-        self.stream, self.copied = torch.cuda.Stream(device), torch.cuda.Event(blocking=True)
+        self.stream, self.copied = kept_stream(device.type, "link load"), torch.cuda.Event(blocking=True)
         self.parts = [(part,) for part in self.memory.bytes.view(parts, blocks, block_bytes)]
         self.replays = [Replay(partial(_there_and_back, self.block)) for _ in self.parts]
         for replay, part in zip(self.replays, self.parts, strict=True):
@@ -114,7 +115,7 @@ class Copies:
         """Launch the copies of one turn after the other; the last have ended once this is closed. No more than one turn
         is under way at a time, so that a link that is too slow lowers the rate and lengthens no queue."""
         try:
-            with torch.cuda.stream(self.stream):
+            with self.stream:
                 for replay, part in cycle(zip(self.replays, self.parts, strict=True)):
                     self.copied.synchronize()
                     replay(part)

@@ -7,15 +7,18 @@ from typing import NamedTuple
 
 from engram_exp.vocabulary import (
     OK,
+    REFUSED,
     SKIPPED,
+    SUSPECT,
 )
 
-SCHEMA_VERSION = 9
+SCHEMA_VERSION = 10
 RESULTS, SAMPLES, SWEEP, ENVIRONMENT = "results.csv", "samples.csv", "sweep.csv", "environment.json"
 
 PUBLISHED = "reference"
 
 SUCCESSES = (OK, SKIPPED)
+HARMLESS = (*SUCCESSES, REFUSED, SUSPECT)  # behind which a process is as good a place to measure in as before
 
 TEXT, CHOICE, NUMBER, TRUTH = "text", "choice", "number", "truth"
 
@@ -241,7 +244,8 @@ TABLE = (
     Column("exposed_limit_by", TEXT, MEASURED, 8, "", "what sets the time of that fetching"),
     Column("worker", TEXT, LABEL, 9, "", "`process`: the run had one of its own; `shared`: one with others of its "
            "repetition; `inline`: that of the program"),
-    Column("nodes", NUMBER, SUBJECT, 9, "hosts", "that ranks were on, as many on each; 1 (as before schema 9): one"),
+    Column("runs_before", NUMBER, MEASURED, 10, "runs", "that its process had made before"),
+    Column("nodes", NUMBER, SUBJECT, 10, "hosts", "that ranks were on, as many on each; 1 (as before schema 10): one"),
 )  # fmt: skip
 SAMPLE_TABLE = (
     Column("run_id", TEXT, RECORD, 1, "", "as in `results.csv`"),

@@ -10,7 +10,7 @@ from collections.abc import Collection, Sequence
 from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError
@@ -65,12 +65,23 @@ TENSORS = "tensors.safetensors"
 KIB = 1024
 
 
+class Before(NamedTuple):
+    """What a process has done before a run.
+
+    runs: that it made.
+    tables: that they have left.
+    """
+
+    runs: int = 0
+    tables: KeptTables | None = None
+
+
 def run(
     job: Job,
     terminal: Terminal,
     meter: LoadMeter | None = None,
     ranks: Ranks = ALONE,
-    tables: KeptTables | None = None,
+    before: Before | None = None,
 ) -> list[dict[str, Any]]:
     """Run a job, leave its files in its folder, and return its rows: one per case. Of several ranks the first does so.
 
@@ -79,7 +90,7 @@ def run(
         terminal: where to show it.
         meter: of the load before the run, if it was started earlier; None: this one waits for what it shows.
         ranks: of the run.
-        tables: that earlier runs of this process have left; None: it is the only one.
+        before: what this process has done before; None: nothing.
 
     Raises:
         Exception: of one rank among several, whatever ends it: its launcher makes rows.
@@ -88,7 +99,7 @@ def run(
     load = meter.read()
     samples: list[dict[str, Any]] | None
     try:
-        rows, samples = Experiment(job, terminal, meter.cpus, ranks, tables).measured()
+        rows, samples = Experiment(job, terminal, meter.cpus, ranks, before).measured()
     except Exception as error:
         if ranks.size > 1:
             raise
@@ -110,7 +121,7 @@ class Experiment:
         terminal: where to show it.
         cpus: that it may use, whichever of them a library has tied this thread to.
         ranks: of the run.
-        tables: that earlier runs of this process have left; None: it is the only one.
+        before: what this process has done before; None: nothing.
     """
 
     link: LinkLoad | None = None  # what else went through the link while samples were taken
@@ -121,14 +132,15 @@ class Experiment:
         terminal: Terminal,
         cpus: Collection[int],
         ranks: Ranks = ALONE,
-        tables: KeptTables | None = None,
+        before: Before | None = None,
     ) -> None:
         self.job, self.terminal, self.cpus, self.ranks = job, terminal, cpus, ranks
         if job.config.memory_limit_gb is not None:
             memory_group.join(round(job.config.memory_limit_gb * 1e9))
         self.plan = Plan(job.config, job.choices, ranks)
         wake(self.plan.device)
-        self.parts = Parts(self.plan, tables=tables)
+        self.before = before or Before()
+        self.parts = Parts(self.plan, tables=self.before.tables)
         self.parts.tables.keep_only(tables_of(self.parts))
         if job.config.worker != "process":
             forget_peaks(self.plan.device)
@@ -248,7 +260,7 @@ class Experiment:
         run_wide = run_columns(self.plan, self.parts, table_bytes, self.distinct)
         reached = self.link.reached_gb_per_s if self.link else None
         run_wide |= {**self.reuse, "link_load_reached_gb_per_s": reached}
-        common = {**stamp(), **self.job.columns(), **run_wide}
+        common = {**stamp(), **self.job.columns(), **run_wide, "runs_before": self.before.runs}
         disk = {case: found for bench in benches for case, found in bench.files.found.items()}
         distinct = self.distinct.in_first if self.distinct else None
         recent = keeps_recent(self.job.config.lookup)

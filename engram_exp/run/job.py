@@ -122,6 +122,14 @@ class Job:
         begun.save()
         return begun
 
+    def as_begun(self) -> Job:
+        """This job as its worker has begun it, if it has: then, and not when it was handed over."""
+        try:
+            saved = Job.load(Path(self.folder))
+        except Exception:  # the folder has gone, or what is in it cannot be read
+            return self
+        return saved if saved.run_id == self.run_id else self
+
     def statuses(self) -> set[str]:
         """Statuses of the rows that this run has left; none before that. What an earlier one left in the folder, and
         nobody can remove, does not count."""
@@ -232,6 +240,11 @@ class Job:
             known["options"] = as_text(self.overridden, known)
         ended = {"status": status, "error": error}
         return [{**known, **of_case.get(case, {}), **ended, "case": case} for case in self.cases]
+
+
+def under_way(jobs: Sequence[Job]) -> Job:
+    """Of jobs that are done one behind the other, the first that has left no rows."""
+    return next((job for job in jobs if not job.statuses()), jobs[-1])
 
 
 def _now() -> datetime:

@@ -25,7 +25,7 @@ from engram_exp.machine.environment import record, stamp
 from engram_exp.machine.files import write_text
 from engram_exp.machine.rendezvous import Node
 from engram_exp.results.write import write_run
-from engram_exp.run.job import Job
+from engram_exp.run.job import Job, under_way
 from engram_exp.run.rank import LAUNCHER, end_with_launcher
 from engram_exp.run.rows import failed_rows
 from engram_exp.run.terminal import Terminal
@@ -67,7 +67,7 @@ def launch(jobs: Sequence[Job]) -> int:
     if node.number:
         write_text(node.ending_file(Path(job.folder)), json.dumps(ended))
     elif ended:
-        job = next((each for each in jobs if not each.statuses()), jobs[-1])
+        job = under_way(jobs).as_begun()
         return _write(job, [{**stamp(), **row} for row in job.failed_rows(*ended)])
     return 0
 

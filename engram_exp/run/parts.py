@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property, partial
 from typing import Any, TypeVar
@@ -37,6 +37,8 @@ from engram_exp.vocabulary import DEVICE, DISK, HOST, OWN
 
 FUSION_SEED = 2**32  # added to the seed: no run draws its other weights from these
 TABLE_BUILT_FROM = ("rows", "row_format", "seed", "placement")
+# What `table_made_of` tells: a table of others that asks for more, another run's may differ from.
+KEPT_TABLE_BUILT_FROM = {*TABLE_BUILT_FROM, "ranks", "shards", "reachable"}
 
 Weights = TypeVar("Weights", ProjectionWeights, FusionWeights)
 
@@ -224,7 +226,8 @@ class Parts:
     @cached_property
     def table(self) -> Any:
         """The layer's table, filled."""
-        return self.tables.of(self.table_made_of, self._filled)
+        kept = self.tables if _asks_only_for(self.plan.config.table, KEPT_TABLE_BUILT_FROM) else KeptTables()
+        return kept.of(self.table_made_of, self._filled)
 
     def _filled(self) -> Any:
         place = self.plan.config.strategy.table
@@ -319,7 +322,13 @@ class Parts:
 def tables_of(parts: Parts) -> list[str]:
     """What the tables of a run are made of: its layer's, and those of the layers of its model's step."""
     layers = parts.plan.step.layers.items() if parts.plan.step else ()
-    return [parts.table_made_of, *(parts.of_layer(number, layer).table_made_of for number, layer in layers)]
+    own = [parts.table_made_of] if parts.plan.looks_up else []
+    return [*own, *(parts.of_layer(number, layer).table_made_of for number, layer in layers)]
+
+
+def _asks_only_for(node: DictConfig, known: Collection[str]) -> bool:
+    """Whether a component's constructor names nothing but these and its own options."""
+    return set(inspect.signature(get_class(node._target_)).parameters) <= {*known, *node, "options", "kwargs"}
 
 
 def _make(node: DictConfig, given: Mapping[str, Callable[[], Any]], usual: Sequence[str] = ()) -> Any:

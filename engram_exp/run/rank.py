@@ -16,7 +16,7 @@ from pathlib import Path
 from engram_exp.config.derived import threads_of
 from engram_exp.errors import ConfigError, LostRank, status_of, text_of
 from engram_exp.machine.disturbance import LoadMeter
-from engram_exp.run.job import Job
+from engram_exp.run.job import Job, under_way
 from engram_exp.run.worker import EXIT_UNWRITTEN, bind_to_node, log_to, prepare, share_of
 
 ERROR_FILE = "TORCHELASTIC_ERROR_FILE"  # where the launcher looks for what ended a rank
@@ -66,7 +66,7 @@ def main(folders: Sequence[Path]) -> int:
         ranks.leave()
     except (Exception, LostRank) as error:
         log.exception("the rank ends")
-        _tell(error, job)
+        _tell(error, under_way(jobs))
         return 1
     return 0
 

@@ -60,6 +60,7 @@ def main(folders: Sequence[Path], turn: int | None = None) -> int:
         except ConfigError as error:  # also where the machine that asked has such a node, and this one has not
             refused = error
     prepare(first)
+    first.config.hardware.threads = threads_of(first.config)  # before a library ties this thread to one of its CPUs
     log_to(folders[0], rank=Node.of_worker().number * ranks_per_node(first.config))
     with kept_from_children(turn) if turn is not None else nullcontext(), code_kept(first):
         log.info("the worker starts")

@@ -224,8 +224,11 @@ def test_sorting_pays_where_intervals_say_so(sorted_ms, expected, order):
     assert ask(frame).sort_rows == expected
     others = [lookups({100: 50.0}).assign(dtype="fp8"), lookups({100: 50.0}).assign(row_order="")]
     # Another lookup is no other order of this one.
-    others += [lookups({10: 0.001})[lambda frame: frame["row_order"] != "as_asked"].assign(lookup="another")]
-    others += [lookups({10: 0.001})[lambda frame: frame["row_order"] == "as_asked"].assign(lookup="a third")]
+    others += [lookups({10**6: 1e5})[lambda frame: frame["row_order"] != "as_asked"].assign(lookup="another")]
+    others += [lookups({10**6: 1e5})[lambda frame: frame["row_order"] == "as_asked"].assign(lookup="a third")]
+    # Nor are rows of another kind of table.
+    others += [lookups({10**6: 1e5})[lambda frame: frame["row_order"] != "as_asked"].assign(table="shared")]
+    others += [lookups({10**6: 1e5})[lambda frame: frame["row_order"] == "as_asked"].assign(table="shard")]
     assert ask(pd.concat([frame, *others]), dtype="bfloat16").sort_rows == expected
 
 

@@ -68,6 +68,8 @@ def test_each_placement_is_told_with_its_memory_times_and_flags():
     assert "1.3 GB of each GPU, 0.0 GB of the host; 64: 0.02 (0.0198 to 0.0202); 4,096: 0.9 (" in peer
     assert "SGLang 0.5.23: SGLANG_ENABLE_DSV41_ENGRAM_HOST_TABLE=0 SGLANG_OPT_" in peer
     assert "no engine has flags for it" in next(line for line in lines if line.startswith("  uva: "))
+    too_large = [line.split(":")[0].strip() for line in lines if "GB of the host, more than tables may take;" in line]
+    assert too_large == ["replicated"]
     own = "\n".join(lines_of(ask(two(OWN), prefill=4096)))
     assert "by tokens of each of the 2 GPUs:" in own
     assert "vLLM 0.33.0: --data-parallel-size 2 --engram-config '{\"cpu_offload\": true}'" in own
@@ -98,7 +100,7 @@ def test_every_number_of_ranks_is_a_subject_of_its_own():
     found = advise_all(pd.concat([alone, two()]), decode=64, prefill=4096, device_memory_gb=0)
     assert sorted(one.advice.gpus.number for one in found) == [1, 2]
     labels = {one.advice.gpus.number: one.subject.label for one in found}
-    assert "2 ranks, rank_batches=same" in labels[2]
+    assert "ranks=2, rank_batches=same" in labels[2]
     assert [one.advice.placements for one in found if one.advice.gpus.number == 1] == [[]]
     json.dumps([asdict(one.advice) for one in found])
 

@@ -1,11 +1,13 @@
 """Which runs share a worker, in which order, and the tables that they leave each other."""
 
+import json
 from types import SimpleNamespace
 
 import pytest
 import torch
 from common import TINY
 
+from engram_exp import load_results
 from engram_exp.campaign.attempt import Planned
 from engram_exp.campaign.sharing import batches, in_order
 from engram_exp.run.kept_tables import KeptTables
@@ -82,3 +84,22 @@ def test_a_table_is_filled_once_and_forgotten_when_nobody_needs_it():
     assert tables.bytes_by_place(local_size=2) == {"device": 48}
     fill("a")
     assert filled == ["a", "b", "c", "a"]
+
+
+def test_runs_behind_the_first_find_the_process_as_it_was_told_to_be(call, tmp_path):
+    """A library has tied its thread to one CPU by then."""
+    done = call("-m", "worker=shared", "hardware.pin_threads=true", "cases=[hashing]", "batch_size=1,2,3", "repeats=2")
+    assert done.returncode == 0, done.stderr
+    frame = load_results(tmp_path)
+    for _, runs_of in frame.groupby("repeat"):
+        assert sorted(runs_of["runs_before"]) == [0, 1, 2]
+        assert runs_of.sort_values("runs_before")["started_at"].is_monotonic_increasing
+    assert frame["threads"].nunique() == 1
+    records = [json.loads(file.read_text()) for file in tmp_path.rglob("environment.json")]
+    assert len({len(record["load_before"]["busy_share"]) for record in records}) == 1
+
+
+def test_a_sweep_has_one_kind_of_worker(call_here):
+    done = call_here("-m", "worker=process,shared")
+    assert done.returncode == 2
+    assert "worker=shared: is one for all of a sweep; two campaigns compare them" in done.stderr

@@ -214,6 +214,13 @@ def test_only_some_rows_are_kept(command, choices):
     assert out.startswith("| seq_len | uva |")
 
 
+def test_several_values_of_one_column_are_kept(command):
+    only = ["--only", "strategy=uva", "--only", "strategy=device", "--only", "seq_len=1"]
+    _, out, _ = command("summary", STRATEGIES, "seq_len", "--case", "full", "--columns", "strategy", *only)
+    head, _, line = out.splitlines()
+    assert (head, line.split()[1]) == ("| seq_len | device | uva |", "1")
+
+
 def test_an_empty_folder_is_refused(command, tmp_path):
     for arguments in (["compare", str(tmp_path), str(tmp_path)], ["summary", str(tmp_path)]):
         code, _, err = command(*arguments)

@@ -8,6 +8,7 @@ from places import CPU
 from engram_exp.config.derived import threads_of
 from engram_exp.machine import cgroup, memory
 from engram_exp.machine.memory import forget_peaks, peak_bytes
+from engram_exp.machine.peer_memory import SymmetricMemory
 
 
 @pytest.fixture
@@ -71,3 +72,13 @@ def test_the_peak_of_the_host_is_in_bytes_and_can_be_forgotten():
     assert before >= kept + 2**27
     forget_peaks(CPU.device)
     assert peak_bytes(CPU.device)["peak_host_bytes"] < before - 2**27
+
+
+def test_memory_that_ranks_read_of_each_other_counts_as_long_as_it_is_kept(monkeypatch):
+    monkeypatch.setattr(torch.accelerator, "max_memory_allocated", lambda: 5)
+    kept = object.__new__(SymmetricMemory)  # what it makes of a GPU is what the tests of an accelerator are for
+    kept.own = torch.empty(100, dtype=torch.uint8)
+    SymmetricMemory.kept.add(kept)
+    assert peak_bytes(torch.device("xpu"))["peak_device_bytes"] == 105
+    del kept
+    assert peak_bytes(torch.device("xpu"))["peak_device_bytes"] == 5

@@ -50,7 +50,8 @@ def test_files_of_earlier_schemas_load(tmp_path, version):
     old = write_run(tmp_path / "old", run_id="old")
     newer = len(COLUMNS) - len(COLUMNS_OF[version])
     header, *lines = [line.rsplit(",", newer)[0] for line in old.read_text().splitlines()]
-    old.write_text("".join(f"{line}\n" for line in (header, *(f"{version}{line[1:]}" for line in lines))))
+    older = [f"{version},{line.partition(',')[2]}" for line in lines]
+    old.write_text("".join(f"{line}\n" for line in (header, *older)))
     frame = load_results(tmp_path)
     runs = frame.groupby("schema_version")["run_id"].unique().map(list).to_dict()
     assert runs == {version: ["old"], SCHEMA_VERSION: ["new"]}

@@ -9,7 +9,7 @@ import torch
 from numba import get_num_threads
 
 from engram_exp.errors import ConfigError
-from engram_exp.machine.placement import Placement
+from engram_exp.machine.placement import Placement, kept_stream
 from engram_exp.stage import Load
 from engram_exp.steps.lookup.gather import TOGETHER_FROM_ROWS, GatherLookup
 from engram_exp.steps.lookup.order import ReadTimes
@@ -77,7 +77,7 @@ class BothLookup(Lookup):
         of_chunk = max(1, -(-on_cpu // chunks))
         threads = threads_for(threads, on_cpu, TOGETHER_FROM_ROWS) or get_num_threads()
         self.gathers = [GatherLookup(table, of_chunk, 1, on_host, threads) for _ in range(chunks)]
-        self.copying: Any = torch.Stream(device=placement.device) if has_link else nullcontext()
+        self.copying: Any = kept_stream(placement.device.type, "copies of lookup=both") if has_link else nullcontext()
 
     @classmethod
     def work(cls, load: Load) -> dict[str, float]:
