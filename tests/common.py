@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import numpy as np
+from hydra import compose, initialize_config_dir
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import DictConfig, open_dict
 
+from engram_exp.config.schema import register_schema
 from engram_exp.layer.geometry import EngramGeometry
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -18,11 +25,40 @@ TINY = (  # a model whose runs take milliseconds
     "batch_size=2", "seq_len=12", "tokens=random", "iterations=3", "budget_s=1", "hardware=cpu", "limits=none",
     "batches=4",
 )  # fmt: skip
+# Of programs that tests start: two threads that share out a tiny matrix beside other tests mostly wait for each other.
+ONE_THREAD = {"NUMBA_NUM_THREADS": "1"}  # which gives OpenMP as many
 
 
 def golden(name: str) -> dict[str, np.ndarray]:
     with np.load(GOLDEN / f"{name}.npz", allow_pickle=False) as arrays:
         return dict(arrays)
+
+
+def composed(*overrides: str) -> tuple[DictConfig, dict[str, str]]:
+    """A configuration as the command line would make it, and its choices by group.
+
+    Hydra takes a seventh of a second for what choices come to, so that each set of them is composed once; values are
+    then set in a copy, by Hydra's own hand.
+    """
+    plain = not any(text.startswith(("+", "~", "hydra")) for text in overrides)
+    chooses = [not plain or (ROOT / "conf" / text.partition("=")[0]).is_dir() for text in overrides]
+    chosen = tuple(text for text, is_choice in zip(overrides, chooses, strict=True) if is_choice)
+    found, choices = _of_choices(*chosen) if plain else _of_choices.__wrapped__(*chosen)
+    config = copy.deepcopy(found)
+    values = [text for text, is_choice in zip(overrides, chooses, strict=True) if not is_choice]
+    ConfigLoaderImpl._apply_overrides_to_config(OverridesParser.create().parse_overrides(values), config)
+    return config, dict(choices)
+
+
+@cache
+def _of_choices(*overrides: str) -> tuple[DictConfig, dict[str, str]]:
+    register_schema()
+    with initialize_config_dir(version_base="1.3", config_dir=str(ROOT / "conf")):
+        config = compose("config", list(overrides), return_hydra_config=True)
+    choices = dict(config.hydra.runtime.choices)
+    with open_dict(config):
+        del config["hydra"]
+    return config, choices
 
 
 def demo_geometry(**changes: object) -> EngramGeometry:

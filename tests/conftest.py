@@ -11,18 +11,25 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from common import ROOT, TINY, demo_geometry, golden
-from hydra import compose, initialize_config_dir
+from common import ONE_THREAD, ROOT, TINY, composed, demo_geometry, golden
+from hypothesis import HealthCheck, settings
 from omegaconf import DictConfig
 
 from engram_exp.campaign.preflight import Preflight
-from engram_exp.config.schema import register_schema
 from engram_exp.layer.compression import TokenCompression
 from engram_exp.machine.environment import gpus
 
+# Compiled modules are kept, whatever a container says: each worker and each process that tests start would else compile
+# all files again.
+sys.dont_write_bytecode = False
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 if not gpus():
     os.environ["TRITON_INTERPRET"] = "1"  # kernels are tested without a GPU; must be set before Triton is imported
 os.environ["OMP_NUM_THREADS"] = "1"  # PyTorch's, in small operations, would take turns with those of other tests
+
+# No test fails because a machine is busy, or because Hypothesis first makes its tables of characters.
+settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("patient")
 
 Compose = Callable[..., DictConfig]
 RunInline = Callable[..., list[dict]]
@@ -45,7 +52,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def pytest_collection_finish() -> None:
     """Leave what imports made out of later collections of garbage: every run asks for one, which else takes a third of
-    a second."""
+    a second. Give PyTorch its one thread back: numba's start gives OpenMP as many as there are CPUs, and two that share
+    out a tiny matrix take ten times as long as one."""
+    if {"numba", "torch"} <= set(sys.modules):
+        sys.modules["numba"].get_num_threads()
+        sys.modules["torch"].set_num_threads(1)
     gc.collect()
     gc.freeze()
 
@@ -84,26 +95,17 @@ def tiny_plan(compression: TokenCompression):
     return DeepSeekHash(compression, hash_seed=0, pad_id=2)(demo_geometry(heads=2, vocab_per_order=(50, 70)))
 
 
-@pytest.fixture(scope="session")
-def schema() -> None:
-    register_schema()
-
-
 @pytest.fixture
-def configure(schema: None, tmp_path: Path, cache_dir: Path) -> Compose:
+def configure(tmp_path: Path, cache_dir: Path) -> Compose:
     """Compose a configuration as the command line would."""
-
-    def with_overrides(*overrides: str) -> DictConfig:
-        with initialize_config_dir(version_base="1.3", config_dir=str(ROOT / "conf")):
-            return compose("config", [f"output_dir={tmp_path}", f"cache_dir={cache_dir}", *overrides])
-
-    return with_overrides
+    return lambda *overrides: composed(f"output_dir={tmp_path}", f"cache_dir={cache_dir}", *overrides)[0]
 
 
 @pytest.fixture
 def run_inline(configure: Compose, tmp_path: Path) -> Iterator[RunInline]:
     """Run a tiny configuration in this process and on one thread; returns its rows. Files are left in `tmp_path`."""
     import numba
+    import torch
 
     from engram_exp.run.experiment import run
     from engram_exp.run.job import Job
@@ -115,6 +117,7 @@ def run_inline(configure: Compose, tmp_path: Path) -> Iterator[RunInline]:
 
     threads = numba.get_num_threads()
     numba.set_num_threads(1)
+    torch.set_num_threads(1)
     yield with_overrides
     numba.set_num_threads(threads)
 
@@ -133,7 +136,9 @@ def command(tmp_path: Path, cache_dir: Path) -> Callable[..., list[str]]:
         folders = [f"output_dir={tmp_path / 'out'}", f"cache_dir={cache_dir}"]
         flags = [argument for argument in arguments if argument.startswith("-")]
         overrides = [argument for argument in arguments if not argument.startswith("-")]
-        return [sys.executable, "run.py", *flags, *TINY, *folders, *overrides]
+        alone = "worker=inline" in overrides  # takes the threads of its process
+        threads = [] if alone or "hardware.affinity" in str(overrides) else ["hardware.threads=1"]
+        return [sys.executable, "run.py", *flags, *TINY, *folders, *threads, *overrides]
 
     return build
 
@@ -143,7 +148,7 @@ def call(command: Callable[..., list[str]]) -> Callable[..., subprocess.Complete
     """Run `command` and wait for it."""
 
     def run(*arguments: str, **variables: str) -> subprocess.CompletedProcess:
-        environment = {**os.environ, **variables}
+        environment = {**os.environ, **ONE_THREAD, **variables}
         return subprocess.run(
             command(*arguments), cwd=ROOT, capture_output=True, text=True, env=environment, timeout=250
         )

@@ -7,24 +7,28 @@ from engram_exp import advise
 from engram_exp.analysis.advice_in_words import lines_of_all
 from engram_exp.analysis.answers import advise_all
 from engram_exp.config import decoders
-from engram_exp.results.schema import COLUMNS, SCHEMA_VERSION
+from engram_exp.results.schema import COLUMNS, SCHEMA_VERSION, TEXT_COLUMNS
+
+EMPTY = {name: "" if name in TEXT_COLUMNS else np.nan for name in COLUMNS}  # as the loader has it
 
 
 def rows(strategy, times, spread=0.01, **columns):
     """`full` of a strategy: tokens -> ms."""
-    base = dict.fromkeys(COLUMNS, "") | {
+    return pd.DataFrame(_records(strategy, times, spread, **columns))
+
+
+def _records(strategy, times, spread=0.01, **columns):
+    base = EMPTY | {
         "status": "ok", "case": "full", "strategy": strategy, "model": "demo", "dtype": "bfloat16", "tokens": "text",
         "seq_len": 1, "table": "device" if strategy == "device" else "huge", "row_bytes": 128, "true_rows": 10**7,
         "table_scale": 1.0, "rows_per_s": 1.0, "chunk_tokens": None,
         "layers": None,
     }  # fmt: skip
-    return pd.DataFrame(
-        [
-            {**base, "batch_size": tokens, "wall_ms_median": ms, "wall_ms_lo": ms * (1 - spread),
-             "wall_ms_hi": ms * (1 + spread), **columns}
-            for tokens, ms in times.items()
-        ]
-    )  # fmt: skip
+    return [
+        {**base, "batch_size": tokens, "wall_ms_median": ms, "wall_ms_lo": ms * (1 - spread),
+         "wall_ms_hi": ms * (1 + spread), **columns}
+        for tokens, ms in times.items()
+    ]  # fmt: skip
 
 
 def three(**columns):
@@ -56,8 +60,8 @@ def steps(strategy, exposed_us, runs=4, spread_us=1.0, ready_ms=10.0, share=0.9,
             for case, ms in times.items():
                 more = {"limit_ms": ms * share} if case == "decoder" and share else {"limit_ms": None}
                 told = exposed if case == "step" else dict.fromkeys(exposed)
-                found.append(rows(strategy, {sequences: ms}, case=case, **{**asked, **more, **told}))
-    return pd.concat(found, ignore_index=True)
+                found += _records(strategy, {sequences: ms}, case=case, **{**asked, **more, **told})
+    return pd.DataFrame(found)
 
 
 def ask(frame, **options):

@@ -7,7 +7,7 @@ import subprocess
 import sys
 
 import pytest
-from common import ROOT, TINY
+from common import ONE_THREAD, ROOT, TINY
 
 from engram_exp import load_results
 from engram_exp.machine.environment import gpus
@@ -31,14 +31,14 @@ COMMANDS = sorted(
 
 
 def shrink(command: str) -> list[str]:
-    command = command.replace("repeats=5", "repeats=2").replace("=engines", "=engines components=sglang_staged,tuned")
+    command = command.replace("=engines", "=engines components=sglang_staged,tuned")
     command = command.replace("dense_8b", "tiny")
     arguments = shlex.split(re.sub(r"\b(\d+)\b(?=[,\s]|$)", lambda number: SMALLER.get(number[1], number[1]), command))
     chosen = {argument.partition("=")[0] for argument in arguments} | {"hardware", "tokens"}
     of_model = "model" in chosen or "experiment=engines" in arguments  # it has a geometry of its own
     tiny = [override for override in TINY if not (of_model and override.startswith("model."))]
-    if chosen & {"-m", "experiment"}:  # a process for each run of a sweep is what tests/campaign are for
-        arguments.append("worker=inline")
+    # A process for each run of a sweep is what tests/campaign are for.
+    arguments.append("worker=inline" if chosen & {"-m", "experiment"} else "hardware.threads=1")
     return [*arguments, *(override for override in tiny if override.partition("=")[0] not in chosen)]
 
 
@@ -54,7 +54,7 @@ def test_command(command, tmp_path, cache_dir):
         done = subprocess.run(
             [sys.executable, *each[1:], *folders],
             cwd=ROOT,
-            env={**os.environ, "TRITON_INTERPRET": "0"},  # what a user without a GPU has
+            env={**os.environ, **ONE_THREAD, "TRITON_INTERPRET": "0"},  # what a user without a GPU has
             capture_output=True,
             text=True,
             timeout=280,
@@ -72,8 +72,10 @@ def words(text: str) -> list[list[str]]:
 @pytest.mark.slow
 @pytest.mark.skipif(bool(gpus()), reason="what is shown is of a machine without an accelerator")
 def test_the_card_and_the_table_that_are_shown_are_what_quick_prints(tmp_path, cache_dir):
-    command = [sys.executable, "run.py", "experiment=quick", f"output_dir={tmp_path}", f"cache_dir={cache_dir}"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=280)
+    folders = [f"output_dir={tmp_path}", f"cache_dir={cache_dir}"]
+    command = [sys.executable, "run.py", "experiment=quick", "iterations=6", "budget_s=0.2", *folders]
+    environment = {**os.environ, **ONE_THREAD}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, done.stdout + done.stderr
     (page,) = tmp_path.glob("*/report/index.html")
     assert done.stdout.rstrip().endswith(str(page))

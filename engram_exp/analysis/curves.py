@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import pandas as pd
 
-from engram_exp.analysis.subjects import Way, fastest_ways, over_runs, ways_told, with_tokens
+from engram_exp.analysis.subjects import STEP, WAYS, Way, fastest_ways, over_runs, ways_told, with_tokens
 from engram_exp.vocabulary import AS_ASKED, DEVICE, FULL, OK, PARTITIONED, SORTED
 
 MEASURED, INTERPOLATED, NOT_MEASURED = "measured", "interpolated", "not measured"
@@ -46,6 +46,8 @@ class Time:
         return not (self.is_below(other) or other.is_below(self))
 
 
+# Columns that times are told from: pandas takes a while over each of the others.
+READ = ("case", "run_id", "by_auto", "wall_ms_median", "wall_ms_lo", "wall_ms_hi", *STEP, *WAYS)
 UNKNOWN = Time(None, None, None, NOT_MEASURED)
 Curve = Mapping[int, Time]
 Point = TypeVar("Point")
@@ -76,7 +78,9 @@ def times_of(rows: pd.DataFrame, **more: tuple[str, Any]) -> Iterator[tuple[dict
     """
     if rows.empty:
         return
-    key, fastest = ["strategy", "tokens_per_step"], fastest_ways(rows)
+    key = ["strategy", "tokens_per_step"]
+    rows = rows[[*dict.fromkeys([*key, *READ, *(column for column, _ in more.values())])]]
+    fastest = fastest_ways(rows)
     told = ways_told(rows, fastest)
     for row in over_runs(fastest, key, **more).sort_values(key).to_dict("records"):
         without = math.isnan(row["lo"]) or math.isnan(row["hi"])

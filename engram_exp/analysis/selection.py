@@ -65,8 +65,8 @@ def one_subject(frame: pd.DataFrame, model: str, dtype: str | None, ids: str | N
 def lookups_like(frame: pd.DataFrame, good: pd.DataFrame) -> pd.DataFrame:
     """Measured lookups of the same subject."""
     lookups = frame[(frame["status"] == OK) & (frame["case"] == "lookup")]
-    subject = about_of(good).iloc[0]
-    return lookups[(about_of(lookups)[[*ABOUT]] == subject[[*ABOUT]]).all(axis=1)]
+    about, subject = about_of(lookups)[[*ABOUT]], about_of(good)[[*ABOUT]].iloc[0]
+    return lookups[((about == subject) | (about.isna() & subject.isna())).all(axis=1)]
 
 
 def layers_of(good: pd.DataFrame) -> tuple[int, list[str]]:

@@ -100,6 +100,8 @@ def worth_of(rows: pd.DataFrame, layers: int, token_bytes: int | None) -> list[W
     """
     rows = with_tokens(rows[rows["cache_state"] != COLD])
     rows = rows.assign(**{column: row_memory_gb(rows, place) for place, column in SIZES.items()})
+    if not rows[[*SIZES.values()]].any(axis=None):
+        return []
     found: list[Worth] = []
     for _, of_size in rows.groupby(["tokens_per_step", *STEP], dropna=False):
         plain, kept = of_size[of_size["strategy"] == WITHOUT], of_size[of_size[SIZES[DEVICE]] > 0]

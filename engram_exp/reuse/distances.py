@@ -126,7 +126,8 @@ def count_hits(before: np.ndarray, capacities: np.ndarray) -> np.ndarray:
         int64 [2, H, S]: of the first half of the tokens and of the second, by column and capacity.
     """
     repeats = _repeats(before)
-    return _by_capacity(_sort_and_count(repeats, np.empty_like(repeats)), capacities, len(before))
+    hits = _by_capacity(_sort_and_count(repeats, np.empty_like(repeats)), capacities, len(before))
+    return hits.sum(axis=0, dtype=np.int64).cumsum(axis=-1)
 
 
 @njit(parallel=True, cache=True)
@@ -274,18 +275,20 @@ def _by_length(before, lengths):  # type: ignore[no-untyped-def]
 
 @njit(parallel=True, cache=True)
 def _by_capacity(packed, capacities, columns):  # type: ignore[no-untyped-def]
+    """Hits [parts, 2, H, S] in part of the repeats, by the smallest capacity at which they are."""
     parts = (len(packed) + BLOCK - 1) // BLOCK
     sizes = len(capacities)
     hits = np.zeros((parts, 2, columns, sizes), dtype=np.int32)
     for part in prange(parts):
         for at in range(part * BLOCK, min(len(packed), part * BLOCK + BLOCK)):
             distance = (packed[at] & 0xFFFFFFFF) >> 1
-            smallest = np.searchsorted(capacities, distance, side="right")
+            smallest, beyond = 0, sizes
+            while smallest < beyond:
+                middle = (smallest + beyond) // 2
+                if capacities[middle] <= distance:
+                    smallest = middle + 1
+                else:
+                    beyond = middle
             if smallest < sizes:
                 hits[part, packed[at] & 1, (packed[at] >> 32) % columns, smallest] += 1
-    total = np.zeros((2, columns, sizes), dtype=np.int64)
-    for part in range(parts):
-        total += hits[part]
-    for size in range(1, sizes):
-        total[:, :, size] += total[:, :, size - 1]
-    return total
+    return hits

@@ -198,8 +198,8 @@ def test_help_shows_groups_choices_and_examples_without_pytorch():
     )
     assert done.returncode == 0
     for line in (
-        "strategy: both, cached, device, disk, distinct, host_per_rank, host_shared, kv_on_cpu, kv_on_gpu, replicated, "
-        "sharded, split, uva",
+        "strategy: both, cached, cached_copy, device, disk, distinct, host_per_rank, host_shared, kv_on_cpu, "
+        "kv_on_gpu, replicated, sharded, split, uva",
         "dtype: bfloat16, float16, float32, fp8, fp8_one_scale",
         "tokens: ids, random, text",
     ):

@@ -95,7 +95,7 @@ def test_damaged_code_and_a_cache_that_cannot_be_written_fail_no_run(call, tmp_p
     with compiled_code(files[0].parents[1]):
         assert "damaged" not in caplog.text
     (tmp_path / "file").write_text("no folder")
-    done = call("cases=[hashing]", f"cache_dir={tmp_path / 'file/cache'}", "tokens=text")
+    done = call("cases=[hashing]", f"cache_dir={tmp_path / 'file/cache'}")
     assert done.returncode == 0, done.stdout
     assert "cannot be used, code is compiled again for this run: " in done.stderr
     assert "cannot be kept for the next run" in done.stderr

@@ -3,14 +3,12 @@
 from pathlib import Path
 
 import pytest
-from common import ROOT, TINY
-from hydra import compose, initialize_config_dir
+from common import TINY, composed
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from omegaconf import OmegaConf, open_dict
+from omegaconf import OmegaConf
 
 from engram_exp import load_results
-from engram_exp.config.schema import register_schema
 from engram_exp.results import schema
 from engram_exp.run.job import Job
 from engram_exp.run.overridden import as_text
@@ -31,13 +29,7 @@ MINE = {
 
 def job_of(*overrides):
     """As the command line would make it."""
-    register_schema()
-    with initialize_config_dir(version_base="1.3", config_dir=str(ROOT / "conf")):
-        config = compose("config", list(overrides), return_hydra_config=True)
-    choices = dict(config.hydra.runtime.choices)
-    with open_dict(config):
-        del config["hydra"]
-    return Job.create(config, choices, Path("nowhere"), overrides=overrides)
+    return Job.create(*composed(*overrides), Path("nowhere"), overrides=overrides)
 
 
 def options_of(*overrides):

@@ -205,7 +205,7 @@ def test_without_other_batches_there_is_no_profile(configure, tmp_path):
 
 
 IN_A_STEP = ("cases=[fetch,ready,step]", "batches=3", "steps_per_sample=1", "iterations=2")
-FEW = (*PROMPT, "seq_len=4")
+FEW = (*PROMPT, "batch_size=1", "seq_len=4")
 
 
 @pytest.mark.slow

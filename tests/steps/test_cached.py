@@ -75,7 +75,7 @@ def test_pinned_rows_are_the_hottest_of_each_set_and_stay(kind, sets, ways, row_
 
 @pytest.mark.parametrize("ways", [2, 8])
 def test_one_set_hits_as_distances_between_uses_say(ways):
-    row_ids = np.minimum(np.random.default_rng(0).zipf(1.3, 60), 60) - 1
+    row_ids = np.minimum(np.random.default_rng(0).zipf(1.3, 40), 60) - 1
     lookup = cached(table_of(60, FORMATS[0]), 1, 1, ways)
     _, distances = repeat_distances(row_ids)
     assert 0 < np.count_nonzero(distances < ways) < len(distances)

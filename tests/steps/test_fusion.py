@@ -38,20 +38,24 @@ def no_history(weights, sequences):
     return torch.zeros(*shape, channels, dtype=weights.query_norm.dtype), torch.zeros(*shape, copies)
 
 
-def golden_inputs():
-    """Raw keys, value and hidden state of the golden layer, and what it must make of them, without the residual."""
+def golden_inputs(way=None):
+    """Raw keys, value and hidden state of the golden layer, and what it must make of them, without the residual. Of
+    Triton's interpreter, which takes milliseconds for each token, the first half of each sequence: more than its
+    convolution reaches."""
     expected = {name: torch.from_numpy(array) for name, array in golden("forward").items()}
     weights = replace(golden_weights(), norms_keys=False)
     keys, value = weights.project(expected["embeddings"].flatten(0, 1))
-    hidden = expected["hidden_states"]
-    return keys.unflatten(0, (2, 24)), value.unflatten(0, (2, 24)), hidden, expected
+    keys, value, hidden = keys.unflatten(0, (2, 24)), value.unflatten(0, (2, 24)), expected["hidden_states"]
+    assert torch.equal(hidden, wave((2, 24, 4, 64), 0.017, 1))
+    length = 12 if way is TritonFusion and KERNEL_DEVICE.type == "cpu" else 24
+    expected = {name: expected[name][:, :length] for name in ("output", "gates")}
+    return keys[:, :length], value[:, :length], hidden[:, :length], expected
 
 
 @pytest.mark.parametrize("way", WAYS)
 def test_golden_layer(way):
-    keys, value, hidden, expected = golden_inputs()
+    keys, value, hidden, expected = golden_inputs(way)
     weights = golden_fusion()
-    assert torch.equal(hidden, wave((2, 24, 4, 64), 0.017, 1))
     fused = fused_by(way, weights, keys, value, hidden, *no_history(weights, 2))
     torch.testing.assert_close(fused - hidden, expected["output"], rtol=1e-5, atol=1e-5)
 
@@ -61,7 +65,7 @@ def test_golden_layer(way):
 )
 def test_golden_layer_of_half_the_bits(way, dtype):
     """Everything that is read is rounded, so that a few gates near 0 are not those of the golden layer."""
-    keys, value, hidden, expected = golden_inputs()
+    keys, value, hidden, expected = golden_inputs(way)
     weights = golden_fusion().to(dtype)
     rounded = (tensor.to(dtype) for tensor in (keys, value, hidden))
     fused = fused_by(way, weights, *rounded, *no_history(weights, 2)).float()
@@ -73,7 +77,7 @@ def test_golden_layer_of_half_the_bits(way, dtype):
 
 @pytest.mark.parametrize("way", WAYS)
 def test_golden_gates(way):
-    keys, value, hidden, expected = golden_inputs()
+    keys, value, hidden, expected = golden_inputs(way)
     gates = gate_of(golden_fusion().products(keys, hidden))
     torch.testing.assert_close(gates, expected["gates"], rtol=1e-5, atol=1e-5)
     alone = replace(golden_fusion(), conv_norm=None, conv_weight=None, conv_dilation=1)

@@ -140,8 +140,10 @@ def test_the_kernel_gathers_every_row_in_any_order_and_widens_it(
 
 
 @pytest.mark.parametrize("order", ["as_asked", "sorted", "partitioned"])
-@pytest.mark.parametrize(("values", "scales_for"), [(256, 32), (160, None), (80, None), (64, None), (256, None)])
-@pytest.mark.parametrize("split", [False, True])
+@pytest.mark.parametrize(
+    ("values", "scales_for", "split"),
+    [(256, 32, False), (256, 32, True), *((values, None, False) for values in (64, 80, 160, 256))],
+)
 def test_the_kernel_reads_the_rows_of_real_models(order, values, scales_for, split):
     row_format = RowFormat(values, torch.bfloat16, scales_for, split)
     table = HostTable(1000, row_format, 3, PINNABLE, huge_pages=True, pinned=True)
@@ -153,13 +155,20 @@ def test_the_kernel_reads_the_rows_of_real_models(order, values, scales_for, spl
 
 
 RULES = (*ORDERED, *UNORDERED, ON_THE_DEVICE)
+ON_A_GPU = pytest.mark.accelerator  # where each launch and dtype is a kernel of its own; one interpreter runs all
 LAUNCHES = sorted({(way.rows_per_program, way.programs or 0) for way in (*RULES, *launches(132))})
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("split", [False, True])
 @pytest.mark.parametrize("order", ["as_asked", "partitioned"])
-@pytest.mark.parametrize(("rows_per_program", "programs"), LAUNCHES)
+@pytest.mark.parametrize(
+    ("rows_per_program", "programs", "dtype"),
+    [
+        pytest.param(*launch, dtype, marks=() if dtype == torch.bfloat16 or launch == LAUNCHES[0] else ON_A_GPU)
+        for launch in LAUNCHES
+        for dtype in DTYPES
+    ],
+)
 def test_every_launch_of_auto_widens_to_the_bit(rows_per_program, programs, order, split, dtype):
     """More blocks of rows than programs, whose number is no constant of the kernel; the last block is not full."""
     row_format = RowFormat(64, dtype, 32, split)
