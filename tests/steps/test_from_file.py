@@ -138,7 +138,7 @@ def table_like(table):
 def test_a_table_in_memory_has_no_file():
     table = HostTable(10, RowFormat(4, torch.float32), 0, CPU, huge_pages=False, pinned=False)
     for way in WAYS:
-        with pytest.raises(ConfigError, match=r"^lookup=.*which strategy=disk has"):
+        with pytest.raises(ConfigError, match=r"^lookup: .*which strategy=disk has"):
             lookup_by(way, table, 1, 1) if way in ("mmap", "pread") else DirectLookup(table, 1, 1, CPU, 1, 4096)
 
 

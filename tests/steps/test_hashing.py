@@ -202,5 +202,5 @@ def test_the_pad_id_is_compressed_too():
 
 @pytest.mark.parametrize("backend", [NumpyHasher, NumbaHasher])
 def test_a_hasher_of_the_cpu_is_refused_on_a_device(tiny_plan, backend):
-    with pytest.raises(ConfigError, match=r"^hashing=.*runs on cpu.*places it on meta"):
+    with pytest.raises(ConfigError, match=r"^hashing: runs on cpu.*places it on meta"):
         backend(tiny_plan, 1, Placement(torch.device("meta")))

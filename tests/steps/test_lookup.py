@@ -243,6 +243,6 @@ def test_gather_keeps_its_buffer_and_embedding_does_not():
 
 def test_an_embedding_takes_a_table_in_one_piece():
     table = host_table(10, RowFormat(64, torch.bfloat16, 32, split=True))
-    with pytest.raises(ConfigError, match=r"^lookup=.*dtype\.layout=packed") as raised:
+    with pytest.raises(ConfigError, match=r"^lookup: .*dtype\.layout=packed") as raised:
         EmbeddingLookup(table, 1, 1, CPU)
     assert str(raised.value.with_choices({"lookup": "mine"})).startswith("lookup=mine: "), "as it was typed"
