@@ -9,7 +9,8 @@ from __future__ import annotations
 import gc
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import cached_property
@@ -26,6 +27,7 @@ Found = TypeVar("Found")
 LAUNCHED_WITH = "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"  # variables of torch's launcher
 FIRST = 0  # the rank that shows and writes what all have found
 GRACE_S = 5.0  # for the launcher to end this process where another died, and to hear of those who wait, too
+HOSTS_GRACE = 4  # times as long, over several hosts
 MOST_NUMBERS = 3  # that ranks agree on at a time
 START_S = 2e-4  # from agreeing on a start until it; more than a rank may learn of it later than another
 
@@ -86,6 +88,11 @@ class Ranks:
     def hosts(self) -> int:
         """How many there are, with as many ranks each."""
         return self.size // self.local_size
+
+    @property
+    def grace_s(self) -> float:
+        """How long a rank waits for its end where another died: of another host, its own launcher hears of it last."""
+        return GRACE_S if self.hosts == 1 else HOSTS_GRACE * GRACE_S
 
     @property
     def share_one_host(self) -> bool:
@@ -181,34 +188,48 @@ class Ranks:
         if self.size == 1:
             return [found]
         every: list[Any] = [None] * self.size
-        dist.all_gather_object(every, found, group=self.control)
+        with self._connected():
+            dist.all_gather_object(every, found, group=self.control)
         return every
 
     def from_first(self, find: Callable[[], Found]) -> Found:
         """What the first rank finds, however long it takes, on all of them."""
         found = [find() if self.rank == FIRST else None]
         if self.size > 1:
-            dist.broadcast_object_list(found, src=FIRST, group=self.control)
+            with self._connected():
+                dist.broadcast_object_list(found, src=FIRST, group=self.control)
         return found[0]  # type: ignore[return-value]
 
     def _wait(self, begin: Callable[[], Any], error: Exception | None) -> None:
         """Wait for the others: little if an exchange with them broke, long if it is they who wait in one for this."""
-        patience_s = self.patience_s if error is None else GRACE_S if is_broken(error) else 2 * self.patience_s
+        patience_s = self.patience_s if error is None else self.grace_s if is_broken(error) else 2 * self.patience_s
         began = time.monotonic()
         try:
             begin().wait(timedelta(seconds=patience_s))
         except RuntimeError as lost:
             if error is not None and not is_broken(error):
                 raise LostRank(f"rank {self.rank}: {text_of(error, {})}", status_of(error)) from error
-            if time.monotonic() - began < patience_s:  # a connection has ended: the launcher knows whose
-                time.sleep(GRACE_S)
-                raise LostRank(f"the connection to another rank ended: {lost}", CRASH) from lost
+            if time.monotonic() - began < patience_s:
+                raise self._ended(lost) from lost
             raise LostRank(self.missing()) from lost
+
+    @contextmanager
+    def _connected(self) -> Iterator[None]:
+        """While ranks tell each other something."""
+        try:
+            yield
+        except RuntimeError as lost:
+            raise self._ended(lost) from lost
+
+    def _ended(self, lost: Exception) -> LostRank:
+        """That a connection has ended: the launcher knows whose, and ends this process meanwhile."""
+        time.sleep(self.grace_s)
+        return LostRank(f"the connection to another rank ended: {lost}", CRASH)
 
     def missing(self) -> str:
         """Who does not wait in vain as this rank does, in words."""
         self.store.set(f"waits/{self.rank}", "")
-        time.sleep(GRACE_S)
+        time.sleep(self.grace_s)
         late = [rank for rank in range(self.size) if not self.store.check([f"waits/{rank}"])]
         for_long = f"for {self.patience_s:g} s (rank_timeout_s)"
         if not late:

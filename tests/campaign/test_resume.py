@@ -11,7 +11,7 @@ from engram_exp import load_results, load_samples
 
 def test_an_earlier_run_in_the_same_folder_does_not_count(call_here, tmp_path):
     same = f"hydra.run.dir={tmp_path / 'out/same'}"
-    assert call_here("cases=[hashing]", same, "worker=inline").returncode == 0
+    assert call_here("cases=[hashing]", same).returncode == 0
     assert len(load_samples(tmp_path)) == 3
     assert call_here("cases=[hashing]", same, "timeout_s=0.3", "resume=false").returncode == 1
     assert load_results(tmp_path)["status"].tolist() == ["timeout"]

@@ -116,7 +116,7 @@ def test_the_layer_can_be_computed_again_from_its_tensors(run_inline, tmp_path, 
 def test_a_fusion_of_other_models_is_refused(run_inline, overrides, says):
     rows = run_inline(*overrides)
     assert {row["status"] for row in rows} == {"refused"}
-    assert rows[0]["error"].startswith("fusion=")
+    assert rows[0]["error"].startswith("fusion: ")
     assert says in rows[0]["error"]
 
 

@@ -213,7 +213,7 @@ def test_what_cannot_be_is_refused_before_a_process_is_started(configure, overri
 
 def test_a_table_and_a_strategy_of_two_places_are_refused(run_inline):
     rows = run_inline("strategy=kv_on_gpu", "table=file")
-    assert rows[0]["error"].startswith("table=")
+    assert rows[0]["error"].startswith("table: ")
     assert "lives on the disk, but the strategy keeps its table on the host" in rows[0]["error"]
 
 
