@@ -149,11 +149,11 @@ class Campaign:
         with turn() as held:
             if held.before != self.last_turn:  # of another call of the program: it may be one of the same campaign
                 self._look_around()
-                wanted = [run for run in runs if self._is_wanted(run)]
-                if len(wanted) < len(runs):
-                    which = f"{len(runs) - len(wanted)} of them" if len(runs) > 1 else "it"
-                    Terminal().say(f"another call of the program has done {which} meanwhile")
-                runs = wanted
+            wanted = [run for run in runs if self._is_wanted(run)]  # that call may have had several turns by then
+            if len(wanted) < len(runs):
+                which = f"{len(runs) - len(wanted)} of them" if len(runs) > 1 else "it"
+                Terminal().say(f"another call of the program has done {which} meanwhile")
+            runs = wanted
             self.last_turn = held.own
             if runs:
                 self.statuses |= attempt(runs, held, self.unwritten, self.nodes)
