@@ -328,7 +328,9 @@ def tables_of(parts: Parts) -> list[str]:
 
 def _asks_only_for(node: DictConfig, known: Collection[str]) -> bool:
     """Whether a component's constructor names nothing but these and its own options."""
-    return set(inspect.signature(get_class(node._target_)).parameters) <= {*known, *node, "options", "kwargs"}
+    parameters = inspect.signature(get_class(node._target_)).parameters.values()
+    named = {parameter.name for parameter in parameters if parameter.kind != inspect.Parameter.VAR_KEYWORD}
+    return named <= {*known, *node}
 
 
 def _make(node: DictConfig, given: Mapping[str, Callable[[], Any]], usual: Sequence[str] = ()) -> Any:

@@ -11,6 +11,9 @@ from engram_exp import load_results
 from engram_exp.campaign.attempt import Planned
 from engram_exp.campaign.sharing import batches, in_order
 from engram_exp.run.kept_tables import KeptTables
+from engram_exp.run.parts import Parts
+from engram_exp.run.plan import Plan
+from engram_exp.steps.tables.host import HostTable
 
 SETTINGS = [
     (f"batch_size={batch_size}", f"table={table}", f"hardware.threads={threads}")
@@ -103,3 +106,19 @@ def test_a_sweep_has_one_kind_of_worker(call_here):
     done = call_here("-m", "worker=process,shared")
     assert done.returncode == 2
     assert "worker=shared: is one for all of a sweep; two campaigns compare them" in done.stderr
+
+
+class AsksForMore(HostTable):
+    """A table whose contents follow from what no text of the settings tells."""
+
+    def __init__(self, rows, row_format, seed, placement, huge_pages, pinned, max_tokens):
+        super().__init__(rows, row_format, seed, placement, huge_pages, pinned)
+
+
+@pytest.mark.parametrize(("kind", "kept"), [(HostTable, True), (AsksForMore, False)])
+def test_a_table_of_others_that_asks_for_more_is_of_one_run(configure, kind, kept):
+    config = configure(*TINY, f"table._target_={kind.__module__}.{kind.__name__}")
+    tables = KeptTables()
+    first, second = (Parts(Plan(config), tables=tables).table for _ in range(2))
+    assert (first is second) == kept
+    assert bool(tables.bytes_by_place(local_size=1)) == kept
