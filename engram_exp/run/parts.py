@@ -1,17 +1,15 @@
-"""From a plan to components: every `instantiate` call of the project stands here."""
+"""From a plan to the components of a run, and to the data that they compute with."""
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property, partial
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from hydra.utils import get_class, instantiate
-from omegaconf import DictConfig
+from hydra.utils import get_class
 
 from engram_exp.config.derived import batches_of, fuses, table_settings
 from engram_exp.config.options import COMPRESSION, CPU, OF_HASH
@@ -25,6 +23,7 @@ from engram_exp.layer.tokens import Batch, distinct_batches
 from engram_exp.layer.weights import ProjectionWeights
 from engram_exp.machine.environment import code_cache
 from engram_exp.machine.placement import Placement
+from engram_exp.run.component import asks_only_for, make
 from engram_exp.run.kept_tables import KeptTables
 from engram_exp.run.model_state import ModelState
 from engram_exp.run.plan import Plan
@@ -82,10 +81,10 @@ class Parts:
         kind = task.kind
         given = self._given(tokens or self.plan.tokens, placement or self.plan.placement(stage), lead, beside)
         if stage.is_upload:
-            return BuiltStage(stage, kind, _make(config.upload, given, kind.built_from))
+            return BuiltStage(stage, kind, make(config.upload, given, kind.built_from))
         group = group_of(self.plan, stage)
         if group in config:
-            component = _make(config[group], given, kind.built_from)
+            component = make(config[group], given, kind.built_from)
         else:
             component = build_widening(**{name: given[name]() for name in kind.built_from})
         brought = self.brought(task) if brought is None else brought
@@ -98,7 +97,7 @@ class Parts:
 
         def build(table: Any, tokens: int, columns: int) -> Any:
             given = self._given(tokens, Placement(placement.device), beside=beside)
-            return _make(node, {**given, "table": lambda: table, "columns": lambda: columns}, Lookup.built_from)
+            return make(node, {**given, "table": lambda: table, "columns": lambda: columns}, Lookup.built_from)
 
         return build
 
@@ -163,7 +162,7 @@ class Parts:
         """The model's hash."""
         model = self.plan.config.model
         of_model: dict[str, Callable[[], Any]] = {key: partial(model.get, key) for key in OF_HASH}
-        return _make(model.hash, {**of_model, COMPRESSION: lambda: self.compression})
+        return make(model.hash, {**of_model, COMPRESSION: lambda: self.compression})
 
     @cached_property
     def hash_plan(self) -> HashPlan:
@@ -211,7 +210,7 @@ class Parts:
     @cached_property
     def token_source(self) -> Any:
         """Where token ids come from."""
-        return _make(self.plan.config.tokens, self._given(self.plan.tokens, Placement(CPU)))
+        return make(self.plan.config.tokens, self._given(self.plan.tokens, Placement(CPU)))
 
     def of_layer(self, number: int, layer: Plan) -> Parts:
         """The parts of a layer of the model's step, by its number among the decoder's: these, where it is the run's
@@ -226,14 +225,14 @@ class Parts:
     @cached_property
     def table(self) -> Any:
         """The layer's table, filled."""
-        kept = self.tables if _asks_only_for(self.plan.config.table, KEPT_TABLE_BUILT_FROM) else KeptTables()
+        kept = self.tables if asks_only_for(self.plan.config.table, KEPT_TABLE_BUILT_FROM) else KeptTables()
         return kept.of(self.table_made_of, self._filled)
 
     def _filled(self) -> Any:
         place = self.plan.config.strategy.table
         on_host = Placement(CPU, pinned=self.plan.device.type == "cuda" and place == HOST)
         placement = self.plan.memory(place) if place == DEVICE else on_host
-        return _make(self.plan.config.table, self._given(self.plan.tokens, placement), TABLE_BUILT_FROM)
+        return make(self.plan.config.table, self._given(self.plan.tokens, placement), TABLE_BUILT_FROM)
 
     def stored(self, row_ids: torch.Tensor) -> torch.Tensor:
         """The stored rows [*row_ids.shape, width] of row ids, as they should be: computed anew, or read plainly where
@@ -324,25 +323,3 @@ def tables_of(parts: Parts) -> list[str]:
     layers = parts.plan.step.layers.items() if parts.plan.step else ()
     own = [parts.table_made_of] if parts.plan.looks_up else []
     return [*own, *(parts.of_layer(number, layer).table_made_of for number, layer in layers)]
-
-
-def _asks_only_for(node: DictConfig, known: Collection[str]) -> bool:
-    """Whether a component's constructor names nothing but these and its own options."""
-    parameters = inspect.signature(get_class(node._target_)).parameters.values()
-    named = {parameter.name for parameter in parameters if parameter.kind != inspect.Parameter.VAR_KEYWORD}
-    return named <= {*known, *node}
-
-
-def _make(node: DictConfig, given: Mapping[str, Callable[[], Any]], usual: Sequence[str] = ()) -> Any:
-    """Instantiate a component from its options and from what its constructor asks for by name.
-
-    Args:
-        node: of the component.
-        given: what there is; made when it is asked for.
-        usual: what its constructor gets if it does not name its arguments.
-    """
-    parameters = inspect.signature(get_class(node._target_)).parameters
-    takes_any = any(parameter.kind == inspect.Parameter.VAR_KEYWORD for parameter in parameters.values())
-    names = [name for name in given if name in parameters or (takes_any and name in usual)]
-    # `_partial_`: Hydra would turn dataclasses among its own keyword arguments into configurations.
-    return instantiate(node, _partial_=True)(**{name: given[name]() for name in names})
