@@ -7,6 +7,10 @@ from collections import Counter
 from collections.abc import Callable, Collection
 from typing import Any
 
+from engram_exp.config.derived import table_settings
+from engram_exp.run.plan import Plan
+from engram_exp.run.rank_plan import reads_peers
+
 
 class KeptTables:
     """Filled tables, by what they are made of, as long as the runs of this process need them."""
@@ -35,3 +39,8 @@ class KeptTables:
             readers = local_size if getattr(table, "is_one_for_all", False) else 1
             taken[table.place] += sum(part.nbytes for part in table.parts) // readers
         return taken
+
+
+def table_made_of(plan: Plan, seed: int) -> str:
+    """What the table of a plan's layer is made of, as one text."""
+    return f"{table_settings(plan.config)} {seed} {reads_peers(plan)}"

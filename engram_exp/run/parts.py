@@ -3,28 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from functools import cached_property, partial
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
 from hydra.utils import get_class
 
-from engram_exp.config.derived import batches_of, fuses, table_settings
 from engram_exp.config.options import COMPRESSION, CPU, OF_HASH
 from engram_exp.errors import ConfigError
-from engram_exp.layer.compression import TokenCompression, load_compression
+from engram_exp.layer.compression import load_compression
 from engram_exp.layer.fusion import FusionWeights
 from engram_exp.layer.hash_plan import Hash, HashPlan
 from engram_exp.layer.profile import profile_file, read_profile
 from engram_exp.layer.tokenizer import TokenizerSource, open_tokenizer
-from engram_exp.layer.tokens import Batch, distinct_batches
+from engram_exp.layer.tokens import Batch
 from engram_exp.layer.weights import ProjectionWeights
 from engram_exp.machine.environment import code_cache
 from engram_exp.machine.placement import Placement
+from engram_exp.run.batches import Batches, pinned
 from engram_exp.run.component import asks_only_for, make
-from engram_exp.run.kept_tables import KeptTables
+from engram_exp.run.kept_tables import KeptTables, table_made_of
+from engram_exp.run.layer_weights import LayerWeights, layer_tensors
 from engram_exp.run.model_state import ModelState
 from engram_exp.run.plan import Plan
 from engram_exp.run.rank_plan import group_of, lookup_of_stored, reads_peers, shards_of
@@ -34,12 +34,9 @@ from engram_exp.steps.tables.on_disk import DiskTable
 from engram_exp.steps.widening import build_widening
 from engram_exp.vocabulary import DEVICE, DISK, HOST, OWN
 
-FUSION_SEED = 2**32  # added to the seed: no run draws its other weights from these
 TABLE_BUILT_FROM = ("rows", "row_format", "seed", "placement")
 # What `table_made_of` tells: a table of others that asks for more, another run's may differ from.
 KEPT_TABLE_BUILT_FROM = {*TABLE_BUILT_FROM, "ranks", "shards", "reachable"}
-
-Weights = TypeVar("Weights", ProjectionWeights, FusionWeights)
 
 
 class Parts:
@@ -57,6 +54,7 @@ class Parts:
         self.seed = int(plan.config.seed) if seed is None else seed
         self.tolerance = float(plan.config.dtype.tolerance)
         self.cache_dir = code_cache(plan.config.cache_dir)
+        self.weights, self.model_state = LayerWeights(plan, self.seed), ModelState(plan)
 
     def stage(
         self,
@@ -109,13 +107,14 @@ class Parts:
         self, tokens: int, placement: Placement, lead: int = 0, beside: bool = False
     ) -> Mapping[str, Callable[[], Any]]:
         """Everything that a component may be built from, beside its own options, by the name of its argument."""
+        weights = self.weights
         return {
             "plan": lambda: self.hash_plan,
             "table": lambda: self.table,
             "columns": lambda: self.geometry.columns,
-            "weights": lambda: self._on(placement.device, self.weights),
-            "weights_share": lambda: self._on(placement.device, self.weights_share),
-            "fusion_weights": lambda: self._on(placement.device, self.fusion_weights),
+            "weights": lambda: weights.on(placement.device, weights.projection),
+            "weights_share": lambda: weights.on(placement.device, weights.share),
+            "fusion_weights": lambda: weights.on(placement.device, weights.fusion),
             "lead": lambda: lead,
             "beside": lambda: beside,
             "max_tokens": lambda: tokens,
@@ -153,16 +152,11 @@ class Parts:
         return open_tokenizer(name)
 
     @cached_property
-    def compression(self) -> TokenCompression:
-        """The tokenizer's compression."""
-        return load_compression(self.tokenizer, self.cache_dir)
-
-    @cached_property
     def hash(self) -> Hash:
         """The model's hash."""
         model = self.plan.config.model
         of_model: dict[str, Callable[[], Any]] = {key: partial(model.get, key) for key in OF_HASH}
-        return make(model.hash, {**of_model, COMPRESSION: lambda: self.compression})
+        return make(model.hash, {**of_model, COMPRESSION: lambda: load_compression(self.tokenizer, self.cache_dir)})
 
     @cached_property
     def hash_plan(self) -> HashPlan:
@@ -170,25 +164,14 @@ class Parts:
         return self.hash(self.geometry)
 
     @cached_property
-    def batches(self) -> list[Batch]:
-        """Distinct token batches, of this rank or of all; a source of few ids may give fewer than configured."""
-        first, number = self._batch_seeds
-        batches = self.draw(range(first, first + number))
-        return self.pinned(batches) if self.plan.stages[0].is_upload else batches
+    def drawn(self) -> Batches:
+        """Batches of the token source: the run's, and those behind them."""
+        return Batches(self.plan, self.token_source)
 
     @property
-    def _batch_seeds(self) -> tuple[int, int]:
-        """The first seed of the run's batches, and how many there are; of all layers of a step. Ranks that ask for
-        their own have others each."""
-        number, seed = batches_of(self.plan.config), int(self.plan.config.seed)
-        if self.plan.config.rank_batches == OWN:
-            seed = seed * self.plan.ranks.size + self.plan.ranks.rank
-        return seed * number, number
-
-    def draw(self, seeds: Sequence[int]) -> list[Batch]:
-        """Batches of these seeds, no two the same."""
-        config = self.plan.config
-        return distinct_batches(self.token_source, seeds, (config.batch_size, config.seq_len))
+    def batches(self) -> list[Batch]:
+        """The run's."""
+        return self.drawn.of_run
 
     def profile(self, tokens: int, path: str | None = None) -> np.ndarray:
         """Row ids that batches behind those of the run ask for, none of which the run has: of so many tokens at least,
@@ -199,13 +182,7 @@ class Parts:
         """
         if path is not None:
             return read_profile(profile_file(path, self.geometry.layer), self.hash_plan)
-        (first, own), more = self._batch_seeds, -(-tokens // self.plan.tokens)
-        others = self.draw(range(first, first + own + more))[len(self.batches) :]
-        if not others:
-            remedy = "holds no batch but those of the run, of which no profile is made; fewer batches would leave some"
-            raise ConfigError("tokens", None, remedy)
-        ids, history = map(torch.cat, zip(*others, strict=True))
-        return self.hash_plan.row_ids(ids, history).numpy().reshape(-1)
+        return self.drawn.row_ids_behind(tokens, self.hash_plan)
 
     @cached_property
     def token_source(self) -> Any:
@@ -217,22 +194,15 @@ class Parts:
         own, else others with a seed of their own."""
         return self if layer is self.plan else Parts(layer, self.seed + number, self.tables)
 
-    @property
-    def table_made_of(self) -> str:
-        """What the layer's table is made of, as one text."""
-        return f"{table_settings(self.plan.config)} {self.seed} {reads_peers(self.plan)}"
-
     @cached_property
     def table(self) -> Any:
         """The layer's table, filled."""
-        kept = self.tables if asks_only_for(self.plan.config.table, KEPT_TABLE_BUILT_FROM) else KeptTables()
-        return kept.of(self.table_made_of, self._filled)
-
-    def _filled(self) -> Any:
-        place = self.plan.config.strategy.table
+        node, place = self.plan.config.table, self.plan.config.strategy.table
         on_host = Placement(CPU, pinned=self.plan.device.type == "cuda" and place == HOST)
         placement = self.plan.memory(place) if place == DEVICE else on_host
-        return make(self.plan.config.table, self._given(self.plan.tokens, placement), TABLE_BUILT_FROM)
+        kept = self.tables if asks_only_for(node, KEPT_TABLE_BUILT_FROM) else KeptTables()
+        fill = partial(make, node, self._given(self.plan.tokens, placement), TABLE_BUILT_FROM)
+        return kept.of(table_made_of(self.plan, self.seed), fill)
 
     def stored(self, row_ids: torch.Tensor) -> torch.Tensor:
         """The stored rows [*row_ids.shape, width] of row ids, as they should be: computed anew, or read plainly where
@@ -247,79 +217,29 @@ class Parts:
         """The table, if the run reads it from a file."""
         return [self.table] if self.plan.looks_up and self.plan.config.strategy.table == DISK else []
 
-    @cached_property
-    def weights(self) -> ProjectionWeights:
-        """The layer's projection parameters, on the CPU."""
-        weights = ProjectionWeights.draw(self.geometry, self.plan.dtype, self.seed)
-        return replace(weights, norms_keys=not fuses(self.plan.config))
-
-    @cached_property
-    def weights_share(self) -> ProjectionWeights:
-        """Those of this rank, where ranks make the columns between them."""
-        return self.weights.share(self.plan.ranks.rank, self.plan.ranks.size)
-
-    @cached_property
+    @property
     def reference_weights(self) -> ProjectionWeights:
-        """The same in float32."""
-        return self.weights.to(torch.float32)
+        """The projection's parameters on the CPU, in float32."""
+        return self.weights.reference_projection
 
-    @cached_property
-    def fusion_weights(self) -> FusionWeights:
-        """The layer's fusion parameters, on the CPU."""
-        return FusionWeights.draw(self.geometry, self.weights, self.seed + FUSION_SEED)
-
-    @cached_property
+    @property
     def reference_fusion(self) -> FusionWeights:
-        """The same in float32."""
-        return self.fusion_weights.to(torch.float32)
-
-    @cached_property
-    def model_state(self) -> ModelState:
-        """What the model brings to the layer."""
-        return ModelState(self.plan)
-
-    @cached_property
-    def _copies(self) -> dict[tuple[torch.device, int], Any]:
-        return {}
-
-    def _on(self, device: torch.device, weights: Weights) -> Weights:
-        """One copy for all who need it there: the chunks of a pipeline share them."""
-        key = device, id(weights)
-        if key not in self._copies:
-            self._copies[key] = weights if device == CPU else weights.to(device)
-        copy: Weights = self._copies[key]
-        return copy
+        """The fusion's, likewise."""
+        return self.weights.reference_fusion
 
     def layer_tensors(self) -> dict[str, torch.Tensor]:
         """Parameters and what the model brings: all that the hidden state behind the layer follows from, beside its
         embeddings."""
-        weights, fusion, state, geometry = self.weights, self.fusion_weights, self.model_state, self.geometry
-        found = {
-            "weight": weights.weight,
-            "bias": weights.bias,
-            "key_norm": fusion.key_norm,
-            "query_norm": fusion.query_norm,
-            "conv_norm": fusion.conv_norm,
-            "conv_weight": fusion.conv_weight,
-            "hidden": state.hidden,
-            "history_value": state.history_value if geometry.conv_kernel else None,
-            "history_scale": state.history_scale if geometry.conv_kernel else None,
-        }
-        return {name: tensor for name, tensor in found.items() if tensor is not None}
+        return layer_tensors(self.weights, self.model_state)
 
     def pinned(self, batches: Sequence[Batch]) -> list[Batch]:
-        """Copies of batches of one shape in pinned memory, ids and history of each side by side, from where one
-        transfer takes them to the device."""
-        numbers = [tensor.numel() for tensor in batches[0]]
-        rows = self.plan.memory(HOST, crosses=True).empty(len(batches), sum(numbers), dtype=torch.int64)
-        return [
-            Batch(*(part.view(of.shape).copy_(of) for part, of in zip(row.split(numbers), batch, strict=True)))
-            for row, batch in zip(rows, batches, strict=True)
-        ]
+        """Copies of batches of one shape in pinned memory, as the run's lie there where they are uploaded."""
+        return pinned(self.plan, batches)
 
 
 def tables_of(parts: Parts) -> list[str]:
     """What the tables of a run are made of: its layer's, and those of the layers of its model's step."""
     layers = parts.plan.step.layers.items() if parts.plan.step else ()
-    own = [parts.table_made_of] if parts.plan.looks_up else []
-    return [*own, *(parts.of_layer(number, layer).table_made_of for number, layer in layers)]
+    own = [parts] if parts.plan.looks_up else []
+    with_tables = [*own, *(parts.of_layer(number, layer) for number, layer in layers)]
+    return [table_made_of(one.plan, one.seed) for one in with_tables]

@@ -236,8 +236,8 @@ def test_without_a_fusion_nothing_of_it_is_built(configure):
     plan = parts_of(configure(*TINY)).plan
     assert "fusion" not in [stage.name for stage in plan.stages]
     assert plan.wholes == ("full",)
-    assert parts_of(configure(*TINY)).weights.norms_keys
-    assert not parts_of(configure(*TINY, *CONV)).weights.norms_keys
+    assert parts_of(configure(*TINY)).weights.projection.norms_keys
+    assert not parts_of(configure(*TINY, *CONV)).weights.projection.norms_keys
 
 
 @pytest.mark.slow
@@ -248,7 +248,7 @@ def test_the_wholes_of_a_pipeline_share_their_chunks(configure):
         full, layer = (build_whole_run(parts, case, {}, chunks) for case in ("full", "layer"))
         keys, value = full(parts.batches[0])
         (hidden,) = layer(parts.batches[0])
-        want = PlainFusion(parts.fusion_weights, 24, parts.plan.memory("device"), 0)
+        want = PlainFusion(parts.weights.fusion, 24, parts.plan.memory("device"), 0)
         state = parts.model_state
         brought = (state.hidden, state.history_value, state.history_scale)
         torch.testing.assert_close(hidden, want(keys, value, *brought), rtol=2e-2, atol=2e-2)

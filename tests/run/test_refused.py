@@ -56,7 +56,7 @@ def test_the_data_sheet_is_looked_up_by_the_name_of_the_device(run_inline, monke
 
 def test_what_does_not_fit_is_refused_before_a_batch_is_drawn(run_inline, monkeypatch):
     monkeypatch.setattr("engram_exp.run.rank_plan.free_host_bytes", lambda: 10)
-    monkeypatch.setattr("engram_exp.run.parts.distinct_batches", lambda *_: pytest.fail("batches were drawn"))
+    monkeypatch.setattr("engram_exp.run.batches.distinct_batches", lambda *_: pytest.fail("batches were drawn"))
     rows = run_inline()
     assert {row["status"] for row in rows} == {"oom_host"}
 

@@ -176,7 +176,7 @@ def test_what_a_cache_cannot_be_is_refused(configure, overrides, says):
 def test_a_profile_is_made_of_batches_that_the_run_has_not(configure):
     parts = parts_of(configure(*TINY, *CACHED))
     asked = parts.profile(parts.plan.tokens * 3)
-    others = parts.draw(range(4, 7))
+    others = parts.drawn.draw(range(4, 7))
     assert np.array_equal(asked, np.concatenate([parts.hash_plan.row_ids(*batch).numpy().ravel() for batch in others]))
 
 
@@ -261,7 +261,7 @@ def test_a_profile_of_a_trace_is_of_what_the_run_does_not_ask_for(run_inline, co
     np.save(tmp_path / "steps.npy", np.random.default_rng(0).integers(0, 50, (6, 2, 12)))
     trace = "tokens=trace", f"tokens.path={tmp_path / 'steps.npy'}", "batches=2"
     parts = parts_of(configure(*TINY, *CACHED, *trace))
-    behind = parts.draw(range(2, 6))
+    behind = parts.drawn.draw(range(2, 6))
     asked = np.concatenate([parts.hash_plan.row_ids(*batch).numpy().ravel() for batch in behind])
     assert np.array_equal(parts.profile(1000), asked)
     rows = run_inline(*CACHED, *trace, "lookup.policy=static", "cases=[lookup]")

@@ -133,7 +133,7 @@ def test_all_layers_know_the_machine_and_none_has_the_table_of_another(configure
     first, second = (layer.parts for layer in bench.layers)
     rows = min(first.geometry.rows, second.geometry.rows)
     assert not torch.equal(first.table.parts[0][:rows], second.table.parts[0][:rows])
-    assert not torch.equal(first.weights.weight, second.weights.weight)
+    assert not torch.equal(first.weights.projection.weight, second.weights.projection.weight)
     known = Limits({})
     bench.plan.know(known)
     assert all(layer.limits is known for layer in bench.plan.layers.values())

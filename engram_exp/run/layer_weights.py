@@ -1,0 +1,85 @@
+"""The weights of a run's layer, where they are read, and all else that its result follows from."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import cached_property
+from typing import Any, TypeVar
+
+import torch
+
+from engram_exp.config.derived import fuses
+from engram_exp.config.options import CPU
+from engram_exp.layer.fusion import FusionWeights
+from engram_exp.layer.weights import ProjectionWeights
+from engram_exp.run.model_state import ModelState
+from engram_exp.run.plan import Plan
+
+FUSION_SEED = 2**32  # added to the seed: no run draws its other weights from these
+
+Weights = TypeVar("Weights", ProjectionWeights, FusionWeights)
+
+
+class LayerWeights:
+    """Parameters of the layer's projection and fusion, drawn when they are asked for.
+
+    Args:
+        plan: of the run.
+        seed: of the layer.
+    """
+
+    def __init__(self, plan: Plan, seed: int) -> None:
+        self.plan, self.seed = plan, seed
+        self._copies: dict[tuple[torch.device, int], Any] = {}
+
+    @cached_property
+    def projection(self) -> ProjectionWeights:
+        """The projection's, on the CPU."""
+        weights = ProjectionWeights.draw(self.plan.geometry, self.plan.dtype, self.seed)
+        return replace(weights, norms_keys=not fuses(self.plan.config))
+
+    @cached_property
+    def share(self) -> ProjectionWeights:
+        """Those of this rank, where ranks make the columns between them."""
+        return self.projection.share(self.plan.ranks.rank, self.plan.ranks.size)
+
+    @cached_property
+    def reference_projection(self) -> ProjectionWeights:
+        """The projection's in float32."""
+        return self.projection.to(torch.float32)
+
+    @cached_property
+    def fusion(self) -> FusionWeights:
+        """The fusion's, on the CPU."""
+        return FusionWeights.draw(self.plan.geometry, self.projection, self.seed + FUSION_SEED)
+
+    @cached_property
+    def reference_fusion(self) -> FusionWeights:
+        """The fusion's in float32."""
+        return self.fusion.to(torch.float32)
+
+    def on(self, device: torch.device, weights: Weights) -> Weights:
+        """One copy of some of these for all who need it there: the chunks of a pipeline share them."""
+        key = device, id(weights)
+        if key not in self._copies:
+            self._copies[key] = weights if device == CPU else weights.to(device)
+        copy: Weights = self._copies[key]
+        return copy
+
+
+def layer_tensors(weights: LayerWeights, state: ModelState) -> dict[str, torch.Tensor]:
+    """Parameters and what the model brings: all that the hidden state behind the layer follows from, beside its
+    embeddings."""
+    projection, fusion, convolves = weights.projection, weights.fusion, weights.plan.geometry.conv_kernel
+    found = {
+        "weight": projection.weight,
+        "bias": projection.bias,
+        "key_norm": fusion.key_norm,
+        "query_norm": fusion.query_norm,
+        "conv_norm": fusion.conv_norm,
+        "conv_weight": fusion.conv_weight,
+        "hidden": state.hidden,
+        "history_value": state.history_value if convolves else None,
+        "history_scale": state.history_scale if convolves else None,
+    }
+    return {name: tensor for name, tensor in found.items() if tensor is not None}
