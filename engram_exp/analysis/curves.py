@@ -10,7 +10,17 @@ from typing import Any, TypeVar
 
 import pandas as pd
 
-from engram_exp.analysis.subjects import STEP, WAYS, Way, fastest_ways, over_runs, ways_told, with_tokens
+from engram_exp.analysis.subjects import (
+    STEP,
+    WAYS,
+    Way,
+    as_typed,
+    fastest_of_shape,
+    in_one_shape,
+    over_runs,
+    ways_told,
+    with_tokens,
+)
 from engram_exp.vocabulary import AS_ASKED, DEVICE, FULL, OK, PARTITIONED, SORTED
 
 MEASURED, INTERPOLATED, NOT_MEASURED = "measured", "interpolated", "not measured"
@@ -79,8 +89,9 @@ def times_of(rows: pd.DataFrame, **more: tuple[str, Any]) -> Iterator[tuple[dict
     if rows.empty:
         return
     key = ["strategy", "tokens_per_step"]
-    rows = rows[[*dict.fromkeys([*key, *READ, *(column for column, _ in more.values())])]]
-    fastest = fastest_ways(rows)
+    columns = dict.fromkeys([*key, *READ, *(column for column, _ in more.values())])
+    rows = as_typed(in_one_shape(rows[[*columns]]))
+    fastest = fastest_of_shape(rows)
     told = ways_told(rows, fastest)
     for row in over_runs(fastest, key, **more).sort_values(key).to_dict("records"):
         without = math.isnan(row["lo"]) or math.isnan(row["hi"])

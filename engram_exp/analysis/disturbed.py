@@ -6,7 +6,7 @@ from typing import Any
 
 import pandas as pd
 
-from engram_exp.analysis.subjects import WAYS
+from engram_exp.analysis.subjects import WAYS, varying
 from engram_exp.machine.disturbance import is_disturbed
 from engram_exp.results import schema
 from engram_exp.results.schema import of_role
@@ -68,7 +68,7 @@ def _slower(rows: pd.DataFrame) -> pd.Series[bool]:
     on_device = _number(rows["device_ms_median"]).notna().rename("on_device")
     slower = pd.Series(False, rows.index)
     for case, part in rows[rows["status"] == OK].groupby("case"):
-        names = dict.fromkeys([*ASKED, *_parts(str(case), part)])
+        names = varying(part, dict.fromkeys([*ASKED, *_parts(str(case), part)]))
         like = part.groupby([*(part[name] for name in names), on_device[part.index]], dropna=False)
         ms = part["wall_ms_median"]
         slower[part.index] = ms > FACTOR * like["wall_ms_median"].transform("min")

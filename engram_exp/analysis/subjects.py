@@ -114,6 +114,12 @@ def listed(texts: Iterable[str]) -> str:
     return ", ".join(text or "''" for text in values[:MOST_LISTED]) + more
 
 
+def varying(rows: pd.DataFrame, names: Iterable[str]) -> list[str]:
+    """Those of some columns that have several values in the rows: by the others, which cost pandas as much, no group is
+    parted."""
+    return [name for name in names if rows[name].nunique(dropna=False) > 1]
+
+
 def with_tokens(frame: pd.DataFrame) -> pd.DataFrame:
     """The rows and their `tokens_per_step`."""
     return frame.assign(tokens_per_step=frame["batch_size"] * frame["seq_len"])
@@ -186,9 +192,13 @@ def fastest_ways(rows: pd.DataFrame) -> pd.DataFrame:
     """Of one subject, the rows of the way whose `full` is the fastest, for each strategy and number of tokens per step,
     all strategies in one shape (`in_one_shape`); of several repetitions, all. Where no `full` was timed, the fastest
     way of each case."""
-    rows = as_typed(in_one_shape(rows))
+    return fastest_of_shape(as_typed(in_one_shape(rows)))
+
+
+def fastest_of_shape(rows: pd.DataFrame) -> pd.DataFrame:
+    """The same of rows in one shape, as typed."""
     key = ["strategy", "tokens_per_step"]
-    way = rows.groupby([*key, *WAYS], dropna=False).ngroup()
+    way = rows.groupby([*key, *varying(rows, WAYS)], dropna=False).ngroup()
     full = rows["case"] == FULL
     of_full = way[full].groupby(rows["run_id"][full]).first()  # other cases of a run may be launched otherwise
     way = way.where(full, rows["run_id"].map(of_full).fillna(way)).astype(int)
@@ -204,18 +214,22 @@ def ways_told(full: pd.DataFrame, fastest: pd.DataFrame) -> dict[tuple[str, int]
     """Of one subject, by strategy and tokens per step: the fastest way, where several were measured.
 
     Args:
-        full: its rows of `full`, with `tokens_per_step`.
+        full: its rows of `full` in one shape, as typed, with `tokens_per_step`.
         fastest: those of the fastest ways.
     """
     key = ["strategy", "tokens_per_step"]
-    at_each = with_nulls(as_typed(in_one_shape(full))).groupby(key)[[*WAYS]]
+    rows = with_nulls(full)
+    differing = varying(rows, WAYS)
+    if not differing:
+        return {}
+    at_each = rows.groupby(key)[differing]
     numbers, found = at_each.nunique(dropna=False).to_dict("index"), {}
     for best in with_nulls(fastest).drop_duplicates(key).to_dict("records"):
         place = best["strategy"], best["tokens_per_step"]
-        varying = [name for name in WAYS if numbers[place][name] > 1]
-        overrides = [text for name in varying if (value := spelled(best[name])) for text in _typed(name, value)]
+        told = [name for name in differing if numbers[place][name] > 1]
+        overrides = [text for name in told if (value := spelled(best[name])) for text in _typed(name, value)]
         if overrides:
-            found[place] = Way(place[1], overrides, at_each.get_group(place).groupby(varying, dropna=False).ngroups)
+            found[place] = Way(place[1], overrides, at_each.get_group(place).groupby(told, dropna=False).ngroups)
     return found
 
 
