@@ -6,17 +6,21 @@ import copy
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 from hydra import compose, initialize_config_dir
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.plugins.config_source import ConfigResult
 from omegaconf import DictConfig, open_dict
 
+from engram_exp.config.files import FileConfigSource
 from engram_exp.config.schema import register_schema
 from engram_exp.layer.geometry import EngramGeometry
 
 ROOT = Path(__file__).resolve().parents[1]
+CONF = str(ROOT / "conf")
 GOLDEN = Path(__file__).parent / "golden"
 H200 = ROOT / "outputs/reference/h200"
 
@@ -37,8 +41,8 @@ def golden(name: str) -> dict[str, np.ndarray]:
 def composed(*overrides: str) -> tuple[DictConfig, dict[str, str]]:
     """A configuration as the command line would make it, and its choices by group.
 
-    Hydra takes a seventh of a second for what choices come to, so that each set of them is composed once; values are
-    then set in a copy, by Hydra's own hand.
+    Hydra takes a tenth of a second for what choices come to, so that each set of them is composed once; values are then
+    set in a copy, by Hydra's own hand.
     """
     plain = not any(text.startswith(("+", "~", "hydra")) for text in overrides)
     chooses = [not plain or (ROOT / "conf" / text.partition("=")[0]).is_dir() for text in overrides]
@@ -50,10 +54,28 @@ def composed(*overrides: str) -> tuple[DictConfig, dict[str, str]]:
     return config, dict(choices)
 
 
+_load, _read = FileConfigSource.load_config, {}
+
+
+def _read_once(source: FileConfigSource, config_path: str) -> ConfigResult:
+    """A copy of what a file of this repository holds, which Hydra would parse for each set of choices."""
+    if source.path != CONF:
+        return _load(source, config_path)
+    key = source.provider, config_path
+    if key not in _read:
+        _read[key] = _load(source, config_path)
+    return copy.deepcopy(_read[key])
+
+
 @cache
 def _of_choices(*overrides: str) -> tuple[DictConfig, dict[str, str]]:
     register_schema()
-    with initialize_config_dir(version_base="1.3", config_dir=str(ROOT / "conf")):
+    with (
+        initialize_config_dir(version_base="1.3", config_dir=CONF),
+        patch.object(FileConfigSource, "load_config", _read_once),
+        # Made for each default, in case that it is interpolated: none is, and one would fail for want of it.
+        patch("hydra._internal.defaults_list._create_interpolation_map"),
+    ):
         config = compose("config", list(overrides), return_hydra_config=True)
     choices = dict(config.hydra.runtime.choices)
     with open_dict(config):

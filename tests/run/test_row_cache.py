@@ -230,6 +230,7 @@ def test_layers_of_a_step_have_caches_of_their_own(run_inline, device, overrides
     assert rows["ready"].get("cache_hit_rate") is None, "its rows are in place"
 
 
+@pytest.mark.slow
 def test_what_a_cold_step_fetches_before_its_sample_hits_nothing(configure):
     overrides = (*FEW, "prefetch.lead=previous_step", "lookup.state=cold", "hardware=cpu", "capture=none")
     bench = bench_of(configure(*TINY, *CACHED, *overrides, *IN_A_STEP))
