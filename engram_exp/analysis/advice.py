@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import pandas as pd
 
 from engram_exp.analysis.choices import Choice, choose
-from engram_exp.analysis.compare import ENOUGH_RUNS
+from engram_exp.analysis.compare import ENOUGH_RUNS, MIXED
 from engram_exp.analysis.curves import Curve, Regime, curves, regimes, sort_thresholds
 from engram_exp.analysis.disk_tier import on_disk, thresholds
 from engram_exp.analysis.disturbed import disturbance
@@ -180,6 +180,8 @@ def _notes(
         notes.append("warm caches had seen the very batches that were timed; lookup.state=steady times others")
     if disturbed := disturbance(rows):
         notes.append(disturbed)
+    if mixed := [name for name in MIXED if rows[name].nunique() > 1]:
+        notes.append(f"runs of several {', '.join(mixed)} are mixed: --only COLUMN=VALUE keeps those of one")
     if any(time.runs < ENOUGH_RUNS for time in times):
         notes.append(
             f"sizes with fewer than {ENOUGH_RUNS} runs: their intervals lack what changes from run to run (repeats=5 "

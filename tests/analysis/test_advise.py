@@ -91,6 +91,14 @@ def test_rows_that_are_not_steady_are_counted():
     assert "1 of 13 times was disturbed: 1 full (1 not steady)" in ask(frame).notes
 
 
+@pytest.mark.parametrize("told", [{"git_sha": "b"}, {"driver": "580", "worker": "shared"}])
+def test_runs_that_code_or_machine_tell_apart_are_not_mixed_without_a_word(told):
+    before = three(git_sha="a", driver="570", worker="process")
+    frame = pd.concat([before, rows("uva", {64: 0.1}, **{"git_sha": "a", "driver": "570", "worker": "process", **told})])
+    assert f"runs of several {', '.join(told)} are mixed: --only COLUMN=VALUE keeps those of one" in ask(frame).notes
+    assert not any("mixed" in note for note in ask(before).notes)
+
+
 def test_a_strategy_that_stands_alone_is_the_best_of_one():
     assert "nothing but uva was measured: it is the best of one" in ask(rows("uva", {64: 1.0, 65536: 2.0})).notes
     assert not any("best of one" in note for note in ask(three()).notes)
