@@ -33,7 +33,7 @@ from engram_exp.run.verify import Verifier, judge_of
 from engram_exp.run.whole import ChunkStages, WholeRun, build_whole_run
 from engram_exp.stage import BuiltStage, PlannedStage, Tensors
 from engram_exp.strategy.plan import made_up_inputs
-from engram_exp.vocabulary import EMBEDDINGS, HASHING, HIDDEN, HOST, KV, LAYER, LINK, PARTS, ROWS, TOKEN_IDS, WHOLES
+from engram_exp.vocabulary import HASHING, HOST, LINK, TOKEN_IDS, WHOLES
 
 ROTATING = [name for name, kind in KINDS.items() if kind.rotates]  # steps whose time depends on what they read
 OF_THE_RUN = (ConfigError, SkippedError, RegistrationError)  # errors that leave nothing to time
@@ -151,38 +151,10 @@ class Bench:
                 self.made_up.renew(tasks[0].load.stage.needs, call.args[0])
                 for task in tasks:
                     self.made_up.renew_brought(task)
-                result = self._run(call)
+                result = self.run_alone(call)
                 self.verifier.require(case, tasks, call.args[0], result, self.verifier.positions())
                 if (lookup := self._counting(case)) and lookup.keeps_rows:
                     self._verify_kept(case, lookup, call, result)
-
-    def named_tensors(self) -> dict[str, torch.Tensor]:
-        """What the built stages make of the first batch: token_ids, history, row_ids, stored_rows, or stored_values and
-        stored_scales (fp8), embeddings, keys, value, layer; with a fusion among them, also what the layer can be
-        computed from."""
-        batch = self.parts.batches[0]
-        tensors: dict[str, torch.Tensor] = {"token_ids": batch.ids, "history": batch.history}
-        names = {
-            ROWS: ("stored_rows",),
-            PARTS: ("stored_values", "stored_scales"),
-            KV: ("keys", "value"),
-            HIDDEN: (LAYER,),
-        }
-        if not any(stage.makes == EMBEDDINGS for stage in self.plan.stages):
-            names[ROWS] = (EMBEDDINGS,)
-        flowing: Tensors = batch
-        for stage in self.plan.stages:
-            if stage.name not in self.stages or stage.name in self.errors:
-                break
-            flowing = self._run(partial(self.stages[stage.name].run, flowing))
-            if not stage.is_upload:
-                tensors.update(zip(names.get(stage.makes, (stage.makes,)), flowing, strict=True))
-        for case, run in self.whole_runs.items():
-            if case not in self.errors:
-                tensors.update(zip(names[WHOLES[case]], self._run(partial(run, batch)), strict=True))
-        if any(stage.makes == HIDDEN for stage in self.plan.built):
-            tensors.update(self.parts.layer_tensors())
-        return {name: tensor.cpu().clone().contiguous() for name, tensor in tensors.items()}
 
     def _counting(self, case: str) -> Any:
         """The lookup that a case calls, if it counts; all cases share it. None: it calls none. Of a pipeline's chunks,
@@ -198,7 +170,7 @@ class Bench:
         tasks = self.plan.tasks_of(case)
         for tensor in self.verifier.tensors_of(case, tasks, result):
             poison(tensor)
-        self.verifier.require(case, tasks, call.args[0], self._run(call), self.verifier.positions())
+        self.verifier.require(case, tasks, call.args[0], self.run_alone(call), self.verifier.positions())
         require_kept(case, lookup, self.parts.table)
 
     def _warm_rows(self) -> None:
@@ -207,7 +179,7 @@ class Bench:
         case = next((case for case in right if self._counting(case)), None)
         if case is not None:
             with self._failing(case):
-                warm(self._counting(case), self._all_calls(case), self._run)
+                warm(self._counting(case), self._all_calls(case), self.run_alone)
 
     def _all_calls(self, case: str) -> list[partial[Tensors]]:
         run: Any = self.whole_runs[case] if case in WHOLES else self.stages[case].run
@@ -243,7 +215,7 @@ class Bench:
             self.ranks.draw_alike()
             inputs = self.made_up.input_of(stage) if made is None else made
             self.inputs[stage.name] = [inputs]
-            result = self.last[stage.name] = self._run(partial(built.run, inputs))
+            result = self.last[stage.name] = self.run_alone(partial(built.run, inputs))
             positions = torch.arange(self.plan.tokens) if judge_of(task).compares_all else self.verifier.positions()
             self.verifier.require(stage.name, [task], inputs, result, positions)
             if stage in self.plan.stages:
@@ -265,8 +237,8 @@ class Bench:
         first = [self.stages.get(self.plan.stages[0].name), *(self.chunks.of_batches[:1] if self.chunks else ())]
         for upload in (stage for stage in first if stage and stage.planned.is_upload):
             for batch in batches:  # it works out how to copy from each when it first sees it
-                self._run(partial(upload.run, batch))
-        self.last[case] = self._run(partial(run, batches[0]))  # of others, rows must not be in a cache yet
+                self.run_alone(partial(upload.run, batch))
+        self.last[case] = self.run_alone(partial(run, batches[0]))  # of others, rows must not be in a cache yet
         self.whole_peaks[case] = peak_bytes(self.plan.device)
 
     def _verify_whole(self, case: str) -> None:
@@ -275,7 +247,7 @@ class Bench:
         (batch,) = self.parts.pinned([shifted])
         for tensor in self.last[case]:
             poison(tensor)
-        result = self.last[case] = self._run(partial(self.whole_runs[case], batch))
+        result = self.last[case] = self.run_alone(partial(self.whole_runs[case], batch))
         self.verifier.require(case, self.plan.tasks_of(case), batch, result, self.verifier.positions())
 
     def _prepare(self, case: str) -> None:
@@ -292,11 +264,12 @@ class Bench:
         if stage.needs == TOKEN_IDS:
             return tuple(tensor.to(device) for tensor in batch)
         for earlier in self.plan.stages[: self.plan.stages.index(stage)]:
-            batch = self._run(partial(self.stages[earlier.name].run, batch))
+            batch = self.run_alone(partial(self.stages[earlier.name].run, batch))
         placement = self.plan.memory(stage.read_from, crosses=stage.place == LINK)
         return tuple(placement.empty(*tensor.shape, dtype=tensor.dtype).copy_(tensor) for tensor in batch)
 
-    def _run(self, call: partial[Tensors]) -> Tensors:
+    def run_alone(self, call: partial[Tensors]) -> Tensors:
+        """The result of a call, once it is there."""
         result = call()
         self.clock.synchronize()  # the next call may overwrite what this one still reads
         return result
