@@ -16,6 +16,7 @@ from engram_exp.machine.placement import poison
 from engram_exp.measure.clock import Clock
 from engram_exp.measure.loop import Case
 from engram_exp.run.glance import Glance
+from engram_exp.run.graph_calls import graph_calls_of, in_graphs
 from engram_exp.run.kinds import KINDS
 from engram_exp.run.made_up import MadeUp
 from engram_exp.run.on_disk import Files
@@ -58,6 +59,7 @@ class Bench:
         self.inputs: dict[str, list[Tensors]] = {}  # of a case: one for each call that rotates
         self.made: dict[tuple[str, str], Tensors] = {(TOKEN_IDS, HOST): parts.batches[0]}  # by value and side
         self.last: dict[str, Tensors] = {}  # what each case returned last, before it was timed
+        self.graphs: dict[str, list[partial[Tensors]]] = {}  # of cases that are timed so, each of several calls
         self.glances: dict[str, Glance] = {}
         self.chunks = ChunkStages(parts) if self.plan.cuts is not None else None
         self.whole_runs: dict[str, WholeRun] = {}
@@ -96,7 +98,7 @@ class Bench:
     def calls(self, case: str) -> list[partial[Tensors]]:
         """What the iterations of a case call in turn. Inputs rotate where they decide which table rows are touched; the
         time of other stages does not depend on the values that they read."""
-        return timed_calls(self._counting(case), self._all_calls(case))
+        return self.graphs.get(case) or timed_calls(self._counting(case), self._all_calls(case))
 
     def leaves_device_work(self, case: str) -> bool:
         """Whether a case uses the device."""
@@ -121,7 +123,8 @@ class Bench:
         calls, uses_device = self.calls(case), self.leaves_device_work(case)
         restore = restore_of([lookup], self._warm_rows)
         looks = self.ranks.agreed(look.before), self.ranks.agreed(look.behind)
-        timed = Case(case, calls, uses_device, *looks, restore=restore)
+        times = self.plan.config.graph_calls if case in self.graphs else 1
+        timed = Case(case, calls, uses_device, *looks, times, restore=restore)
         return self.files.timed(timed, self.plan.tasks_of(case))
 
     def look_again(self) -> None:
@@ -130,7 +133,8 @@ class Bench:
             if case in self.errors:
                 continue
             with self._failing(case):
-                glance.burst(self.calls(case), self.clock)
+                # One by one, since of those of a graph only the last can be seen.
+                glance.burst(self._all_calls(case) if case in self.graphs else self.calls(case), self.clock)
                 self.files.look(case, self.clock)
 
     def verify_again(self) -> None:
@@ -257,6 +261,10 @@ class Bench:
             self.inputs[case] = batches
         elif self.stages[case].kind.rotates:
             self.inputs[case] = [self._flow_to(self.stages[case].planned, batch) for batch in batches]
+        if calls := graph_calls_of(self.plan, case):
+            self.graphs[case] = in_graphs(self._all_calls(case), calls)
+            for graph in self.graphs[case]:
+                self.run_alone(graph)  # which captures it: samples replay
 
     def _flow_to(self, stage: PlannedStage, batch: Tensors) -> Tensors:
         """A copy of what a stage of the strategy reads for a batch; token ids where they are, if they are there."""

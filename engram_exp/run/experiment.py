@@ -29,6 +29,7 @@ from engram_exp.results.write import SampleFile, write_run
 from engram_exp.run.again import distinct_among, reuse_columns
 from engram_exp.run.bench import Bench
 from engram_exp.run.card import make_card
+from engram_exp.run.graph_calls import graph_calls_of
 from engram_exp.run.job import Job
 from engram_exp.run.kept_tables import KeptTables
 from engram_exp.run.known_limits import known_limits
@@ -269,6 +270,7 @@ class Experiment:
         for case in self.job.cases:
             told = [bench.columns(case, right) for bench in benches if case in bench.cases]
             known = {**reading_columns(self.plan, case), **self.job.case_columns(case), "case": case}
+            known["graph_calls"] = graph_calls_of(self.plan, case)
             rows.append({**common, **disk.get(case, {}), **known, **own[case], **(told[0] if told else {})})
         return rows
 
