@@ -8,11 +8,16 @@ from functools import partial
 from math import lcm
 from typing import Any, TypeVar
 
+import torch
+
+from engram_exp.machine.placement import cache_bytes
 from engram_exp.run.plan import Plan
 from engram_exp.stage import Tensors
 from engram_exp.steps.lookup.step import Lookup
 from engram_exp.strategy.schedule import Replay
 from engram_exp.vocabulary import DEVICE, OF_A_STEP, WHOLES
+
+CACHE_SIZES = 4  # that are written to put out of a cache what it holds
 
 Call = partial[Tensors]
 T = TypeVar("T")
@@ -54,3 +59,14 @@ def _in_turn(calls: Sequence[Call]) -> Callable[[Any], Tensors]:
         return result
 
     return run
+
+
+def put_out_of_cache(device: torch.device) -> Callable[[object], None]:
+    """What is done before each graph, so that a GPU's cache has nothing left of the samples before: the rows of many
+    small batches would all stay there. It writes to a few times as much other memory, and does not wait."""
+    other = torch.empty(CACHE_SIZES * cache_bytes(device), dtype=torch.uint8, device=device)
+
+    def put_out(_: object) -> None:
+        other.zero_()
+
+    return put_out

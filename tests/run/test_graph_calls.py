@@ -108,6 +108,21 @@ def test_graphs_are_replayed_verified_and_timed(run_inline, configure, strategy)
 
 
 @pytest.mark.accelerator
+def test_before_a_graph_the_cache_is_emptied(configure):
+    options = "strategy=uva", "hardware=cuda", "graph_calls=2", "batches=4", "cases=[lookup]"
+    with torch.inference_mode():
+        bench = bench_of(configure(*TINY, *options))
+        bench.build()
+        case, clock = bench.timed("lookup"), bench.clock
+        (again, *_), times_ms = case.calls, {True: [], False: []}
+        for empties in [True, False] * 20:
+            if empties:
+                case.restore(again)
+            times_ms[empties].append(clock.time(again, uses_device=True).device_ms)
+    assert min(times_ms[True]) > min(times_ms[False])
+
+
+@pytest.mark.accelerator
 def test_a_row_that_is_wrong_in_a_graph_alone_is_a_mismatch(run_inline, monkeypatch):
     def wrong(self, row_ids, original=TritonLookup.__call__):
         rows = original(self, row_ids)
