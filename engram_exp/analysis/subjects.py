@@ -25,6 +25,7 @@ PHRASES = {
     "row_bytes": "rows of {:g} bytes",
     "table_scale": "table_scale={:g}",
     "pause_ms": "pause_ms={:g}",
+    "graph_calls": "graph_calls={:g}",
     "host_load": "host_load={:g}",
     "link_load_gb_per_s": "link_load_gb_per_s={:g}",
     "link_load_block_kib": "link_load_block_kib={:g}",

@@ -67,18 +67,11 @@ CHOICES = {
     "rank_batches": (SAME, OWN),
 }
 AT_LEAST_1 = (
-    "steps_per_sample",
-    "batch_size",
-    "seq_len",
-    "iterations",
-    "repeats",
-    "schedule.ring_depth",
-    "link_load_block_kib",
-    "ranks",
-    "nodes",
-)
+    "steps_per_sample", "batch_size", "seq_len", "iterations", "repeats", "schedule.ring_depth",
+    "link_load_block_kib", "ranks", "nodes",
+)  # fmt: skip
 AT_LEAST_0 = (  # or null
-    "pause_ms", "host_load", "link_load_gb_per_s",
+    "pause_ms", "graph_calls", "host_load", "link_load_gb_per_s",
     "model.hash_seed", "model.pad_id", "model.vocab_size", "model.eos_id",
 )  # fmt: skip
 ABOVE_0 = ("budget_s", "timeout_s", "rank_timeout_s")
@@ -224,6 +217,9 @@ def _check_ranges(config: DictConfig) -> None:
         threads = config[group].get("threads", AUTO)
         if threads != AUTO and not _is_count(threads):
             raise ConfigError(f"{group}.threads", threads, f"must be a whole number of at least 1, or {AUTO}")
+    if config.graph_calls and config.pause_ms:
+        remedy = f"calls of a graph follow each other without the pause_ms={config.pause_ms:g}; one of them must be 0"
+        raise ConfigError("graph_calls", config.graph_calls, remedy)
     if config.batches != AUTO and not _is_count(config.batches):
         raise ConfigError("batches", config.batches, f"must be a whole number of at least 1, or {AUTO}")
     if not 0 <= config.seed < SEEDS:

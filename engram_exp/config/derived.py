@@ -215,13 +215,14 @@ def ids_of(config: DictConfig) -> str:
 def batches_of(config: DictConfig) -> int:
     """Distinct token batches of a run. Unless a number is configured: as many as ask for 1 GiB of rows between them, so
     that rows are not still in a cache when their batch comes again, but 4 to 256; with a pause, behind which rows are
-    to be in no cache, up to 4,096."""
+    to be in no cache, up to 4,096; as many as fill graphs of several calls."""
     if config.batches != AUTO:
         return int(config.batches)
     batch_bytes = geometry_of(config).stored_bytes(config.batch_size * config.seq_len)
     least, most = BATCHES
     most = BATCHES_PAUSED if config.pause_ms else most
-    return int(min(most, max(least, ROTATED_BYTES // batch_bytes)))
+    found = int(min(most, max(least, ROTATED_BYTES // batch_bytes)))
+    return found - found % config.graph_calls if 0 < config.graph_calls < found else found
 
 
 def chunk_tokens_of(config: DictConfig) -> int | None:

@@ -42,6 +42,9 @@ def check_ranks(config: DictConfig) -> None:
         )
     if config.link_load_gb_per_s:
         raise ConfigError("link_load_gb_per_s", config.link_load_gb_per_s, "loads the link of one GPU; use ranks=1")
+    if config.graph_calls:
+        remedy = "in graphs, ranks do not begin their calls together; use graph_calls=0, or ranks=1"
+        raise ConfigError("graph_calls", config.graph_calls, remedy)
     if exchanges(config):
         _check_exchange(config)
     elif shares_out(config):

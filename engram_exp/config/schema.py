@@ -141,6 +141,7 @@ class RunConfig:
     iterations: int = MISSING
     budget_s: float = MISSING
     pause_ms: float = MISSING
+    graph_calls: int = MISSING
     cache_state: str = MISSING
     memory_limit_gb: Optional[float] = None
     host_load: int = MISSING

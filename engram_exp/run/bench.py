@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from engram_exp.machine.placement import poison
 from engram_exp.measure.clock import Clock
 from engram_exp.measure.loop import Case
 from engram_exp.run.glance import Glance
+from engram_exp.run.graph_calls import graph_calls_of, in_graphs, put_out_of_cache
 from engram_exp.run.kinds import KINDS
 from engram_exp.run.made_up import MadeUp
 from engram_exp.run.on_disk import Files
@@ -33,7 +34,7 @@ from engram_exp.run.verify import Verifier, judge_of
 from engram_exp.run.whole import ChunkStages, WholeRun, build_whole_run
 from engram_exp.stage import BuiltStage, PlannedStage, Tensors
 from engram_exp.strategy.plan import made_up_inputs
-from engram_exp.vocabulary import EMBEDDINGS, HASHING, HIDDEN, HOST, KV, LAYER, LINK, PARTS, ROWS, TOKEN_IDS, WHOLES
+from engram_exp.vocabulary import HASHING, HOST, LINK, TOKEN_IDS, WHOLES
 
 ROTATING = [name for name, kind in KINDS.items() if kind.rotates]  # steps whose time depends on what they read
 OF_THE_RUN = (ConfigError, SkippedError, RegistrationError)  # errors that leave nothing to time
@@ -58,6 +59,7 @@ class Bench:
         self.inputs: dict[str, list[Tensors]] = {}  # of a case: one for each call that rotates
         self.made: dict[tuple[str, str], Tensors] = {(TOKEN_IDS, HOST): parts.batches[0]}  # by value and side
         self.last: dict[str, Tensors] = {}  # what each case returned last, before it was timed
+        self.graphs: dict[str, list[partial[Tensors]]] = {}  # of cases that are timed so, each of several calls
         self.glances: dict[str, Glance] = {}
         self.chunks = ChunkStages(parts) if self.plan.cuts is not None else None
         self.whole_runs: dict[str, WholeRun] = {}
@@ -96,7 +98,7 @@ class Bench:
     def calls(self, case: str) -> list[partial[Tensors]]:
         """What the iterations of a case call in turn. Inputs rotate where they decide which table rows are touched; the
         time of other stages does not depend on the values that they read."""
-        return timed_calls(self._counting(case), self._all_calls(case))
+        return self.graphs.get(case) or timed_calls(self._counting(case), self._all_calls(case))
 
     def leaves_device_work(self, case: str) -> bool:
         """Whether a case uses the device."""
@@ -119,9 +121,10 @@ class Bench:
         lookup = self._counting(case)
         look = self.glances[case] = CountingGlance(lookup, *looked_at) if lookup else Glance(*looked_at)
         calls, uses_device = self.calls(case), self.leaves_device_work(case)
-        restore = restore_of([lookup], self._warm_rows)
+        restore = self._put_out_of_cache if case in self.graphs else restore_of([lookup], self._warm_rows)
         looks = self.ranks.agreed(look.before), self.ranks.agreed(look.behind)
-        timed = Case(case, calls, uses_device, *looks, restore=restore)
+        times = self.plan.config.graph_calls if case in self.graphs else 1
+        timed = Case(case, calls, uses_device, *looks, times, restore=restore)
         return self.files.timed(timed, self.plan.tasks_of(case))
 
     def look_again(self) -> None:
@@ -130,7 +133,8 @@ class Bench:
             if case in self.errors:
                 continue
             with self._failing(case):
-                glance.burst(self.calls(case), self.clock)
+                # One by one, since of those of a graph only the last can be seen.
+                glance.burst(self._all_calls(case) if case in self.graphs else self.calls(case), self.clock)
                 self.files.look(case, self.clock)
 
     def verify_again(self) -> None:
@@ -151,38 +155,10 @@ class Bench:
                 self.made_up.renew(tasks[0].load.stage.needs, call.args[0])
                 for task in tasks:
                     self.made_up.renew_brought(task)
-                result = self._run(call)
+                result = self.run_alone(call)
                 self.verifier.require(case, tasks, call.args[0], result, self.verifier.positions())
                 if (lookup := self._counting(case)) and lookup.keeps_rows:
                     self._verify_kept(case, lookup, call, result)
-
-    def named_tensors(self) -> dict[str, torch.Tensor]:
-        """What the built stages make of the first batch: token_ids, history, row_ids, stored_rows, or stored_values and
-        stored_scales (fp8), embeddings, keys, value, layer; with a fusion among them, also what the layer can be
-        computed from."""
-        batch = self.parts.batches[0]
-        tensors: dict[str, torch.Tensor] = {"token_ids": batch.ids, "history": batch.history}
-        names = {
-            ROWS: ("stored_rows",),
-            PARTS: ("stored_values", "stored_scales"),
-            KV: ("keys", "value"),
-            HIDDEN: (LAYER,),
-        }
-        if not any(stage.makes == EMBEDDINGS for stage in self.plan.stages):
-            names[ROWS] = (EMBEDDINGS,)
-        flowing: Tensors = batch
-        for stage in self.plan.stages:
-            if stage.name not in self.stages or stage.name in self.errors:
-                break
-            flowing = self._run(partial(self.stages[stage.name].run, flowing))
-            if not stage.is_upload:
-                tensors.update(zip(names.get(stage.makes, (stage.makes,)), flowing, strict=True))
-        for case, run in self.whole_runs.items():
-            if case not in self.errors:
-                tensors.update(zip(names[WHOLES[case]], self._run(partial(run, batch)), strict=True))
-        if any(stage.makes == HIDDEN for stage in self.plan.built):
-            tensors.update(self.parts.layer_tensors())
-        return {name: tensor.cpu().clone().contiguous() for name, tensor in tensors.items()}
 
     def _counting(self, case: str) -> Any:
         """The lookup that a case calls, if it counts; all cases share it. None: it calls none. Of a pipeline's chunks,
@@ -198,7 +174,7 @@ class Bench:
         tasks = self.plan.tasks_of(case)
         for tensor in self.verifier.tensors_of(case, tasks, result):
             poison(tensor)
-        self.verifier.require(case, tasks, call.args[0], self._run(call), self.verifier.positions())
+        self.verifier.require(case, tasks, call.args[0], self.run_alone(call), self.verifier.positions())
         require_kept(case, lookup, self.parts.table)
 
     def _warm_rows(self) -> None:
@@ -207,7 +183,7 @@ class Bench:
         case = next((case for case in right if self._counting(case)), None)
         if case is not None:
             with self._failing(case):
-                warm(self._counting(case), self._all_calls(case), self._run)
+                warm(self._counting(case), self._all_calls(case), self.run_alone)
 
     def _all_calls(self, case: str) -> list[partial[Tensors]]:
         run: Any = self.whole_runs[case] if case in WHOLES else self.stages[case].run
@@ -243,7 +219,7 @@ class Bench:
             self.ranks.draw_alike()
             inputs = self.made_up.input_of(stage) if made is None else made
             self.inputs[stage.name] = [inputs]
-            result = self.last[stage.name] = self._run(partial(built.run, inputs))
+            result = self.last[stage.name] = self.run_alone(partial(built.run, inputs))
             positions = torch.arange(self.plan.tokens) if judge_of(task).compares_all else self.verifier.positions()
             self.verifier.require(stage.name, [task], inputs, result, positions)
             if stage in self.plan.stages:
@@ -265,8 +241,8 @@ class Bench:
         first = [self.stages.get(self.plan.stages[0].name), *(self.chunks.of_batches[:1] if self.chunks else ())]
         for upload in (stage for stage in first if stage and stage.planned.is_upload):
             for batch in batches:  # it works out how to copy from each when it first sees it
-                self._run(partial(upload.run, batch))
-        self.last[case] = self._run(partial(run, batches[0]))  # of others, rows must not be in a cache yet
+                self.run_alone(partial(upload.run, batch))
+        self.last[case] = self.run_alone(partial(run, batches[0]))  # of others, rows must not be in a cache yet
         self.whole_peaks[case] = peak_bytes(self.plan.device)
 
     def _verify_whole(self, case: str) -> None:
@@ -275,7 +251,7 @@ class Bench:
         (batch,) = self.parts.pinned([shifted])
         for tensor in self.last[case]:
             poison(tensor)
-        result = self.last[case] = self._run(partial(self.whole_runs[case], batch))
+        result = self.last[case] = self.run_alone(partial(self.whole_runs[case], batch))
         self.verifier.require(case, self.plan.tasks_of(case), batch, result, self.verifier.positions())
 
     def _prepare(self, case: str) -> None:
@@ -285,6 +261,10 @@ class Bench:
             self.inputs[case] = batches
         elif self.stages[case].kind.rotates:
             self.inputs[case] = [self._flow_to(self.stages[case].planned, batch) for batch in batches]
+        if calls := graph_calls_of(self.plan, case):
+            self.graphs[case] = in_graphs(self._all_calls(case), calls)
+            for graph in self.graphs[case]:
+                self.run_alone(graph)  # which captures it: samples replay
 
     def _flow_to(self, stage: PlannedStage, batch: Tensors) -> Tensors:
         """A copy of what a stage of the strategy reads for a batch; token ids where they are, if they are there."""
@@ -292,11 +272,16 @@ class Bench:
         if stage.needs == TOKEN_IDS:
             return tuple(tensor.to(device) for tensor in batch)
         for earlier in self.plan.stages[: self.plan.stages.index(stage)]:
-            batch = self._run(partial(self.stages[earlier.name].run, batch))
+            batch = self.run_alone(partial(self.stages[earlier.name].run, batch))
         placement = self.plan.memory(stage.read_from, crosses=stage.place == LINK)
         return tuple(placement.empty(*tensor.shape, dtype=tensor.dtype).copy_(tensor) for tensor in batch)
 
-    def _run(self, call: partial[Tensors]) -> Tensors:
+    @cached_property
+    def _put_out_of_cache(self) -> Callable[[object], None]:
+        return put_out_of_cache(self.plan.device)
+
+    def run_alone(self, call: partial[Tensors]) -> Tensors:
+        """The result of a call, once it is there."""
         result = call()
         self.clock.synchronize()  # the next call may overwrite what this one still reads
         return result

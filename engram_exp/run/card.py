@@ -9,6 +9,7 @@ from engram_exp.config.derived import GRAPH, batches_of, capture_of, exchanges, 
 from engram_exp.machine import topology
 from engram_exp.machine.data_sheets import DataSheet
 from engram_exp.measure.rates import Limit
+from engram_exp.run.graph_calls import graph_calls_of
 from engram_exp.run.job import Job
 from engram_exp.run.plan import Plan, bytes_moved, flops
 from engram_exp.run.requirements import data_sheet
@@ -143,4 +144,5 @@ def _runs_on(case: str, plan: Plan, job: Job) -> str:
     option = (
         job.choices.get("upload" if stage.is_upload else case) or f"{job.choices['dtype']} to {job.config.dtype.name}"
     )
-    return f"{stage.place}: {option}"
+    graph = f", {calls} calls in one graph" if (calls := graph_calls_of(plan, case)) else ""
+    return f"{stage.place}: {option}{graph}"

@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import logging
-import os
 import zlib
 from collections import Counter
 from collections.abc import Collection, Sequence
-from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import save_file
 
 from engram_exp.config.checks import check_host_load
 from engram_exp.errors import status_of
@@ -33,6 +29,7 @@ from engram_exp.results.write import SampleFile, write_run
 from engram_exp.run.again import distinct_among, reuse_columns
 from engram_exp.run.bench import Bench
 from engram_exp.run.card import make_card
+from engram_exp.run.graph_calls import graph_calls_of
 from engram_exp.run.job import Job
 from engram_exp.run.kept_tables import KeptTables
 from engram_exp.run.known_limits import known_limits
@@ -51,6 +48,7 @@ from engram_exp.run.rows import (
     sample_rows,
     skipped_columns,
 )
+from engram_exp.run.saved_tensors import save_tensors
 from engram_exp.run.step_bench import StepBench
 from engram_exp.run.terminal import Terminal
 from engram_exp.run.verify import Verifier
@@ -61,7 +59,6 @@ from engram_exp.vocabulary import CRASH, DEVICE, HOST, OK
 
 log = logging.getLogger(__name__)
 
-TENSORS = "tensors.safetensors"
 KIB = 1024
 
 
@@ -181,7 +178,7 @@ class Experiment:
                 step.build()
             log.info("the stages are built and verified")
             if config.save_tensors:
-                self._save(bench)
+                save_tensors(bench, Path(self.job.folder))
             benches: list[Bench | StepBench] = [bench, step] if step else [bench]
             timings = of_all_ranks(self._measure(benches, clock), self.ranks)
             # Of the first batch, too, before verification writes other ids there.
@@ -273,6 +270,7 @@ class Experiment:
         for case in self.job.cases:
             told = [bench.columns(case, right) for bench in benches if case in bench.cases]
             known = {**reading_columns(self.plan, case), **self.job.case_columns(case), "case": case}
+            known["graph_calls"] = graph_calls_of(self.plan, case)
             rows.append({**common, **disk.get(case, {}), **known, **own[case], **(told[0] if told else {})})
         return rows
 
@@ -283,17 +281,3 @@ class Experiment:
         if case in timings:
             return case_columns(self.plan, self.tasks_of(case), timings[case], self.limit_of(case))
         return skipped_columns()
-
-    def _save(self, bench: Bench) -> None:
-        tensors = bench.named_tensors()  # which all ranks make together
-        if self.ranks.rank != FIRST:
-            return
-        path = Path(self.job.folder) / TENSORS
-        temporary = path.with_suffix(".tmp")
-        try:
-            save_file(tensors, temporary)
-            os.replace(temporary, path)
-        except (OSError, SafetensorError) as error:  # a full disk: no reason to measure nothing
-            log.warning("%s cannot be written: %s", path, error)
-            with suppress(OSError):
-                temporary.unlink()

@@ -164,6 +164,7 @@ class Job:
             "repeat": self.repeat,
             "batches": batches_of(config),
             "pause_ms": config.pause_ms,
+            "graph_calls": config.graph_calls,
             "page_cache": config.cache_state if config.strategy.table == DISK else "",
             "queue_depth": config.lookup.get("queue_depth"),
             "block_bytes": config.lookup.get("block_bytes"),

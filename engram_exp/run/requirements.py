@@ -64,6 +64,7 @@ def check_plan(plan: Plan) -> None:
     check_row_cache(plan)
     check_fusion(plan)
     _check_sources(plan)
+    _check_graph_calls(plan)
     if plan.wholes:
         _check_schedule(plan)
     check_dtype(plan)
@@ -221,6 +222,12 @@ def check_fusion(plan: Plan) -> None:
         raise ConfigError(
             "fusion", None, f"{remedy}, or model.conv_kernel=null model.conv_dilation=null for one without"
         )
+
+
+def _check_graph_calls(plan: Plan) -> None:
+    calls = plan.config.graph_calls
+    if calls and plan.device.type != "cuda":
+        raise ConfigError("graph_calls", calls, f"needs a CUDA device, and this is {plan.device}; use graph_calls=0")
 
 
 def _check_schedule(plan: Plan) -> None:

@@ -165,8 +165,10 @@ def test_a_strategy_that_is_never_overtaken_has_one_regime():
     assert (only.strategy, only.begins_after, only.begins_by) == ("device", None, None)
 
 
-@pytest.mark.parametrize("column", ["pause_ms", "host_load", "link_load_gb_per_s", "link_load_block_kib"])
-def test_runs_with_different_pauses_or_traffic_are_different_subjects(column):
+@pytest.mark.parametrize(
+    "column", ["pause_ms", "graph_calls", "host_load", "link_load_gb_per_s", "link_load_block_kib"]
+)
+def test_runs_with_different_pauses_graphs_or_traffic_are_different_subjects(column):
     frame = pd.concat([rows("uva", {64: 1.0}, **{column: 0.0}), rows("uva", {64: 4.0}, **{column: 2.0})])
     alone, other = subjects(frame)
     assert (alone.label.endswith(f"{column}=0"), other.label.endswith(f"{column}=2")) == (True, True)

@@ -261,6 +261,9 @@ def test_batches_are_as_many_as_leave_a_cache(configure):
     assert batches_of(configure("batches=7")) == 7
     assert batches_of(configure("batch_size=64", "seq_len=4096")) == 4
     assert batches_of(configure("batch_size=1", "seq_len=8192")) == 64
+    assert batches_of(configure("batch_size=1", "seq_len=8192", "graph_calls=7")) == 63, "as fill graphs"
+    assert batches_of(configure("batches=7", "graph_calls=3")) == 7
+    assert batches_of(configure("batch_size=64", "seq_len=4096", "graph_calls=8")) == 4
     assert batches_of(configure("shape=decode")) == 256
     v41 = ("model=deepseek_v41_flash", "dtype=fp8", "seq_len=1", "pause_ms=2")
     assert batches_of(configure(*v41, "batch_size=64")) == 2**30 // (64 * 24 * 264)

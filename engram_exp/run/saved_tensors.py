@@ -1,0 +1,67 @@
+"""What the stages of a run make of its first batch, in a file."""
+
+from __future__ import annotations
+
+import logging
+import os
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+
+from engram_exp.machine.ranks import FIRST
+from engram_exp.run.bench import Bench
+from engram_exp.stage import Tensors
+from engram_exp.vocabulary import EMBEDDINGS, HIDDEN, KV, LAYER, PARTS, ROWS, WHOLES
+
+log = logging.getLogger(__name__)
+
+TENSORS = "tensors.safetensors"
+
+
+def save_tensors(bench: Bench, folder: Path) -> None:
+    """Write them; of several ranks the first does so."""
+    tensors = named_tensors(bench)  # which all ranks make together
+    if bench.ranks.rank != FIRST:
+        return
+    path = folder / TENSORS
+    temporary = path.with_suffix(".tmp")
+    try:
+        save_file(tensors, temporary)
+        os.replace(temporary, path)
+    except (OSError, SafetensorError) as error:  # a full disk: no reason to measure nothing
+        log.warning("%s cannot be written: %s", path, error)
+        with suppress(OSError):
+            temporary.unlink()
+
+
+def named_tensors(bench: Bench) -> dict[str, torch.Tensor]:
+    """What the built stages make of the first batch: token_ids, history, row_ids, stored_rows, or stored_values and
+    stored_scales (fp8), embeddings, keys, value, layer; with a fusion among them, also what the layer can be
+    computed from."""
+    batch = bench.parts.batches[0]
+    tensors: dict[str, torch.Tensor] = {"token_ids": batch.ids, "history": batch.history}
+    names = {
+        ROWS: ("stored_rows",),
+        PARTS: ("stored_values", "stored_scales"),
+        KV: ("keys", "value"),
+        HIDDEN: (LAYER,),
+    }
+    if not any(stage.makes == EMBEDDINGS for stage in bench.plan.stages):
+        names[ROWS] = (EMBEDDINGS,)
+    flowing: Tensors = batch
+    for stage in bench.plan.stages:
+        if stage.name not in bench.stages or stage.name in bench.errors:
+            break
+        flowing = bench.run_alone(partial(bench.stages[stage.name].run, flowing))
+        if not stage.is_upload:
+            tensors.update(zip(names.get(stage.makes, (stage.makes,)), flowing, strict=True))
+    for case, run in bench.whole_runs.items():
+        if case not in bench.errors:
+            tensors.update(zip(names[WHOLES[case]], bench.run_alone(partial(run, batch)), strict=True))
+    if any(stage.makes == HIDDEN for stage in bench.plan.built):
+        tensors.update(bench.parts.layer_tensors())
+    return {name: tensor.cpu().clone().contiguous() for name, tensor in tensors.items()}

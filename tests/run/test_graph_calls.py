@@ -1,0 +1,137 @@
+"""Several calls of a stage as one CUDA graph: which they are, that they are seen, and what is timed without one."""
+
+import pytest
+import torch
+from common import TINY
+from hypothesis import given
+from hypothesis import strategies as st
+from places import bench_of
+
+from engram_exp.run import graph_calls, requirements
+from engram_exp.run.graph_calls import graph_calls_of, in_groups
+from engram_exp.run.plan import Plan
+from engram_exp.steps.lookup.triton import TritonLookup
+
+
+@given(st.integers(1, 300), st.integers(1, 16))
+def test_groups_are_full_and_no_call_comes_again_before_its_turn(number, size):
+    groups = in_groups(range(number), size)
+    assert {len(group) for group in groups} == {size}
+    assert len(groups) <= max(number // size, size)
+    in_turn = [call for group in groups for call in group]
+    used = len(set(in_turn))
+    assert used == (number if number < size else number - number % size)
+    endless = in_turn * 2  # as samples rotate through them
+    assert all(endless[at] == endless[at - used] for at in range(used, len(endless)))
+    assert len(in_turn) % used == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "case", "calls"),
+    [
+        (["strategy=uva"], "hashing", 8),
+        (["strategy=uva"], "lookup", 8),
+        (["strategy=uva", "lookup=distinct_link"], "lookup", 8),
+        (["strategy=uva"], "full", 0),
+        (["strategy=kv_on_gpu"], "lookup", 0),
+        (["strategy=kv_on_gpu"], "projection", 8),
+        (["strategy=both"], "lookup", 0),
+        (["strategy=cached", "lookup.gb=0.001"], "lookup", 0),
+        (["strategy=cached", "lookup.gb=0.001"], "hashing", 8),
+    ],
+)
+def test_a_stage_that_the_device_does_alone_and_that_leaves_no_rows_is_timed_in_graphs(configure, options, case, calls):
+    assert graph_calls_of(Plan(configure(*TINY, *options, "graph_calls=8")), case) == calls
+    assert graph_calls_of(Plan(configure(*TINY, *options)), case) == 0
+
+
+def test_without_a_cuda_device_graphs_are_refused(run_inline):
+    (row,) = run_inline("graph_calls=8", "cases=[projection]")
+    assert row["status"] == "refused"
+    assert row["error"] == "graph_calls=8: needs a CUDA device, and this is cpu; use graph_calls=0"
+    assert (row["graph_calls"], row["options"].count("graph_calls")) == (8, 0)
+
+
+@pytest.fixture
+def launched(monkeypatch):
+    """Groups of calls are launched one by one here, where there are no graphs."""
+    monkeypatch.setattr(graph_calls, "Replay", lambda run: run)
+    monkeypatch.setattr(requirements, "_check_graph_calls", lambda plan: None)
+
+
+def test_a_group_looks_like_its_last_call(configure, launched, monkeypatch):
+    asked, call = [], TritonLookup.__call__
+    with torch.inference_mode():
+        tiny = "strategy=uva", "capture=none", "batch_size=1", "seq_len=1", "cases=[lookup]"
+        bench = bench_of(configure(*TINY, *tiny, "graph_calls=3"))
+        bench.build()
+        case = bench.timed("lookup")
+        monkeypatch.setattr(TritonLookup, "__call__", lambda self, ids: (asked.append(ids), call(self, ids))[1])
+        (group,) = case.calls
+        (rows,) = group()
+    assert case.times == 3
+    assert list(map(id, asked)) == [id(ids) for (ids,) in bench.inputs["lookup"][:3]]
+    assert group.args[0][0] is asked[-1]
+    assert torch.equal(rows, bench.parts.table.parts[0][asked[-1].flatten().long()].view(rows.shape))
+
+
+def test_rows_and_card_tell_which_cases_were_timed_in_graphs(run_inline, launched, capsys):
+    rows = run_inline("graph_calls=3", "cases=[lookup,projection,full]")
+    assert [(row["case"], row["status"], row["graph_calls"]) for row in rows] == [
+        ("lookup", "ok", 0), ("projection", "ok", 3), ("full", "ok", 0),
+    ]  # fmt: skip
+    assert capsys.readouterr().out.count("3 calls in one graph") == 1
+
+
+def test_a_graph_that_returns_other_than_its_calls_is_a_mismatch(run_inline, launched, monkeypatch):
+    monkeypatch.setattr(
+        graph_calls, "Replay", lambda run: lambda tensors: tuple(tensor.mul_(2) for tensor in run(tensors))
+    )
+    (row,) = run_inline("graph_calls=3", "cases=[projection]")
+    assert (row["status"], "wall_ms_median" in row) == ("mismatch", False)
+
+
+@pytest.mark.accelerator
+@pytest.mark.parametrize("strategy", ["uva", "device", "kv_on_gpu"])
+def test_graphs_are_replayed_verified_and_timed(run_inline, configure, strategy):
+    options = f"strategy={strategy}", "hardware=cuda", "dtype=fp8", "fusion=gated_conv", "graph_calls=8", "batches=20"
+    rows = run_inline(*options, "iterations=20")
+    assert {row["status"] for row in rows} == {"ok"}, rows
+    timed_so = {row["case"] for row in rows if row["graph_calls"] == 8}
+    assert timed_so == {row["case"] for row in rows if row["case"] in ("projection", "fusion", "widening")} | (
+        set() if strategy == "kv_on_gpu" else {"hashing", "lookup"}
+    )
+    with torch.inference_mode():
+        bench = bench_of(configure(*TINY, *options))
+        bench.build()
+    assert all(graph.func.graph for graphs in bench.graphs.values() for graph in graphs), "captured before samples"
+
+
+@pytest.mark.accelerator
+def test_before_a_graph_the_cache_is_emptied(configure):
+    options = "strategy=uva", "hardware=cuda", "graph_calls=2", "batches=4", "cases=[lookup]"
+    with torch.inference_mode():
+        bench = bench_of(configure(*TINY, *options))
+        bench.build()
+        case, clock = bench.timed("lookup"), bench.clock
+        (again, *_), times_ms = case.calls, {True: [], False: []}
+        for empties in [True, False] * 20:
+            if empties:
+                case.restore(again)
+            times_ms[empties].append(clock.time(again, uses_device=True).device_ms)
+    assert min(times_ms[True]) > min(times_ms[False])
+
+
+@pytest.mark.accelerator
+def test_a_row_that_is_wrong_in_a_graph_alone_is_a_mismatch(run_inline, monkeypatch):
+    def wrong(self, row_ids, original=TritonLookup.__call__):
+        rows = original(self, row_ids)
+        if torch.cuda.is_current_stream_capturing():
+            rows[-1].add_(1)
+        return rows
+
+    monkeypatch.setattr(TritonLookup, "__call__", wrong)
+    options = "strategy=uva", "capture=none", "hardware=cuda", "cases=[hashing,lookup]"
+    assert [row["status"] for row in run_inline(*options)] == ["ok", "ok"]
+    hashed, looked_up = run_inline(*options, "graph_calls=8")
+    assert (hashed["status"], looked_up["status"]) == ("ok", "mismatch")
