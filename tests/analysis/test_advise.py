@@ -93,8 +93,9 @@ def test_rows_that_are_not_steady_are_counted():
 
 @pytest.mark.parametrize("told", [{"git_sha": "b"}, {"driver": "580", "worker": "shared"}])
 def test_runs_that_code_or_machine_tell_apart_are_not_mixed_without_a_word(told):
-    before = three(git_sha="a", driver="570", worker="process")
-    frame = pd.concat([before, rows("uva", {64: 0.1}, **{"git_sha": "a", "driver": "570", "worker": "process", **told})])
+    of_one = {"git_sha": "a", "driver": "570", "worker": "process"}
+    before = three(**of_one)
+    frame = pd.concat([before, rows("uva", {64: 0.1}, **{**of_one, **told})])
     assert f"runs of several {', '.join(told)} are mixed: --only COLUMN=VALUE keeps those of one" in ask(frame).notes
     assert not any("mixed" in note for note in ask(before).notes)
 
