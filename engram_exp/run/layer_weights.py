@@ -1,4 +1,4 @@
-"""The weights of a run's layer, where they are read, and all else that its result follows from."""
+"""The weights of a run's layer, where they are read."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from engram_exp.config.derived import fuses
 from engram_exp.config.options import CPU
 from engram_exp.layer.fusion import FusionWeights
 from engram_exp.layer.weights import ProjectionWeights
-from engram_exp.run.model_state import ModelState
 from engram_exp.run.plan import Plan
 
 FUSION_SEED = 2**32  # added to the seed: no run draws its other weights from these
@@ -65,21 +64,3 @@ class LayerWeights:
             self._copies[key] = weights if device == CPU else weights.to(device)
         copy: Weights = self._copies[key]
         return copy
-
-
-def layer_tensors(weights: LayerWeights, state: ModelState) -> dict[str, torch.Tensor]:
-    """Parameters and what the model brings: all that the hidden state behind the layer follows from, beside its
-    embeddings."""
-    projection, fusion, convolves = weights.projection, weights.fusion, weights.plan.geometry.conv_kernel
-    found = {
-        "weight": projection.weight,
-        "bias": projection.bias,
-        "key_norm": fusion.key_norm,
-        "query_norm": fusion.query_norm,
-        "conv_norm": fusion.conv_norm,
-        "conv_weight": fusion.conv_weight,
-        "hidden": state.hidden,
-        "history_value": state.history_value if convolves else None,
-        "history_scale": state.history_scale if convolves else None,
-    }
-    return {name: tensor for name, tensor in found.items() if tensor is not None}

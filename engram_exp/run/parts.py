@@ -24,7 +24,7 @@ from engram_exp.machine.placement import Placement
 from engram_exp.run.batches import Batches, pinned
 from engram_exp.run.component import asks_only_for, make
 from engram_exp.run.kept_tables import KeptTables, table_made_of
-from engram_exp.run.layer_weights import LayerWeights, layer_tensors
+from engram_exp.run.layer_weights import LayerWeights
 from engram_exp.run.model_state import ModelState
 from engram_exp.run.plan import Plan
 from engram_exp.run.rank_plan import group_of, lookup_of_stored, reads_peers, shards_of
@@ -226,11 +226,6 @@ class Parts:
     def reference_fusion(self) -> FusionWeights:
         """The fusion's, likewise."""
         return self.weights.reference_fusion
-
-    def layer_tensors(self) -> dict[str, torch.Tensor]:
-        """Parameters and what the model brings: all that the hidden state behind the layer follows from, beside its
-        embeddings."""
-        return layer_tensors(self.weights, self.model_state)
 
     def pinned(self, batches: Sequence[Batch]) -> list[Batch]:
         """Copies of batches of one shape in pinned memory, as the run's lie there where they are uploaded."""

@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 
 from engram_exp.machine.ranks import FIRST
 from engram_exp.run.bench import Bench
+from engram_exp.run.parts import Parts
 from engram_exp.stage import Tensors
 from engram_exp.vocabulary import EMBEDDINGS, HIDDEN, KV, LAYER, PARTS, ROWS, WHOLES
 
@@ -63,5 +64,24 @@ def named_tensors(bench: Bench) -> dict[str, torch.Tensor]:
         if case not in bench.errors:
             tensors.update(zip(names[WHOLES[case]], bench.run_alone(partial(run, batch)), strict=True))
     if any(stage.makes == HIDDEN for stage in bench.plan.built):
-        tensors.update(bench.parts.layer_tensors())
+        tensors.update(_layer_tensors(bench.parts))
     return {name: tensor.cpu().clone().contiguous() for name, tensor in tensors.items()}
+
+
+def _layer_tensors(parts: Parts) -> dict[str, torch.Tensor]:
+    """Parameters and what the model brings: all that the hidden state behind the layer follows from, beside its
+    embeddings."""
+    projection, fusion, state = parts.weights.projection, parts.weights.fusion, parts.model_state
+    convolves = parts.geometry.conv_kernel
+    found = {
+        "weight": projection.weight,
+        "bias": projection.bias,
+        "key_norm": fusion.key_norm,
+        "query_norm": fusion.query_norm,
+        "conv_norm": fusion.conv_norm,
+        "conv_weight": fusion.conv_weight,
+        "hidden": state.hidden,
+        "history_value": state.history_value if convolves else None,
+        "history_scale": state.history_scale if convolves else None,
+    }
+    return {name: tensor for name, tensor in found.items() if tensor is not None}
