@@ -65,7 +65,7 @@ def test_tensors_of_what_is_right_are_saved_when_another_step_fails(run_inline, 
 
 
 def test_tensors_that_cannot_be_written_fail_no_case(run_inline, tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr(module.os, "replace", raises(OSError("no space left")))
+    monkeypatch.setattr("engram_exp.run.saved_tensors.os.replace", raises(OSError("no space left")))
     monkeypatch.setattr(module, "write_run", lambda *_: None)
     rows = run_inline("save_tensors=true", "cases=[hashing]")
     assert [row["status"] for row in rows] == ["ok"]
