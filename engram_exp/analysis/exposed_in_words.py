@@ -121,8 +121,13 @@ def _size(step: Step) -> SizeInWords:
         yardstick=microseconds(yardstick.time.ms or 0.0) if yardstick and apart else "",
         overrides=" ".join(best.overrides),
         certainty=_certainty(step, best),
-        sure=f"open: {', '.join(step.undecided)}" if step.undecided else "clear" if step.more else "the only one",
+        sure=_open(step.undecided) if step.undecided else "clear" if step.more else "the only one",
     )
+
+
+def _open(others: Sequence[str]) -> str:
+    first, *more = others
+    return f"open: {first}" + (f" and {len(more)} more" if more else "")
 
 
 def _freed(steps: Sequence[Step]) -> str:

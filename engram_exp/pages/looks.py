@@ -13,8 +13,12 @@ from engram_exp.vocabulary import FULL, LAYER
 Channel = TypeVar("Channel")
 
 STRATEGY_ORDER = ["device", "uva", "kv_on_gpu", "kv_on_cpu", "both"]
-STRATEGY_COLORS = ["#000000", "#0072b2", "#e69f00", "#c05a9a", "#009e73", "#8c8c8c"]  # after Okabe and Ito
-SHAPES = ["circle", "square", "triangle-up", "diamond", "cross", "triangle-down"]
+STRATEGY_COLORS = [  # after Okabe and Ito
+    "#000000", "#0072b2", "#e69f00", "#c05a9a", "#009e73", "#8c8c8c", "#d55e00", "#56b4e9", "#a88f00",
+]  # fmt: skip
+SHAPES = [  # as many as there are colours
+    "circle", "square", "triangle-up", "diamond", "cross", "triangle-down", "triangle-right", "triangle-left", "wedge",
+]  # fmt: skip
 DASHES = [[1, 0], [6, 3], [2, 2], [8, 3, 2, 3], [12, 4], [1, 3]]
 CASE_ORDER = [
     "up_ids", "hashing", "up_rows", "lookup", "up_embed", "widening", "projection", "up_kv", "fusion", FULL, LAYER,

@@ -2,6 +2,7 @@
 
 from itertools import pairwise
 
+import altair as alt
 import pandas as pd
 import pytest
 from common import H200
@@ -14,6 +15,7 @@ from engram_exp.analysis.curves import MOST_APART, Time, stretches
 from engram_exp.analysis.subjects import WAYS, load_campaign, subjects
 from engram_exp.pages.exposed import exposed_figures
 from engram_exp.pages.figures import figures
+from engram_exp.pages.looks import SHAPES, STRATEGY_COLORS, by_strategy, strategies_in
 from engram_exp.pages.page import draw
 from engram_exp.pages.sections import EFFECTS, EXPOSED, LIMITS, MEMORY, OVER_TOKENS, SECTIONS, STAGES
 
@@ -178,3 +180,11 @@ def test_what_is_exposed_is_drawn_for_all_strategies_with_intervals():
     svg = draw(with_steps, 640)
     assert svg.count("uva") > 3
     assert ">10,000<" not in svg, "ticks within the data alone"
+
+
+def test_no_two_strategies_of_a_figure_look_alike():
+    mixes = [f"{first} strategies.14={second}" for first in ("uva", "kv_on_gpu") for second in ("device", "kv_on_cpu")]
+    order = strategies_in(pd.Series([*mixes, "uva", "device", "kv_on_gpu"]))
+    for channel, looks in ((alt.Color, STRATEGY_COLORS), (alt.Shape, SHAPES)):
+        shown = by_strategy(channel, order, looks).to_dict()["scale"]["range"]
+        assert len(set(shown)) == len(order)
