@@ -136,7 +136,8 @@ def order_of(config: DictConfig) -> str:
     is_auto = [config.lookup.get(key) == AUTO for key in ("order", "sort_from_rows")]
     if all(is_auto) and config.strategy.table == HOST and config.limits != NONE:
         return ""
-    found = reading_of(config, config.batch_size * config.seq_len, table_bytes=0, multiprocessors=1, times=None)
+    tokens, table_bytes = config.batch_size * config.seq_len, geometry_of(config).table_bytes
+    found = reading_of(config, tokens, table_bytes, multiprocessors=1, times=None)
     return found.order if found else ""
 
 

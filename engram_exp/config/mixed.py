@@ -29,8 +29,9 @@ def mixed_strategies(config: DictConfig) -> dict[int, str]:
 
 
 def strategy_in_words(chosen: str, config: DictConfig) -> str:
-    """What one types behind `strategy=`: the run's, and those that layers have for themselves."""
-    own = (f"strategies.{layer}={option}" for layer, option in sorted(mixed_strategies(config).items()))
+    """What one types behind `strategy=`: the run's, and those that layers have for themselves where they are others."""
+    others = sorted((layer, option) for layer, option in mixed_strategies(config).items() if option != chosen)
+    own = (f"strategies.{layer}={option}" for layer, option in others)
     return " ".join([chosen, *own])
 
 

@@ -35,7 +35,8 @@ FIRST_WITH_FUSION = 4  # version of the schema; before, every layer ended with k
 FIRST_WITH_PAUSE = 5  # ... until this one, calls followed each other at once ...
 FIRST_WITH_DECODER = 6  # ... and until this one, a layer was timed alone, and with nothing beside it ...
 FIRST_WITH_RANKS = 7  # ... and until this one, on one rank ...
-FIRST_WITH_NODES = FIRST_WITH_GRAPHS = 10  # ... and until this one, on one host, and each call launched by itself
+FIRST_WITH_NODES = 10  # ... and until this one, on one host ...
+FIRST_WITH_GRAPHS = 11  # ... and until this one, each call launched by itself
 TRAFFIC = ("host_load", "link_load_gb_per_s", "link_load_block_kib")
 DAMAGES = (OSError, EOFError, zlib.error, ValueError, csv.Error)  # what a file that is not whole may raise
 
@@ -78,8 +79,15 @@ def load_results(path: str | Path) -> pd.DataFrame:
     nodes = frame["nodes"].mask(frame["schema_version"] < FIRST_WITH_NODES, 1)
     graph_calls = frame["graph_calls"].mask(frame["schema_version"] < FIRST_WITH_GRAPHS, 0)
     traffic |= {"decoder": decoder, "ranks": ranks, "nodes": nodes, "graph_calls": graph_calls}
-    told = frame.assign(row_bytes=row_bytes, fusion=fusion, pause_ms=pause_ms, **traffic)
+    strategy = frame["strategy"].map(_without_repeated)
+    told = frame.assign(row_bytes=row_bytes, fusion=fusion, pause_ms=pause_ms, strategy=strategy, **traffic)
     return told[~copies].reset_index(drop=True)
+
+
+def _without_repeated(strategy: str) -> str:
+    """A strategy without those of layers that are the run's own, `uva strategies.14=uva`, which earlier rows tell."""
+    chosen, *own = strategy.split(" ")
+    return " ".join([chosen, *(each for each in own if not each.endswith(f"={chosen}"))])
 
 
 def load_samples(path: str | Path) -> pd.DataFrame:

@@ -12,7 +12,7 @@ from engram_exp.vocabulary import (
     SUSPECT,
 )
 
-SCHEMA_VERSION = 10
+SCHEMA_VERSION = 11
 RESULTS, SAMPLES, SWEEP, ENVIRONMENT = "results.csv", "samples.csv", "sweep.csv", "environment.json"
 
 PUBLISHED = "reference"
@@ -246,8 +246,8 @@ TABLE = (
            "repetition; `inline`: that of the program"),
     Column("runs_before", NUMBER, MEASURED, 10, "runs", "that its process had made before"),
     Column("nodes", NUMBER, SUBJECT, 10, "hosts", "that ranks were on, as many on each; 1 (as before schema 10): one"),
-    Column("graph_calls", NUMBER, SUBJECT, 10, "calls", "of the case that one CUDA graph replayed, on batches in turn: "
-           "a sample is the graph's time over their number; 0 (as before schema 10): each call was launched by itself"),
+    Column("graph_calls", NUMBER, SUBJECT, 11, "calls", "of the case that one CUDA graph replayed, on batches in turn: "
+           "a sample is the graph's time over their number; 0 (as before schema 11): each call was launched by itself"),
 )  # fmt: skip
 SAMPLE_TABLE = (
     Column("run_id", TEXT, RECORD, 1, "", "as in `results.csv`"),

@@ -67,12 +67,14 @@ def test_an_engine_brings_its_strategy_and_has_no_path_with_another(configure, e
 
 
 def test_engines_and_ours_stand_in_one_table(configure):
-    """A sweep over bundles takes the strategy of each; what is looked up is stored in the same way."""
+    """A sweep over bundles takes the strategy and the layout of each; the same rows are looked up."""
     for bundle, strategy in {**ENGINES, "tuned": "kv_on_gpu", "tuned_uva": "uva"}.items():
         config = configure("experiment=engines", f"components={bundle}")
         check(config)
         assert config.strategy == configure(f"strategy={strategy}").strategy
-        assert (config.dtype.layout, config.dtype.values_per_scale, config.model.row_values) == ("split", 32, 256)
+        layout = "split" if bundle in ENGINES else "packed"
+        assert (config.dtype.layout, config.dtype.values_per_scale, config.model.row_values) == (layout, 32, 256)
+        assert configure("experiment=engines", f"components={bundle}", "dtype.layout=split").dtype.layout == "split"
 
 
 @pytest.mark.slow

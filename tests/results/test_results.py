@@ -44,6 +44,20 @@ def test_many_runs_become_one_frame(tmp_path):
     assert len(load_results(tmp_path / "sweep/1")) == len(load_results(tmp_path / "sweep/1/results.csv")) == 2
 
 
+@pytest.mark.parametrize(
+    ("written", "loaded"),
+    [
+        ("uva strategies.14=uva", "uva"),
+        ("uva strategies.1=uva strategies.14=kv_on_gpu", "uva strategies.14=kv_on_gpu"),
+        ("uva strategies.14=kv_on_gpu", "uva strategies.14=kv_on_gpu"),
+        ("disk cold", "disk cold"),
+    ],
+)
+def test_a_layer_whose_strategy_is_that_of_the_run_says_nothing(tmp_path, written, loaded):
+    write_run(tmp_path / "run", strategy=written)
+    assert set(load_results(tmp_path)["strategy"]) == {loaded}
+
+
 @pytest.mark.parametrize("version", [1, 2])
 def test_files_of_earlier_schemas_load(tmp_path, version):
     write_run(tmp_path / "new", run_id="new")

@@ -56,6 +56,16 @@ def test_golden_embeddings(lookup):
     assert np.array_equal(embeddings.cpu().numpy(), expected["embeddings"].reshape(48, 128))
 
 
+def test_auto_may_sort_one_call_and_partition_another():
+    table = host_table(400, RowFormat(8, torch.float32))
+    table.parts = tuple(part.to(KERNEL_DEVICE) for part in table.parts)
+    lookup = by_triton(table, 20, 1, CPU, order="auto")
+    for number, order in [(5, "partitioned"), (20, "sorted"), (5, "partitioned")]:
+        row_ids = torch.arange(399, 399 - number, -1, dtype=torch.int32, device=KERNEL_DEVICE).view(1, number, 1)
+        assert lookup.reading(rows=number).order == order
+        assert torch.equal(lookup(row_ids), table.parts[0][row_ids.flatten().long()])
+
+
 @st.composite
 def row_formats(draw, one_scale=0.01):
     """Any way to store rows, of sizes that are no powers of two, too."""

@@ -37,6 +37,8 @@ def auto(order="auto", **changes):
         ("auto", 16384, "host", "partitioned"),
         ("auto", 16383, "host", "as_asked"),
         ("auto", 10**6, "device", "as_asked"),  # device memory gains nothing
+        ("auto", 2**23, "host", "sorted"),  # 3.5 % of the table's rows
+        ("auto", 2**23, "device", "as_asked"),
     ],
 )
 def test_rows_are_put_in_order_where_that_pays(order, rows, table, expected):
@@ -180,6 +182,14 @@ def test_times_say_nothing_of_rows_in_device_memory():
     fast = dict.fromkeys(MEASURED, 1e-9)
     asked = {**LINK, "table": "device", "sort_from_rows": "auto"}
     assert reading("auto", "auto", "auto", **asked, times=Times(fast, fast, 1e-9)) == ("as_asked", 32, None)
+
+
+@given(times=TIMES, rows=st.integers(1, 2**20), beside=st.booleans())
+def test_ids_of_many_of_the_rows_are_never_partitioned_by_auto(times, rows, beside):
+    dense = {"sort_from_rows": "auto", "rows": rows, "table_bytes": 40 * 264 * rows, "beside": beside}
+    assert "partitioned" not in {auto(**dense).order, auto(**dense, times=times).order}
+    sparse = {**dense, "table_bytes": 40 * 264 * rows + 1}
+    assert "sorted" not in {auto(**sparse).order, auto(**sparse, times=times).order}
 
 
 @pytest.mark.parametrize(("rows", "order"), [(SORT_FROM_ROWS - 1, "as_asked"), (SORT_FROM_ROWS, "partitioned")])

@@ -16,6 +16,10 @@ from engram_exp.vocabulary import AS_ASKED, AUTO, HALF_BESIDE, HOST, MULTIPROCES
 BUCKET_BYTES = 2**22  # of the table, at least: rows that lie so near to each other read as fast as sorted ones
 MOST_BUCKETS = 2**13  # that one program adds up
 SORT_FROM_ROWS = 16384  # as measured on an H200, for a sort
+# Of a table's rows: so many row ids are sorted, since many are of the same row or of neighbours, which a partition
+# leaves apart. Random ids of a table of 1.3 GB, 528 programs of 16 rows, sorted and partitioned: a share of 1/40 takes
+# 0.74 and 0.77 ms, of 2/5 9.2 and 11.8 (outputs/reference/h100_engines/order).
+DENSE_SHARE = 1 / 40
 CLEARLY_SLOWER = 1.03  # than the best: what is nearer to it may be it when the machine is measured again
 
 
@@ -128,7 +132,8 @@ def reading(
 
     Args:
         order, rows_per_program, programs: as configured; `programs` may be `multiprocessors` or `half_beside`.
-        sort_from_rows: row ids from which on they are partitioned, if `order` is auto; auto: where that pays.
+        sort_from_rows: row ids from which on they are partitioned, or sorted where they are dense, if `order` is auto;
+            auto: where that pays.
         rows: row ids.
         row_bytes: of a stored row.
         table: host or device.
@@ -140,9 +145,10 @@ def reading(
     """
     if programs in (MULTIPROCESSORS, HALF_BESIDE):
         programs = max(1, multiprocessors // (2 if beside and programs == HALF_BESIDE else 1))
-    usual_order = order
+    usual_order, near = order, SORTED if rows * row_bytes >= DENSE_SHARE * table_bytes else PARTITIONED
     if order == AUTO:
-        usual_order = _usual_order(sort_from_rows, rows) if table == HOST else AS_ASKED
+        is_few = rows < (SORT_FROM_ROWS if sort_from_rows == AUTO else int(sort_from_rows))
+        usual_order = AS_ASKED if table != HOST or is_few else near
     rules: tuple[Rule, ...] = UNORDERED if usual_order == AS_ASKED else ORDERED
     if table != HOST or beside:
         rules = (BESIDE_OTHERS,) if table == HOST else (ON_THE_DEVICE,)
@@ -154,7 +160,7 @@ def reading(
     )
     if table != HOST or times is None:
         return usual
-    orders = (AS_ASKED, PARTITIONED) if order == sort_from_rows == AUTO else (usual_order,)
+    orders = (AS_ASKED, near) if order == sort_from_rows == AUTO else (usual_order,)
     costs = {
         each: ordering + time * (_share_held(each, rows, multiprocessors) if beside else 1)
         for each, ordering, time in _measured(orders, rows, row_bytes, table_bytes, times)
@@ -170,16 +176,13 @@ def _share_held(how: Reading, rows: int, multiprocessors: int) -> float:
     return min(1.0, (how.programs or blocks) / multiprocessors, blocks / multiprocessors)
 
 
-def _usual_order(sort_from_rows: int | str, rows: int) -> str:
-    return PARTITIONED if rows >= (SORT_FROM_ROWS if isinstance(sort_from_rows, str) else sort_from_rows) else AS_ASKED
-
-
 def _measured(
     orders: Sequence[str], rows: int, row_bytes: int, table_bytes: int, times: ReadTimes
 ) -> Iterator[tuple[Reading, float, float]]:
-    """What it takes to put row ids into each of these orders, and to read so by each launch."""
+    """What it takes to put row ids into each of these orders, and to read so by each launch. A sort is taken to cost
+    what a partition does: where it is chosen, reads take many times as long."""
     for order in orders:
-        ordering = times.of_partition(rows, table_bytes) if order == PARTITIONED else 0.0
+        ordering = 0.0 if order == AS_ASKED else times.of_partition(rows, table_bytes)
         reads = times.of_reads(AS_ASKED if order == AS_ASKED else SORTED, rows, row_bytes, table_bytes)
         for launch, time in reads.items():
             yield Reading(order, *launch), ordering, time

@@ -94,7 +94,7 @@ class TritonLookup(Lookup):
         )
         self.reading = cache(of_rows)  # looked up on each call
         self.warps = warps
-        self.ordered: tuple[torch.Tensor, torch.Tensor] | None = None  # row ids in order, and their places
+        self.ordered: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}  # row ids in an order, and their places
         self.partition: Partition | None = None
 
     def __call__(self, row_ids: torch.Tensor) -> torch.Tensor:
@@ -115,10 +115,12 @@ class TritonLookup(Lookup):
         if order == AS_ASKED:
             return row_ids, row_ids
         most = len(self.rows)
-        if self.ordered is None:
+        if (
+            order not in self.ordered
+        ):  # `auto` may take one for the last chunk of a pipeline, and another for the others
             place_dtype = torch.int64 if order == SORTED else torch.int32
-            self.ordered = row_ids.new_empty(most), row_ids.new_empty(most, dtype=place_dtype)
-        ordered, places = (tensor[: len(row_ids)] for tensor in self.ordered)
+            self.ordered[order] = row_ids.new_empty(most), row_ids.new_empty(most, dtype=place_dtype)
+        ordered, places = (tensor[: len(row_ids)] for tensor in self.ordered[order])
         if order == SORTED:
             torch.sort(row_ids, out=(ordered, places))
             return ordered, places
