@@ -98,21 +98,39 @@ def analyse(command: str, *more: str) -> str:
     return done.stdout
 
 
-def test_the_first_table_is_what_its_campaign_holds():
-    found = load_results(ROOT / "outputs/reference/h100_step")
-    median = found.pivot_table("wall_ms_median", ["batch_size", "strategy"], "case", aggfunc="median")
-    exposed = found[found["case"] == "step"].groupby(["seq_len", "batch_size", "strategy"])["exposed_ms_median"]
-    mix, uva = "uva strategies.14=kv_on_gpu", "uva"
-    for sequences in (64, 256):
-        ms, ready_ms = exposed.median()[1, sequences, mix], median.loc[(sequences, mix), "ready"]
-        line = next(line for line in README.splitlines() if line.startswith(f"| decode, {sequences} sequences"))
-        assert f"sequences, {ready_ms:.1f} ms" in line
-        assert f"| {ms:.2f} ms, {ms / ready_ms:.1%}".replace("%", " %") in line
-        assert line.endswith(f"| {exposed.median()[1, sequences, uva]:.2f} ms |")
-    runs = " and ".join(f"{ms:.1f}" for ms in sorted(exposed.get_group((8192, 1, uva))))
-    assert f"| {runs} ms (two runs" in README
-    (kv_on_gpu,) = exposed.get_group((8192, 1, "kv_on_gpu"))
-    assert kv_on_gpu < 0, "nothing longer"
+MIX = "uva strategies.14=kv_on_gpu"
+
+
+@pytest.mark.parametrize(
+    ("step", "size", "best", "shown"),
+    [
+        ("decode, 64 sequences", (64, 1), MIX, "{:.1f}; {:.1f}"),
+        ("decode, 256 sequences", (256, 1), MIX, "{:.1f}; {:.1f}"),
+        ("prompt, 8,192 tokens", (1, 8192), "kv_on_gpu", "{:.0f}; {:.0f}"),
+    ],
+)
+def test_the_first_table_is_what_its_campaign_holds(step, size, best, shown):
+    found = load_results(ROOT / "outputs/reference/dense_8b").query("batch_size == @size[0] and seq_len == @size[1]")
+    medians = found.groupby(["strategy", "case", "device_name"])[["wall_ms_median", "exposed_ms_median"]].median()
+    ready_ms = medians["wall_ms_median"][best, "ready"]
+    exposed_ms = medians["exposed_ms_median"].xs("step", level="case")
+    assert list(ready_ms.index) == ["NVIDIA H100 80GB HBM3", "NVIDIA H200"], "in the order of the table"
+    shares = [f"{ms:.2f} ({ms / of * 100:.1f} %)" for ms, of in zip(exposed_ms[best], ready_ms, strict=True)]
+    line = next(line for line in README.splitlines() if line.startswith(f"| {step}: "))
+    _, of_step, of_mix, *others, _ = (cell.strip() for cell in line.split("|"))
+    assert of_step == f"{step}: {shown.format(*ready_ms)}"
+    assert of_mix == ("; ".join(shares) if best == MIX else "")
+    assert others == ["; ".join(f"{ms:.2f}" for ms in exposed_ms[strategy]) for strategy in ("uva", "kv_on_gpu")]
+
+
+def test_the_first_table_says_how_many_runs_it_is_of():
+    found = load_results(ROOT / "outputs/reference/dense_8b").query("case == 'step' and strategy != 'device'")
+    runs = found[found["batch_size"] != 1].groupby(["device_name", "batch_size", "strategy"])["run_id"].nunique()
+    assert [set(runs[card]) for card in ("NVIDIA H100 80GB HBM3", "NVIDIA H200")] == [{3}, {4}]
+    assert set(found[found["batch_size"] == 1].groupby(["device_name", "seq_len", "strategy"])["run_id"].nunique()) == {
+        1,
+        2,
+    }
 
 
 def test_what_two_gpus_change_is_what_their_campaign_holds():
