@@ -83,8 +83,8 @@ def test_what_several_runs_on_each_side_decide_is_what_compare_says(campaign, li
     found = list(VERDICT.finditer(text))
     assert len(found) == lines
     for (a, b, folder, case), rows in itertools.groupby(found, lambda row: (*row.groups()[:2], *above(text, row))):
-        of_case = load_results(ROOT / folder).query("case == @case")
-        compared = compare_values(of_case, "components", a, b).set_index("batch_size")
+        results = load_results(ROOT / folder)
+        compared = compare_values(results[results["case"] == case], "components", a, b).set_index("batch_size")
         for tokens, *shown in (row.groups()[2:] for row in rows):
             now = compared.loc[int(tokens)]
             interval = "none" if pd.isna(now["ratio_lo"]) else f"{now['ratio_lo']:.3f} .. {now['ratio_hi']:.3f}"
