@@ -1,10 +1,12 @@
 """What is published is whole, and what its pages say of it is what its files hold."""
 
 import argparse
+import itertools
 import json
 import re
 import shlex
 
+import pandas as pd
 import pytest
 from common import H200, ROOT
 
@@ -18,7 +20,7 @@ from engram_exp.pages.sections import OVER_TOKENS
 
 REFERENCE = ROOT / "outputs/reference"
 PAGES = sorted(REFERENCE.rglob("README.md"))
-ENGINES = REFERENCE / "h100_engines"
+VERDICT = re.compile(r"^\| (\w+) \| (\w+) \| (\d+) \| ([\d.]+) \| ([\d. ]+|none) \| (\w+) \|$", flags=re.MULTILINE)
 COMMAND = re.compile(r"`python -m engram_exp summary ([^`]+)`")
 TABLE = re.compile(r"^\|.*\|\n\|(?:---\|)+(?:---:\|)+\n(?:\|.*\|\n)+", flags=re.MULTILINE)  # numbers stand right
 
@@ -75,17 +77,21 @@ def test_the_picture_shows_the_published_numbers():
 
 
 @pytest.mark.slow
-def test_what_four_runs_on_each_side_decide_is_what_compare_says():
-    full = load_results(ENGINES / "engines").query("case == 'full'")
-    rows = re.findall(
-        r"^\| (\w+) \| (\w+) \| (\d+) \| ([\d.]+) \| ([\d. ]+) \| (\w+) \|$",
-        (ENGINES / "README.md").read_text(),
-        flags=re.M,
-    )
-    assert len(rows) == 18
-    for a, b in dict.fromkeys(row[:2] for row in rows):
-        found = compare_values(full, "components", a, b).set_index("batch_size")
-        for *_, tokens, ratio, interval, verdict in (row for row in rows if row[:2] == (a, b)):
-            now = found.loc[int(tokens)]
-            assert (f"{now['ratio']:.3f}", now["verdict"]) == (ratio, verdict)
-            assert f"{now['ratio_lo']:.3f} .. {now['ratio_hi']:.3f}" == interval
+@pytest.mark.parametrize(("campaign", "lines"), [("h100_engines", 27), ("h200_engines", 33)])
+def test_what_several_runs_on_each_side_decide_is_what_compare_says(campaign, lines):
+    text = (REFERENCE / campaign / "README.md").read_text()
+    found = list(VERDICT.finditer(text))
+    assert len(found) == lines
+    for (a, b, folder, case), rows in itertools.groupby(found, lambda row: (*row.groups()[:2], *above(text, row))):
+        results = load_results(ROOT / folder)
+        compared = compare_values(results[results["case"] == case], "components", a, b).set_index("batch_size")
+        for tokens, *shown in (row.groups()[2:] for row in rows):
+            now = compared.loc[int(tokens)]
+            interval = "none" if pd.isna(now["ratio_lo"]) else f"{now['ratio_lo']:.3f} .. {now['ratio_hi']:.3f}"
+            assert shown == [f"{now['ratio']:.3f}", interval, now["verdict"]]
+
+
+def above(text, row):
+    """The folder and the case that were named last before a verdict."""
+    before = text[: row.start()]
+    return re.findall(r"compare --folder (\S+) ", before)[-1], re.findall(r"^Of `(\w+)`", before, flags=re.M)[-1]
