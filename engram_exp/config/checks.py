@@ -167,7 +167,8 @@ def _check(config: DictConfig) -> None:
     if "sort_from_rows" in config.lookup:
         lookup = config.lookup
         check_order(lookup.order)
-        check_launch(lookup.get("rows_per_program", AUTO), lookup.get("warps", 1), lookup.get("programs", AUTO))
+        launch = lookup.get("rows_per_program", AUTO), lookup.get("warps", 1), lookup.get("programs", AUTO)
+        check_launch(*launch, lookup.get("stages", 1))
 
 
 def _check_engine(config: DictConfig) -> None:

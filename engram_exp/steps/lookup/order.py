@@ -198,7 +198,7 @@ def check_order(order: str) -> None:
         raise ConfigError("lookup.order", order, f"must be one of {', '.join(ROW_ORDERS)}")
 
 
-def check_launch(rows_per_program: int | str, warps: int, programs: int | str | None) -> None:
+def check_launch(rows_per_program: int | str, warps: int, programs: int | str | None, stages: int = 1) -> None:
     """Refuse what Triton cannot launch.
 
     Raises:
@@ -207,6 +207,8 @@ def check_launch(rows_per_program: int | str, warps: int, programs: int | str | 
     for name, number in (("rows_per_program", rows_per_program), ("warps", warps)):
         if number != AUTO and not (isinstance(number, int) and number >= 1 and number & (number - 1) == 0):
             raise ConfigError(f"lookup.{name}", number, "must be a power of two")
+    if stages < 1:
+        raise ConfigError("lookup.stages", stages, "must be at least 1: every block of rows is waited for in turn")
     if isinstance(programs, int) and programs < 1:
         remedy = f"must be at least 1, {MULTIPROCESSORS}, {HALF_BESIDE}, {AUTO}, or null for one per block of rows"
         raise ConfigError("lookup.programs", programs, remedy)

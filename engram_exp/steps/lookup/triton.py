@@ -41,6 +41,8 @@ class TritonLookup(Lookup):
             multiprocessors: as many as the GPU has; half_beside: or half as many beside others; auto: see there.
         widen: make embeddings of fp8 rows. Rows that are stored in the compute dtype are that already.
         read_times: of this machine; None: they are not known.
+        stages: blocks of rows that a program asks for before it waits for the first. What is under way lies in shared
+            memory, so that few multiprocessors can have as many rows in flight as many would.
         beside: others use the device or the link meanwhile, as `reading` has it.
 
     Raises:
@@ -67,10 +69,11 @@ class TritonLookup(Lookup):
         widen: bool = False,
         read_times: ReadTimes | None = None,
         beside: bool = False,
+        stages: int = 1,
     ) -> None:
         placement.require_triton("lookup")
         check_order(order)
-        check_launch(rows_per_program, warps, programs)
+        check_launch(rows_per_program, warps, programs, stages)
         require_readable(table, placement)
         row_format, self.table_rows = table.row_format, len(table.parts[0])
         self.row_bytes = row_format.width * row_format.storage_dtype.itemsize
@@ -93,7 +96,7 @@ class TritonLookup(Lookup):
             times=read_times,
         )
         self.reading = cache(of_rows)  # looked up on each call
-        self.warps = warps
+        self.warps, self.stages = warps, stages
         self.ordered: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}  # row ids in an order, and their places
         self.partition: Partition | None = None
 
@@ -105,9 +108,9 @@ class TritonLookup(Lookup):
         ordered, places = self._in_order(flat, how.order)
         blocks = triton.cdiv(len(flat), how.rows_per_program)
         grid = (min(blocks, how.programs or blocks),)
-        launch = {"ROWS": how.rows_per_program, "ORDERED": how.order != AS_ASKED, "num_warps": self.warps}
+        launch = {"ROWS": how.rows_per_program, "STAGES": self.stages, "ORDERED": how.order != AS_ASKED}
         for kernel, arrays, constants in self.kernels:
-            kernel[grid](*arrays, ordered, places, self.out, len(flat), **constants, **launch)
+            kernel[grid](*arrays, ordered, places, self.out, len(flat), **constants, **launch, num_warps=self.warps)
         return self.rows[: len(flat)].view(row_ids.shape[0] * row_ids.shape[1], -1)
 
     def _in_order(self, row_ids: torch.Tensor, order: str) -> tuple[torch.Tensor, torch.Tensor]:
@@ -159,12 +162,18 @@ def _widening(table: Table) -> Kernel:
     values, scales, first_scale = row_format.values_and_scales(*table.parts)
     per_scale = min(row_format.values_per_scale or row_format.values, row_format.values)
     scales_of_row = -(-row_format.values // per_scale)
+    widths = scales.shape[1], first_scale
+    # Scales that come as one word can be asked for in advance, as values are: single bytes cannot.
+    word = {4: torch.int32, 8: torch.int64}.get(scales_of_row)
+    if word is not None and not any(width % scales_of_row for width in widths):
+        scales, widths = scales.view(word), tuple(width // scales_of_row for width in widths)
     constants: dict[str, float | None] = {
         "VALUES": row_format.values,
         "VALUES_WIDTH": values.shape[1],
         "SCALES": scales_of_row,
-        "SCALES_WIDTH": scales.shape[1],
-        "FIRST_SCALE": first_scale,
+        "SCALES_WIDTH": widths[0],
+        "FIRST_SCALE": widths[1],
+        "IN_A_WORD": scales.dtype != torch.uint8,
         "PER_SCALE": per_scale,
         "ONE_SCALE": row_format.one_scale,
         "BLOCK_SCALES": triton.next_power_of_2(scales_of_row),
@@ -185,10 +194,11 @@ def _gather_kernel(  # type: ignore[no-untyped-def]
     FIRST_WORD: tl.constexpr,
     OUT_WORDS: tl.constexpr,
     ROWS: tl.constexpr,
+    STAGES: tl.constexpr,
     ORDERED: tl.constexpr,
 ):
     word = tl.arange(0, BLOCK_WORDS)[None, :]
-    for block in range(tl.program_id(0), tl.cdiv(count, ROWS), tl.num_programs(0)):
+    for block in tl.range(tl.program_id(0), tl.cdiv(count, ROWS), tl.num_programs(0), num_stages=STAGES):
         index = block * ROWS + tl.arange(0, ROWS)
         inside = index < count
         row = tl.load(row_ids + index, mask=inside, other=0).to(tl.int64)
@@ -215,17 +225,19 @@ def _gather_and_widen_kernel(  # type: ignore[no-untyped-def]
     SCALES: tl.constexpr,
     SCALES_WIDTH: tl.constexpr,
     FIRST_SCALE: tl.constexpr,
+    IN_A_WORD: tl.constexpr,
     PER_SCALE: tl.constexpr,
     ONE_SCALE: tl.constexpr,
     BLOCK_SCALES: tl.constexpr,
     BLOCK_PER_SCALE: tl.constexpr,
     ROWS: tl.constexpr,
+    STAGES: tl.constexpr,
     ORDERED: tl.constexpr,
 ):
     scale = tl.arange(0, BLOCK_SCALES)[None, :]
     within = tl.arange(0, BLOCK_PER_SCALE)[None, None, :]
     value = scale[:, :, None] * PER_SCALE + within
-    for block in range(tl.program_id(0), tl.cdiv(count, ROWS), tl.num_programs(0)):
+    for block in tl.range(tl.program_id(0), tl.cdiv(count, ROWS), tl.num_programs(0), num_stages=STAGES):
         index = block * ROWS + tl.arange(0, ROWS)
         inside = index < count
         row = tl.load(row_ids + index, mask=inside, other=0).to(tl.int64)
@@ -237,8 +249,11 @@ def _gather_and_widen_kernel(  # type: ignore[no-untyped-def]
             mask = mask & (within < PER_SCALE) & (value < VALUES)
         byte = tl.load(values + (row * VALUES_WIDTH)[:, None, None] + value, mask=mask, other=0)
         if ONE_SCALE is None:
-            exponents = scales + (row * SCALES_WIDTH + FIRST_SCALE)[:, None] + scale
-            exponent = tl.load(exponents, mask=inside[:, None] & (scale < SCALES), other=0)
+            exponents = scales + row * SCALES_WIDTH + FIRST_SCALE
+            if IN_A_WORD:
+                exponent = (tl.load(exponents, mask=inside, other=0)[:, None] >> (8 * scale)).to(tl.uint8)
+            else:
+                exponent = tl.load(exponents[:, None] + scale, mask=inside[:, None] & (scale < SCALES), other=0)
             widened = e4m3_as_float(byte) * ue8m0_as_float(exponent)[:, :, None]
         else:
             widened = e4m3_as_float(byte) * tl.full([1, 1, 1], ONE_SCALE, tl.float32)
