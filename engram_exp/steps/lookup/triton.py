@@ -118,9 +118,8 @@ class TritonLookup(Lookup):
         if order == AS_ASKED:
             return row_ids, row_ids
         most = len(self.rows)
-        if (
-            order not in self.ordered
-        ):  # `auto` may take one for the last chunk of a pipeline, and another for the others
+        # Of a pipeline's chunks, `auto` may sort some and partition the last.
+        if order not in self.ordered:
             place_dtype = torch.int64 if order == SORTED else torch.int32
             self.ordered[order] = row_ids.new_empty(most), row_ids.new_empty(most, dtype=place_dtype)
         ordered, places = (tensor[: len(row_ids)] for tensor in self.ordered[order])
