@@ -16,10 +16,10 @@ from engram_exp.vocabulary import AS_ASKED, AUTO, HALF_BESIDE, HOST, MULTIPROCES
 BUCKET_BYTES = 2**22  # of the table, at least: rows that lie so near to each other read as fast as sorted ones
 MOST_BUCKETS = 2**13  # that one program adds up
 SORT_FROM_ROWS = 16384  # as measured on an H200, for a sort
-# Of a table's rows, and row ids: so many are sorted, since many are of one row or of neighbours, which a partition leaves
-# apart. Random ids of a table of 1.3 GB, 528 programs of 16 rows, sorted and partitioned, one run each: 262,144 ids, 1/40
-# of its rows, take 0.74 and 0.77 ms, 16 times as many 9.2 and 11.8 (outputs/reference/h100_engines/order). Of fewer ids,
-# what a sort takes may be more than it saves.
+# Of a table's rows, and row ids: so many are sorted, since many are of one row or of neighbours, which a partition
+# leaves apart. Random ids of a table of 1.3 GB, 528 programs of 16 rows, sorted and partitioned, one run each: 262,144
+# ids, 1/40 of its rows, take 0.74 and 0.77 ms, 16 times as many 9.2 and 11.8 (outputs/reference/h100_engines/order).
+# Of fewer ids, what a sort takes may be more than it saves.
 DENSE_SHARE, DENSE_ROWS = 1 / 40, 262_144
 CLEARLY_SLOWER = 1.03  # than the best: what is nearer to it may be it when the machine is measured again
 
