@@ -126,8 +126,7 @@ def _size(step: Step) -> SizeInWords:
 
 
 def _open(others: Sequence[str]) -> str:
-    first, *more = others
-    return f"open: {first}" + (f" and {len(more)} more" if more else "")
+    return f"open: {others[0] if len(others) == 1 else f'{len(others)} others'}"
 
 
 def _freed(steps: Sequence[Step]) -> str:
