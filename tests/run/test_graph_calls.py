@@ -9,6 +9,7 @@ from places import bench_of
 
 from engram_exp.run import graph_calls, requirements
 from engram_exp.run.graph_calls import graph_calls_of, in_groups
+from engram_exp.run.job import Job
 from engram_exp.run.plan import Plan
 from engram_exp.steps.lookup.triton import TritonLookup
 
@@ -89,6 +90,22 @@ def test_a_graph_that_returns_other_than_its_calls_is_a_mismatch(run_inline, lau
     )
     (row,) = run_inline("graph_calls=3", "cases=[projection]")
     assert (row["status"], "wall_ms_median" in row) == ("mismatch", False)
+
+
+def test_failed_rows_are_of_the_same_subjects_as_others(configure, tmp_path):
+    cases = "cases=[hashing,lookup,widening,projection,fusion,up_embed,full,layer,fetch,step]"
+    config = configure(
+        *TINY, "strategy=kv_on_gpu", "dtype=fp8", "fusion=gated_conv", "decoder=dense_8b", "graph_calls=8", cases
+    )
+    failed = Job.create(config, {"strategy": "kv_on_gpu"}, tmp_path).failed_rows("timeout", "")
+    assert [row["case"] for row in failed if row["graph_calls"]] == ["widening", "projection", "fusion"]
+    assert {row["graph_calls"] for row in failed} == {0, 8}
+
+
+def test_the_card_says_that_no_case_is_timed_in_graphs(run_inline, launched, capsys):
+    for cases, told in ("[lookup,full]", 1), ("[lookup,projection]", 0):
+        run_inline("graph_calls=3", f"cases={cases}")
+        assert capsys.readouterr().out.count("3, but no case of this run is timed so") == told
 
 
 @pytest.mark.accelerator
