@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from omegaconf import DictConfig
 
 from engram_exp.config.given import CONF, chosen_by, given_by
@@ -29,10 +31,15 @@ def mixed_strategies(config: DictConfig) -> dict[int, str]:
 
 
 def strategy_in_words(chosen: str, config: DictConfig) -> str:
-    """What one types behind `strategy=`: the run's, and those that layers have for themselves where they are others."""
-    others = sorted((layer, option) for layer, option in mixed_strategies(config).items() if option != chosen)
-    own = (f"strategies.{layer}={option}" for layer, option in others)
+    """What one types behind `strategy=`: the run's, and those that layers have for themselves where they differ."""
+    layers = sorted(mixed_strategies(config).items())
+    own = (f"strategies.{layer}={option}" for layer, option in layers if places_of(option) != config.strategy)
     return " ".join([chosen, *own])
+
+
+def places_of(option: str) -> dict[str, Any]:
+    """Where a strategy has its table and its steps, as its file says."""
+    return given_by((CONF,), "strategy", option)
 
 
 def config_of_layer(config: DictConfig, number: int) -> DictConfig:
@@ -41,7 +48,7 @@ def config_of_layer(config: DictConfig, number: int) -> DictConfig:
     own has the components that this one chooses: as their files have them, unless the run has the same."""
     layer = number if number in config.model.layers else config.layer
     option = mixed_strategies(config).get(number)
-    places = given_by((CONF,), "strategy", option) if option else dict(config.strategy)
+    places = places_of(option) if option else dict(config.strategy)
     if layer == config.layer and places == config.strategy:
         return config
     found = config.copy()

@@ -79,7 +79,8 @@ def load_results(path: str | Path) -> pd.DataFrame:
     nodes = frame["nodes"].mask(frame["schema_version"] < FIRST_WITH_NODES, 1)
     graph_calls = frame["graph_calls"].mask(frame["schema_version"] < FIRST_WITH_GRAPHS, 0)
     traffic |= {"decoder": decoder, "ranks": ranks, "nodes": nodes, "graph_calls": graph_calls}
-    strategy = frame["strategy"].map(_without_repeated)
+    plain = ~frame["options"].str.contains(r"\bstrategy\.", regex=True)  # as the strategy's file has it
+    strategy = frame["strategy"].mask(plain, frame["strategy"].map(_without_repeated))
     told = frame.assign(row_bytes=row_bytes, fusion=fusion, pause_ms=pause_ms, strategy=strategy, **traffic)
     return told[~copies].reset_index(drop=True)
 

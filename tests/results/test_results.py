@@ -45,16 +45,17 @@ def test_many_runs_become_one_frame(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("written", "loaded"),
+    ("written", "options", "loaded"),
     [
-        ("uva strategies.14=uva", "uva"),
-        ("uva strategies.1=uva strategies.14=kv_on_gpu", "uva strategies.14=kv_on_gpu"),
-        ("uva strategies.14=kv_on_gpu", "uva strategies.14=kv_on_gpu"),
-        ("disk cold", "disk cold"),
+        ("uva strategies.14=uva", "", "uva"),
+        ("uva strategies.1=uva strategies.14=kv_on_gpu", "seed=2", "uva strategies.14=kv_on_gpu"),
+        ("uva strategies.14=kv_on_gpu", "", "uva strategies.14=kv_on_gpu"),
+        ("disk strategies.14=disk cache_state=warm", "", "disk cache_state=warm"),
+        ("device strategies.14=device", "strategy.table=host", "device strategies.14=device"),  # no longer the same
     ],
 )
-def test_a_layer_whose_strategy_is_that_of_the_run_says_nothing(tmp_path, written, loaded):
-    write_run(tmp_path / "run", strategy=written)
+def test_a_layer_whose_strategy_is_that_of_the_run_says_nothing(tmp_path, written, options, loaded):
+    write_run(tmp_path / "run", strategy=written, options=options)
     assert set(load_results(tmp_path)["strategy"]) == {loaded}
 
 

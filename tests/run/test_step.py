@@ -146,7 +146,10 @@ def test_a_layer_whose_own_strategy_is_the_run_s_is_the_run_s(configure):
     plan = parts_of(config).plan
     assert plan.step.layers[1] is plan
     assert strategy_in_words("kv_on_gpu", config) == "kv_on_gpu"
-    assert strategy_in_words("uva", config) == "uva strategies.1=kv_on_gpu"
+    other = configure(*TINY, *DECODE, "strategy=uva", "strategies.1=kv_on_gpu", CASES)
+    assert strategy_in_words("uva", other) == "uva strategies.1=kv_on_gpu"
+    moved = configure(*TINY, *DECODE, "strategy=device", "strategy.table=host", "strategies.1=device", CASES)
+    assert strategy_in_words("device", moved) == "device strategies.1=device", "its table lies elsewhere"
 
 
 @pytest.mark.parametrize(("batches", "steps"), [(4, 2), (5, 3), (1, 4), (4, 1), (3, 7)])

@@ -13,6 +13,7 @@ from places import CPU, KERNEL_DEVICE
 from engram_exp.errors import ConfigError, SkippedError
 from engram_exp.layer.row_format import RowFormat
 from engram_exp.machine.placement import Placement
+from engram_exp.steps.lookup import order
 from engram_exp.steps.lookup.embedding import EmbeddingLookup
 from engram_exp.steps.lookup.gather import GatherLookup
 from engram_exp.steps.lookup.order import ON_THE_DEVICE, ORDERED, UNORDERED, launches
@@ -56,13 +57,14 @@ def test_golden_embeddings(lookup):
     assert np.array_equal(embeddings.cpu().numpy(), expected["embeddings"].reshape(48, 128))
 
 
-def test_auto_may_sort_one_call_and_partition_another():
+def test_auto_may_sort_one_call_and_partition_another(monkeypatch):
+    monkeypatch.setattr(order, "DENSE_ROWS", 10)
     table = host_table(400, RowFormat(8, torch.float32))
     table.parts = tuple(part.to(KERNEL_DEVICE) for part in table.parts)
     lookup = by_triton(table, 20, 1, CPU, order="auto")
-    for number, order in [(5, "partitioned"), (20, "sorted"), (5, "partitioned")]:
+    for number, expected in [(5, "partitioned"), (20, "sorted"), (5, "partitioned")]:
         row_ids = torch.arange(399, 399 - number, -1, dtype=torch.int32, device=KERNEL_DEVICE).view(1, number, 1)
-        assert lookup.reading(rows=number).order == order
+        assert lookup.reading(rows=number).order == expected
         assert torch.equal(lookup(row_ids), table.parts[0][row_ids.flatten().long()])
 
 
@@ -127,12 +129,13 @@ def test_staged_rows_equal_the_contents_whole_or_in_two_parts(rows, row_format, 
     sort_from_rows=st.integers(0, 60),
     rows_per_program=st.sampled_from([1, 4, 16, "auto"]),
     programs=st.sampled_from([None, 1, 3, "auto", "multiprocessors"]),
+    stages=st.sampled_from([1, 3]),
     widen=st.booleans(),
     in_host_memory=st.booleans(),
     data=st.data(),
 )
 def test_the_kernel_gathers_every_row_in_any_order_and_widens_it(
-    rows, row_format, seed, order, sort_from_rows, rows_per_program, programs, widen, in_host_memory, data
+    rows, row_format, seed, order, sort_from_rows, rows_per_program, programs, stages, widen, in_host_memory, data
 ):
     if in_host_memory:
         table = HostTable(rows, row_format, seed, PINNABLE, huge_pages=False, pinned=True)
@@ -141,6 +144,7 @@ def test_the_kernel_gathers_every_row_in_any_order_and_widens_it(
     row_ids = some_row_ids(data, rows, seed)
     tokens, columns = row_ids.shape[0] * row_ids.shape[1], row_ids.shape[2]
     launch = {"sort_from_rows": sort_from_rows, "rows_per_program": rows_per_program, "programs": programs}
+    launch |= {"stages": stages}
     lookup = by_triton(table, tokens + 2, columns, None, order, **launch, widen=widen)
     for asked in (row_ids, row_ids.flip(0)):
         got = lookup(asked.to(KERNEL_DEVICE)).cpu()

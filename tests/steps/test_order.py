@@ -10,6 +10,7 @@ from engram_exp.errors import ConfigError
 from engram_exp.steps.lookup.order import (
     BUCKET_BYTES,
     CLEARLY_SLOWER,
+    DENSE_ROWS,
     MOST_BUCKETS,
     SORT_FROM_ROWS,
     Launch,
@@ -184,18 +185,26 @@ def test_times_say_nothing_of_rows_in_device_memory():
     assert reading("auto", "auto", "auto", **asked, times=Times(fast, fast, 1e-9)) == ("as_asked", 32, None)
 
 
-@given(times=TIMES, rows=st.integers(1, 2**20), beside=st.booleans())
+@given(times=TIMES, rows=st.integers(DENSE_ROWS, 2**24), beside=st.booleans())
 def test_ids_of_many_of_the_rows_are_never_partitioned_by_auto(times, rows, beside):
     dense = {"sort_from_rows": "auto", "rows": rows, "table_bytes": 40 * 264 * rows, "beside": beside}
     assert "partitioned" not in {auto(**dense).order, auto(**dense, times=times).order}
-    sparse = {**dense, "table_bytes": 40 * 264 * rows + 1}
-    assert "sorted" not in {auto(**sparse).order, auto(**sparse, times=times).order}
+    for sparse in ({**dense, "table_bytes": 40 * 264 * rows + 1}, {**dense, "rows": DENSE_ROWS - 1}):
+        assert "sorted" not in {auto(**sparse).order, auto(**sparse, times=times).order}
 
 
 @pytest.mark.parametrize(("rows", "order"), [(SORT_FROM_ROWS - 1, "as_asked"), (SORT_FROM_ROWS, "partitioned")])
 def test_without_times_the_order_is_as_on_another_machine(rows, order):
     assert auto(sort_from_rows="auto", rows=rows) == auto(sort_from_rows=SORT_FROM_ROWS, rows=rows)
     assert auto(sort_from_rows="auto", rows=rows).order == order
+
+
+def test_a_launch_that_cannot_be_is_refused():
+    for launch, key in [((3, 4, None), "rows_per_program"), ((4, 3, None), "warps"), ((4, 4, 0), "programs")]:
+        with pytest.raises(ConfigError, match=rf"^lookup\.{key}="):
+            check_launch(*launch)
+    with pytest.raises(ConfigError, match=r"^lookup\.stages=0: must be at least 1"):
+        check_launch(4, 4, None, 0)
 
 
 @given(rows=st.integers(1, 2**33), row_bytes=st.integers(1, 2**20))

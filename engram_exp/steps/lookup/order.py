@@ -16,10 +16,11 @@ from engram_exp.vocabulary import AS_ASKED, AUTO, HALF_BESIDE, HOST, MULTIPROCES
 BUCKET_BYTES = 2**22  # of the table, at least: rows that lie so near to each other read as fast as sorted ones
 MOST_BUCKETS = 2**13  # that one program adds up
 SORT_FROM_ROWS = 16384  # as measured on an H200, for a sort
-# Of a table's rows: so many row ids are sorted, since many are of the same row or of neighbours, which a partition
-# leaves apart. Random ids of a table of 1.3 GB, 528 programs of 16 rows, sorted and partitioned: a share of 1/40 takes
-# 0.74 and 0.77 ms, of 2/5 9.2 and 11.8 (outputs/reference/h100_engines/order).
-DENSE_SHARE = 1 / 40
+# Of a table's rows, and row ids: so many are sorted, since many are of one row or of neighbours, which a partition
+# leaves apart. Random ids of a table of 1.3 GB, 528 programs of 16 rows, sorted and partitioned, one run each: 262,144
+# ids, 1/40 of its rows, take 0.74 and 0.77 ms, 16 times as many 9.2 and 11.8 (outputs/reference/h100_engines/order).
+# Of fewer ids, what a sort takes may be more than it saves.
+DENSE_SHARE, DENSE_ROWS = 1 / 40, 262_144
 CLEARLY_SLOWER = 1.03  # than the best: what is nearer to it may be it when the machine is measured again
 
 
@@ -145,7 +146,8 @@ def reading(
     """
     if programs in (MULTIPROCESSORS, HALF_BESIDE):
         programs = max(1, multiprocessors // (2 if beside and programs == HALF_BESIDE else 1))
-    usual_order, near = order, SORTED if rows * row_bytes >= DENSE_SHARE * table_bytes else PARTITIONED
+    is_dense = rows >= DENSE_ROWS and rows * row_bytes >= DENSE_SHARE * table_bytes
+    usual_order, near = order, SORTED if is_dense else PARTITIONED
     if order == AUTO:
         is_few = rows < (SORT_FROM_ROWS if sort_from_rows == AUTO else int(sort_from_rows))
         usual_order = AS_ASKED if table != HOST or is_few else near
@@ -179,10 +181,11 @@ def _share_held(how: Reading, rows: int, multiprocessors: int) -> float:
 def _measured(
     orders: Sequence[str], rows: int, row_bytes: int, table_bytes: int, times: ReadTimes
 ) -> Iterator[tuple[Reading, float, float]]:
-    """What it takes to put row ids into each of these orders, and to read so by each launch. A sort is taken to cost
-    what a partition does: where it is chosen, reads take many times as long."""
+    """What it takes to put row ids into each of these orders, and to read so by each launch. A sort, which is not
+    measured, is taken to cost what a partition does, where something else could be chosen."""
     for order in orders:
-        ordering = 0.0 if order == AS_ASKED else times.of_partition(rows, table_bytes)
+        is_free = order == AS_ASKED or tuple(orders) == (SORTED,)
+        ordering = 0.0 if is_free else times.of_partition(rows, table_bytes)
         reads = times.of_reads(AS_ASKED if order == AS_ASKED else SORTED, rows, row_bytes, table_bytes)
         for launch, time in reads.items():
             yield Reading(order, *launch), ordering, time

@@ -118,9 +118,8 @@ class TritonLookup(Lookup):
         if order == AS_ASKED:
             return row_ids, row_ids
         most = len(self.rows)
-        if (
-            order not in self.ordered
-        ):  # `auto` may take one for the last chunk of a pipeline, and another for the others
+        # Of a pipeline's chunks, `auto` may sort some and partition the last.
+        if order not in self.ordered:
             place_dtype = torch.int64 if order == SORTED else torch.int32
             self.ordered[order] = row_ids.new_empty(most), row_ids.new_empty(most, dtype=place_dtype)
         ordered, places = (tensor[: len(row_ids)] for tensor in self.ordered[order])
@@ -162,17 +161,17 @@ def _widening(table: Table) -> Kernel:
     values, scales, first_scale = row_format.values_and_scales(*table.parts)
     per_scale = min(row_format.values_per_scale or row_format.values, row_format.values)
     scales_of_row = -(-row_format.values // per_scale)
-    widths = scales.shape[1], first_scale
+    width = scales.shape[1]
     # Scales that come as one word can be asked for in advance, as values are: single bytes cannot.
     word = {4: torch.int32, 8: torch.int64}.get(scales_of_row)
-    if word is not None and not any(width % scales_of_row for width in widths):
-        scales, widths = scales.view(word), tuple(width // scales_of_row for width in widths)
+    if word is not None and width % scales_of_row == first_scale % scales_of_row == 0:
+        scales, width, first_scale = scales.view(word), width // scales_of_row, first_scale // scales_of_row
     constants: dict[str, float | None] = {
         "VALUES": row_format.values,
         "VALUES_WIDTH": values.shape[1],
         "SCALES": scales_of_row,
-        "SCALES_WIDTH": widths[0],
-        "FIRST_SCALE": widths[1],
+        "SCALES_WIDTH": width,
+        "FIRST_SCALE": first_scale,
         "IN_A_WORD": scales.dtype != torch.uint8,
         "PER_SCALE": per_scale,
         "ONE_SCALE": row_format.one_scale,
