@@ -84,7 +84,6 @@ class Graphs:
             run_alone: makes a call and waits for it.
         """
         self.peaks = self.peaks or peak_bytes(self.device)
-        self.put_out_of_cache(case)  # which takes its memory now: where that is too much, this case ends alone
         groups = in_groups(calls, size)
         graphs = [partial(Replay(_in_turn(group), self.pool), group[-1].args[0]) for group in groups]
         for graph in graphs:
@@ -98,7 +97,8 @@ class Graphs:
 
     @cached_property
     def other(self) -> torch.Tensor:
-        """Memory that is written before each graph, uint8: a few times as much as the device's cache."""
+        """Memory that is written before each graph, uint8: a few times as much as the device's cache. A case takes
+        it when it warms up, and ends alone where there is not as much."""
         return torch.empty(CACHE_SIZES * cache_bytes(self.device), dtype=torch.uint8, device=self.device)
 
     @cached_property
