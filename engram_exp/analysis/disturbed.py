@@ -57,7 +57,8 @@ def _number(values: pd.Series[Any]) -> pd.Series[float]:
 
 def _preempted(rows: pd.DataFrame) -> pd.Series[bool]:
     switches, samples = _number(rows["preempted"]), _number(rows["iterations"])
-    seconds = samples * _number(rows["wall_ms_mean"]) / 1e3
+    calls = _number(rows["graph_calls"]).fillna(1).clip(lower=1)  # of a sample, whose times are of one
+    seconds = samples * calls * _number(rows["wall_ms_mean"]) / 1e3
     threads = _number(rows["threads"]).fillna(1)
     return is_disturbed(switches, samples, seconds, threads)
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cached_property, partial
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ from engram_exp.machine.placement import poison
 from engram_exp.measure.clock import Clock
 from engram_exp.measure.loop import Case
 from engram_exp.run.glance import Glance
-from engram_exp.run.graph_calls import graph_calls_of, in_graphs, put_out_of_cache
+from engram_exp.run.graph_calls import Graphs, graph_calls_of
 from engram_exp.run.kinds import KINDS
 from engram_exp.run.made_up import MadeUp
 from engram_exp.run.on_disk import Files
@@ -59,7 +59,7 @@ class Bench:
         self.inputs: dict[str, list[Tensors]] = {}  # of a case: one for each call that rotates
         self.made: dict[tuple[str, str], Tensors] = {(TOKEN_IDS, HOST): parts.batches[0]}  # by value and side
         self.last: dict[str, Tensors] = {}  # what each case returned last, before it was timed
-        self.graphs: dict[str, list[partial[Tensors]]] = {}  # of cases that are timed so, each of several calls
+        self.graphs = Graphs(self.plan.device)
         self.glances: dict[str, Glance] = {}
         self.chunks = ChunkStages(parts) if self.plan.cuts is not None else None
         self.whole_runs: dict[str, WholeRun] = {}
@@ -95,10 +95,18 @@ class Bench:
                     self._prepare(case)
         self._warm_rows()
 
+    def capture(self) -> None:
+        """Capture graphs of the cases that are timed so, when all that the run times is built: memory that they take is
+        none of it."""
+        for case in self.cases:
+            if case not in self.errors and (calls := graph_calls_of(self.plan, case)):
+                with self._failing(case):
+                    self.graphs.capture(case, self._all_calls(case), calls, self.run_alone)
+
     def calls(self, case: str) -> list[partial[Tensors]]:
         """What the iterations of a case call in turn. Inputs rotate where they decide which table rows are touched; the
         time of other stages does not depend on the values that they read."""
-        return self.graphs.get(case) or timed_calls(self._counting(case), self._all_calls(case))
+        return self.graphs.of_case.get(case) or timed_calls(self._counting(case), self._all_calls(case))
 
     def leaves_device_work(self, case: str) -> bool:
         """Whether a case uses the device."""
@@ -121,9 +129,10 @@ class Bench:
         lookup = self._counting(case)
         look = self.glances[case] = CountingGlance(lookup, *looked_at) if lookup else Glance(*looked_at)
         calls, uses_device = self.calls(case), self.leaves_device_work(case)
-        restore = self._put_out_of_cache if case in self.graphs else restore_of([lookup], self._warm_rows)
+        is_graph = case in self.graphs.of_case
+        restore = self.graphs.put_out_of_cache if is_graph else restore_of([lookup], self._warm_rows)
         looks = self.ranks.agreed(look.before), self.ranks.agreed(look.behind)
-        times = self.plan.config.graph_calls if case in self.graphs else 1
+        times = self.plan.config.graph_calls if is_graph else 1
         timed = Case(case, calls, uses_device, *looks, times, restore=restore)
         return self.files.timed(timed, self.plan.tasks_of(case))
 
@@ -134,7 +143,7 @@ class Bench:
                 continue
             with self._failing(case):
                 # One by one, since of those of a graph only the last can be seen.
-                glance.burst(self._all_calls(case) if case in self.graphs else self.calls(case), self.clock)
+                glance.burst(self._all_calls(case) if case in self.graphs.of_case else self.calls(case), self.clock)
                 self.files.look(case, self.clock)
 
     def verify_again(self) -> None:
@@ -261,10 +270,6 @@ class Bench:
             self.inputs[case] = batches
         elif self.stages[case].kind.rotates:
             self.inputs[case] = [self._flow_to(self.stages[case].planned, batch) for batch in batches]
-        if calls := graph_calls_of(self.plan, case):
-            self.graphs[case] = in_graphs(self._all_calls(case), calls)
-            for graph in self.graphs[case]:
-                self.run_alone(graph)  # which captures it: samples replay
 
     def _flow_to(self, stage: PlannedStage, batch: Tensors) -> Tensors:
         """A copy of what a stage of the strategy reads for a batch; token ids where they are, if they are there."""
@@ -275,10 +280,6 @@ class Bench:
             batch = self.run_alone(partial(self.stages[earlier.name].run, batch))
         placement = self.plan.memory(stage.read_from, crosses=stage.place == LINK)
         return tuple(placement.empty(*tensor.shape, dtype=tensor.dtype).copy_(tensor) for tensor in batch)
-
-    @cached_property
-    def _put_out_of_cache(self) -> Callable[[object], None]:
-        return put_out_of_cache(self.plan.device)
 
     def run_alone(self, call: partial[Tensors]) -> Tensors:
         """The result of a call, once it is there."""

@@ -95,6 +95,8 @@ def _lines(job: Job, plan: Plan, needed: Footprint, free: tuple[int, int | None]
         bound = f"; bound to {config.hardware.numa}" if config.hardware.numa is not None else ""
         told = topology.in_words(nodes, topology.places_of_gpus(), topology.ways_between_gpus())
         lines.append(("topology", told + bound))
+    if (calls := config.graph_calls) and not any(graph_calls_of(plan, case) for case in plan.cases):
+        lines.append(("graph_calls", f"{calls}, but no case of this run is timed so"))
     if plan.looks_up and (reading := plan.reading(plan.cases[-1])):
         programs = f"in {reading.programs} programs" if reading.programs else "in a program for each block"
         lines.append(("rows", f"read {reading.order}, {reading.rows_per_program} at a time, {programs}"))

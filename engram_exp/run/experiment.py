@@ -176,6 +176,8 @@ class Experiment:
             step = StepBench(self.parts, plan.step, clock, seed, self.distinct) if plan.step else None
             if step:
                 step.build()
+            bench.capture()
+            self.peaks = bench.graphs.peaks
             log.info("the stages are built and verified")
             if config.save_tensors:
                 save_tensors(bench, Path(self.job.folder))
@@ -256,7 +258,7 @@ class Experiment:
         table_bytes = whole_table_bytes(self.plan)
         run_wide = run_columns(self.plan, self.parts, table_bytes, self.distinct)
         reached = self.link.reached_gb_per_s if self.link else None
-        run_wide |= {**self.reuse, "link_load_reached_gb_per_s": reached}
+        run_wide |= {**self.peaks, **self.reuse, "link_load_reached_gb_per_s": reached}
         common = {**stamp(), **self.job.columns(), **run_wide, "runs_before": self.before.runs}
         disk = {case: found for bench in benches for case, found in bench.files.found.items()}
         distinct = self.distinct.in_first if self.distinct else None

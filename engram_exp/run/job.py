@@ -39,7 +39,7 @@ from engram_exp.results.load import DAMAGES, whole_run
 from engram_exp.results.schema import CHOICE, KEYS, RESULTS, SAMPLES, of_kind
 from engram_exp.results.write import SAMPLES_SO_FAR
 from engram_exp.run.overridden import as_text, overridden
-from engram_exp.vocabulary import AUTO, COLD, DISK, HALF_BESIDE, MULTIPROCESSORS, OF_A_STEP
+from engram_exp.vocabulary import AUTO, COLD, DEVICE, DISK, HALF_BESIDE, MULTIPROCESSORS, OF_A_STEP, PLACED_WITH, STEPS
 
 FILE = "job.yaml"
 SAYS_NOTHING = (  # of what a run measures
@@ -211,11 +211,17 @@ class Job:
 
     def case_columns(self, case: str) -> dict[str, Any]:
         """Of a step's cases: the strategies of its layers, if they differ; and of a file that is not cold, its state:
-        rows from memory are no rows from a disk."""
+        rows from memory are no rows from a disk. Of those that are no stage on the device: that they are in no graph of
+        calls."""
         chosen, config = self.choices["strategy"] or "", self.config
         told = strategy_in_words(chosen, config) if case in OF_A_STEP else chosen
         is_usual = config.strategy.table != DISK or config.cache_state == COLD
-        return {"strategy": told if is_usual else f"{told} cache_state={config.cache_state}"}
+        is_stage = any(case == step.name for step in STEPS)
+        on_device = is_stage and config.strategy.get(PLACED_WITH.get(case, case), DEVICE) == DEVICE
+        return {
+            "strategy": told if is_usual else f"{told} cache_state={config.cache_state}",
+            "graph_calls": config.graph_calls if on_device else 0,
+        }
 
     def _reading(self) -> dict[str, Any]:
         """How the lookup reads rows, as far as it is known before there are a table and a device."""

@@ -40,7 +40,7 @@ def _is_disturbed(row: Mapping[str, Any]) -> bool:
     if row.get("host_load"):  # was asked for
         return False
     samples = row["iterations"]
-    seconds = samples * row["wall_ms_mean"] / 1e3
+    seconds = samples * max(1, row.get("graph_calls") or 0) * row["wall_ms_mean"] / 1e3
     return bool(is_disturbed(row.get("preempted") or 0, samples, seconds, row["threads"]))
 
 

@@ -30,6 +30,9 @@ def rows(*changes):
         ({"preempted": 61, "threads": 16}, ""),  # each of them has its handful
         ({"preempted": 5, "wall_ms_mean": 0.02}, ""),  # a thousandth of a second, but few samples are spoiled
         ({"preempted": 6, "wall_ms_mean": 0.02}, PREEMPTED),
+        ({"preempted": 400, "graph_calls": 8}, ""),  # each of the samples was of so many calls: eight seconds
+        ({"preempted": 481, "graph_calls": 8}, PREEMPTED),
+        ({"preempted": 61, "graph_calls": 0}, PREEMPTED),
         ({"steady": False}, UNSTEADY),
         ({"steady": ""}, ""),
         ({"steady": NAN}, ""),  # unknown

@@ -3,24 +3,30 @@
 import pytest
 import torch
 from common import TINY
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from places import bench_of
 
-from engram_exp.run import graph_calls, requirements
-from engram_exp.run.graph_calls import graph_calls_of, in_groups
+from engram_exp.run import bench, graph_calls, requirements, rows
+from engram_exp.run.graph_calls import CACHE_SIZES, MOST_GRAPHS, Graphs, graph_calls_of, in_groups
+from engram_exp.run.job import Job
 from engram_exp.run.plan import Plan
 from engram_exp.steps.lookup.triton import TritonLookup
 
 
-@given(st.integers(1, 300), st.integers(1, 16))
+@given(st.integers(1, 300), st.integers(1, 80))
+@example(number=255, size=256)
+@example(number=256, size=1)
 def test_groups_are_full_and_no_call_comes_again_before_its_turn(number, size):
     groups = in_groups(range(number), size)
     assert {len(group) for group in groups} == {size}
-    assert len(groups) <= max(number // size, size)
+    assert len(groups) <= min(MOST_GRAPHS, max(number // size, size))
     in_turn = [call for group in groups for call in group]
     used = len(set(in_turn))
-    assert used == (number if number < size else number - number % size)
+    if number < size:
+        assert used == number or used >= MOST_GRAPHS
+    else:
+        assert used == min(number // size, MOST_GRAPHS) * size
     endless = in_turn * 2  # as samples rotate through them
     assert all(endless[at] == endless[at - used] for at in range(used, len(endless)))
     assert len(in_turn) % used == 0
@@ -55,7 +61,7 @@ def test_without_a_cuda_device_graphs_are_refused(run_inline):
 @pytest.fixture
 def launched(monkeypatch):
     """Groups of calls are launched one by one here, where there are no graphs."""
-    monkeypatch.setattr(graph_calls, "Replay", lambda run: run)
+    monkeypatch.setattr(graph_calls, "Replay", lambda run, pool: run)
     monkeypatch.setattr(requirements, "_check_graph_calls", lambda plan: None)
 
 
@@ -65,6 +71,7 @@ def test_a_group_looks_like_its_last_call(configure, launched, monkeypatch):
         tiny = "strategy=uva", "capture=none", "batch_size=1", "seq_len=1", "cases=[lookup]"
         bench = bench_of(configure(*TINY, *tiny, "graph_calls=3"))
         bench.build()
+        bench.capture()
         case = bench.timed("lookup")
         monkeypatch.setattr(TritonLookup, "__call__", lambda self, ids: (asked.append(ids), call(self, ids))[1])
         (group,) = case.calls
@@ -85,10 +92,57 @@ def test_rows_and_card_tell_which_cases_were_timed_in_graphs(run_inline, launche
 
 def test_a_graph_that_returns_other_than_its_calls_is_a_mismatch(run_inline, launched, monkeypatch):
     monkeypatch.setattr(
-        graph_calls, "Replay", lambda run: lambda tensors: tuple(tensor.mul_(2) for tensor in run(tensors))
+        graph_calls, "Replay", lambda run, pool: lambda tensors: tuple(tensor.mul_(2) for tensor in run(tensors))
     )
     (row,) = run_inline("graph_calls=3", "cases=[projection]")
     assert (row["status"], "wall_ms_median" in row) == ("mismatch", False)
+
+
+def test_before_a_graph_as_much_is_written_as_fills_the_cache_some_times(configure, launched, monkeypatch):
+    monkeypatch.setattr(graph_calls, "cache_bytes", lambda device: 1000)
+    with torch.inference_mode():
+        built = bench_of(configure(*TINY, "graph_calls=3", "cases=[projection,full]"))
+        built.build()
+        built.capture()
+        other, case = built.graphs.other.fill_(1), built.timed("projection")
+        case.restore(case.calls[0])
+        assert built.timed("full").restore is None
+    assert (other.nbytes, other.any()) == (CACHE_SIZES * 1000, False)
+
+
+def test_what_measuring_takes_is_no_memory_of_the_strategy(run_inline, launched, monkeypatch):
+    captured = []
+    monkeypatch.setattr(graph_calls, "Replay", lambda run, pool: captured.append(run) or run)
+    for module in (bench, graph_calls, rows):
+        monkeypatch.setattr(module, "peak_bytes", lambda device: {"peak_device_bytes": 100 + len(captured)})
+    found = run_inline("graph_calls=3", "cases=[lookup,projection,full]", "fusion=none")
+    assert captured
+    assert [(row["status"], row["peak_device_bytes"]) for row in found] == [("ok", 100)] * 3
+
+
+def test_where_measuring_takes_too_much_memory_a_case_ends_and_not_the_run(run_inline, launched, monkeypatch):
+    def none_left(self):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(Graphs, "other", property(none_left))
+    found = run_inline("graph_calls=3", "cases=[hashing,lookup,projection]")
+    assert [row["status"] for row in found] == ["ok", "ok", "oom_device"]
+
+
+def test_failed_rows_are_of_the_same_subjects_as_others(configure, tmp_path):
+    cases = "cases=[hashing,lookup,widening,projection,fusion,up_embed,full,layer,fetch,step]"
+    config = configure(
+        *TINY, "strategy=kv_on_gpu", "dtype=fp8", "fusion=gated_conv", "decoder=dense_8b", "graph_calls=8", cases
+    )
+    failed = Job.create(config, {"strategy": "kv_on_gpu"}, tmp_path).failed_rows("timeout", "")
+    assert [row["case"] for row in failed if row["graph_calls"]] == ["widening", "projection", "fusion"]
+    assert {row["graph_calls"] for row in failed} == {0, 8}
+
+
+def test_the_card_says_that_no_case_is_timed_in_graphs(run_inline, launched, capsys):
+    for cases, told in ("[lookup,full]", 1), ("[lookup,projection]", 0):
+        run_inline("graph_calls=3", f"cases={cases}")
+        assert capsys.readouterr().out.count("3, but no case of this run is timed so") == told
 
 
 @pytest.mark.accelerator
@@ -104,22 +158,10 @@ def test_graphs_are_replayed_verified_and_timed(run_inline, configure, strategy)
     with torch.inference_mode():
         bench = bench_of(configure(*TINY, *options))
         bench.build()
-    assert all(graph.func.graph for graphs in bench.graphs.values() for graph in graphs), "captured before samples"
-
-
-@pytest.mark.accelerator
-def test_before_a_graph_the_cache_is_emptied(configure):
-    options = "strategy=uva", "hardware=cuda", "graph_calls=2", "batches=4", "cases=[lookup]"
-    with torch.inference_mode():
-        bench = bench_of(configure(*TINY, *options))
-        bench.build()
-        case, clock = bench.timed("lookup"), bench.clock
-        (again, *_), times_ms = case.calls, {True: [], False: []}
-        for empties in [True, False] * 20:
-            if empties:
-                case.restore(again)
-            times_ms[empties].append(clock.time(again, uses_device=True).device_ms)
-    assert min(times_ms[True]) > min(times_ms[False])
+        bench.capture()
+    graphs = [graph.func for graphs in bench.graphs.of_case.values() for graph in graphs]
+    assert all(graph.graph for graph in graphs), "captured before samples"
+    assert {graph.pool for graph in graphs} == {bench.graphs.pool} != {None}
 
 
 @pytest.mark.accelerator

@@ -29,6 +29,16 @@ def test_a_suspect_time_is_not_shown(capsys):
     assert summary(capsys, {"status": "suspect"}) == [["full"], ["suspect"]]
 
 
+@pytest.mark.parametrize(("graph_calls", "told"), [(8, 0), (0, 1)])
+def test_a_graph_of_calls_may_be_preempted_as_long_as_all_of_them_take(capsys, graph_calls, told):
+    row = dict.fromkeys(COLUMNS) | {
+        "case": "projection", "status": "ok", "wall_ms_median": 20.0, "wall_ms_mean": 20.0, "iterations": 50,
+        "threads": 2, "preempted": 400, "gb_per_s": 0.1, "flops": 0, "tokens_per_s": 1.0, "graph_calls": graph_calls,
+    }  # fmt: skip
+    Terminal().results([row])
+    assert capsys.readouterr().out.count("projection: disturbed") == told
+
+
 def test_the_tokens_of_a_step_that_a_file_serves_are_told(capsys):
     row = dict.fromkeys(COLUMNS) | {
         "case": "lookup", "status": "ok", "wall_ms_median": 10.0, "wall_ms_mean": 10.0, "iterations": 5, "threads": 2,
