@@ -59,6 +59,8 @@ def advise_all(
     measured(frame, **asked)
     for key, wanted in asked.items():
         frame = frame if wanted is None else frame[frame[ASKED[key]] == wanted]
+    launched = frame["graph_calls"].fillna(0) == 0  # stages that were timed in graphs beside a `full` decide nothing
+    frame = frame[launched] if launched.any() else frame
     answers = [
         answer(subject, decode, prefill, device_memory_gb, files, host_memory_gb)
         for subject in by_weight(subjects(frame))

@@ -114,3 +114,11 @@ def test_the_published_campaign_is_answered_subject_by_subject():
         len(found)
         == load_results(H200).query("case == 'full'")[["model", "tokens", "row_bytes"]].drop_duplicates().shape[0]
     )
+
+
+def test_stages_that_were_timed_in_graphs_beside_a_full_are_no_subject_of_their_own():
+    lookups = rows("uva", {1: 0.01, 64: 0.02}, case="lookup", graph_calls=8)
+    (one,) = answers(three(graph_calls=0), lookups)
+    (plain,) = answers(three(graph_calls=0))
+    assert one.advice.choices == plain.advice.choices
+    assert one.subject.label == plain.subject.label
