@@ -10,6 +10,7 @@ import pytest
 from common import ONE_THREAD, ROOT, TINY
 
 from engram_exp import load_results
+from engram_exp.analysis.compare import compare_values
 from engram_exp.machine.environment import gpus
 
 README = (ROOT / "README.md").read_text()
@@ -121,6 +122,15 @@ def test_the_first_table_is_what_its_campaign_holds(step, size, best, shown):
     assert of_step == f"{step}: {shown.format(*ready_ms)}"
     assert of_mix == ("; ".join(shares) if best == MIX else "")
     assert others == ["; ".join(f"{ms:.2f}" for ms in exposed_ms[strategy]) for strategy in ("uva", "kv_on_gpu")]
+
+
+def test_what_the_first_table_calls_decided_is_what_compare_says():
+    decided = {}
+    for card in ("h100", "h200"):
+        steps = load_results(ROOT / "outputs/reference/dense_8b" / card / "decode")
+        compared = compare_values(steps, "strategy", "uva", MIX).query("case == 'exposed'")
+        decided[card] = compared.set_index("batch_size")["verdict"].to_dict()
+    assert decided == {"h100": {64: "undecided", 256: "undecided"}, "h200": {64: "undecided", 256: "faster"}}
 
 
 def test_the_first_table_says_how_many_runs_it_is_of():

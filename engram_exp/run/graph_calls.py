@@ -93,10 +93,10 @@ class Graphs:
     def put_out_of_cache(self, _: object) -> None:
         """Before each graph, so that a GPU's cache has nothing left of the samples before: the rows of many small
         batches would all stay there. It writes to a few times as much other memory, and does not wait."""
-        self.other.zero_()
+        self.scratch.zero_()
 
     @cached_property
-    def other(self) -> torch.Tensor:
+    def scratch(self) -> torch.Tensor:
         """Memory that is written before each graph, uint8: a few times as much as the device's cache. A case takes
         it when it warms up, and ends alone where there is not as much."""
         return torch.empty(CACHE_SIZES * cache_bytes(self.device), dtype=torch.uint8, device=self.device)

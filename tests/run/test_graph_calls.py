@@ -104,10 +104,10 @@ def test_before_a_graph_as_much_is_written_as_fills_the_cache_some_times(configu
         built = bench_of(configure(*TINY, "graph_calls=3", "cases=[projection,full]"))
         built.build()
         built.capture()
-        other, case = built.graphs.other.fill_(1), built.timed("projection")
+        scratch, case = built.graphs.scratch.fill_(1), built.timed("projection")
         case.restore(case.calls[0])
         assert built.timed("full").restore is None
-    assert (other.nbytes, other.any()) == (CACHE_SIZES * 1000, False)
+    assert (scratch.nbytes, scratch.any()) == (CACHE_SIZES * 1000, False)
 
 
 def test_what_measuring_takes_is_no_memory_of_the_strategy(run_inline, launched, monkeypatch):
@@ -124,7 +124,7 @@ def test_where_measuring_takes_too_much_memory_a_case_ends_and_not_the_run(run_i
     def none_left(self):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(Graphs, "other", property(none_left))
+    monkeypatch.setattr(Graphs, "scratch", property(none_left))
     found = run_inline("graph_calls=3", "cases=[hashing,lookup,projection]")
     assert [row["status"] for row in found] == ["ok", "ok", "oom_device"]
 
