@@ -174,3 +174,10 @@ def call_here(command: Callable[..., list[str]], monkeypatch: pytest.MonkeyPatch
         return subprocess.CompletedProcess(asked, ended.value.code, *capfd.readouterr())
 
     return run
+
+
+@pytest.fixture
+def launched(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Groups of calls (`graph_calls`) are launched one by one here, where there are no graphs."""
+    monkeypatch.setattr("engram_exp.run.graph_calls.Replay", lambda run, pool: run)
+    monkeypatch.setattr("engram_exp.run.requirements._check_graph_calls", lambda plan: None)

@@ -101,7 +101,10 @@ class Bench:
         for case in self.cases:
             if case not in self.errors and (calls := graph_calls_of(self.plan, case)):
                 with self._failing(case):
-                    self.graphs.capture(case, self._all_calls(case), calls, self.run_alone)
+                    timed = timed_calls(self._counting(case), self._all_calls(case))
+                    self.graphs.capture(case, timed, calls, self.run_alone)
+        if self.graphs.of_case:
+            self._warm_rows()  # they have run
 
     def calls(self, case: str) -> list[partial[Tensors]]:
         """What the iterations of a case call in turn. Inputs rotate where they decide which table rows are touched; the
@@ -130,8 +133,9 @@ class Bench:
         look = self.glances[case] = CountingGlance(lookup, *looked_at) if lookup else Glance(*looked_at)
         calls, uses_device = self.calls(case), self.leaves_device_work(case)
         is_graph = case in self.graphs.of_case
-        restore = self.graphs.put_out_of_cache if is_graph else restore_of([lookup], self._warm_rows)
+        restore = restore_of([lookup], self._warm_rows)
         looks = self.ranks.agreed(look.before), self.ranks.agreed(look.behind)
+        restore = partial(self.graphs.prepare, restore) if is_graph else restore
         times = self.plan.config.graph_calls if is_graph else 1
         timed = Case(case, calls, uses_device, *looks, times, restore=restore)
         return self.files.timed(timed, self.plan.tasks_of(case))

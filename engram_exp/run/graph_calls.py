@@ -16,7 +16,7 @@ from engram_exp.run.plan import Plan
 from engram_exp.stage import Tensors
 from engram_exp.steps.lookup.step import Lookup
 from engram_exp.strategy.schedule import Replay
-from engram_exp.vocabulary import DEVICE, OF_A_STEP, WHOLES
+from engram_exp.vocabulary import COLD, DEVICE, OF_A_STEP, WHOLES
 
 CACHE_SIZES = 4  # that are written to put out of a cache what it holds
 MOST_GRAPHS = 64  # of a case: each takes time to capture, and memory
@@ -27,13 +27,14 @@ T = TypeVar("T")
 
 def graph_calls_of(plan: Plan, case: str) -> int:
     """Calls of a case that are timed as one graph; 0: each is launched by itself. It is a single stage that the device
-    does alone, and no lookup that leaves rows behind: those of the calls before would be found by the next."""
+    does alone, but no lookup that waits for the host, nor one that must find no row kept: those before it keep some."""
     calls = int(plan.config.graph_calls)
     if not calls or case not in plan.cases or case in (*WHOLES, *OF_A_STEP):
         return 0
     ((kind, load),) = plan.tasks_of(case)
-    keeps_state = issubclass(kind, Lookup) and (kind.asks_host or kind.leaves_rows(load.options))
-    return calls if load.stage.place == DEVICE and not keeps_state else 0
+    if issubclass(kind, Lookup) and (kind.asks_host or load.options.get("state") == COLD):
+        return 0
+    return calls if load.stage.place == DEVICE else 0
 
 
 def in_groups(calls: Sequence[T], size: int) -> list[list[T]]:
@@ -90,9 +91,16 @@ class Graphs:
             run_alone(graph)  # which captures it: samples replay
         self.of_case[case] = graphs
 
-    def put_out_of_cache(self, _: object) -> None:
+    def prepare(self, restore: Callable[[object], None] | None, graph: object) -> None:
         """Before each graph, so that a GPU's cache has nothing left of the samples before: the rows of many small
-        batches would all stay there. It writes to a few times as much other memory, and does not wait."""
+        batches would all stay there. It writes to a few times as much other memory, and does not wait.
+
+        Args:
+            restore: what else is done before a sample, first.
+            graph: that comes.
+        """
+        if restore:
+            restore(graph)
         self.scratch.zero_()
 
     @cached_property

@@ -15,6 +15,7 @@ from engram_exp.errors import ConfigError, SkippedError
 from engram_exp.machine.data_sheets import DataSheet, data_sheet_of, is_of
 from engram_exp.machine.memory import free_device_bytes
 from engram_exp.machine.placement import triton_is_interpreted
+from engram_exp.run.graph_calls import graph_calls_of
 from engram_exp.run.kinds import KINDS
 from engram_exp.run.plan import Plan, device_name
 from engram_exp.stage import kind_of
@@ -147,8 +148,10 @@ def check_row_cache(plan: Plan) -> None:
     if state == STEADY and reading == [IN_STEP] and plan.config.prefetch.lead != THIS_STEP:
         remedy = "rows that come a step ahead would be there before they are asked for; use prefetch.lead=this_step"
         raise ConfigError("lookup.state", STEADY, remedy)
-    if state == STEADY and batches_of(plan.config) < 2:
-        raise ConfigError("batches", plan.config.batches, "must be at least 2 for lookup.state=steady: half are timed")
+    least = 2 * max(1, graph_calls_of(plan, LOOKUP.name))
+    if state == STEADY and batches_of(plan.config) < least:
+        remedy = f"must be at least {least} for lookup.state=steady: half are timed, and none twice in a graph"
+        raise ConfigError("batches", plan.config.batches, remedy)
 
 
 def check_dtype(plan: Plan) -> None:

@@ -7,7 +7,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from places import bench_of
 
-from engram_exp.run import bench, graph_calls, requirements, rows
+from engram_exp.run import bench, graph_calls, rows
 from engram_exp.run.graph_calls import CACHE_SIZES, MOST_GRAPHS, Graphs, graph_calls_of, in_groups
 from engram_exp.run.job import Job
 from engram_exp.run.plan import Plan
@@ -42,11 +42,17 @@ def test_groups_are_full_and_no_call_comes_again_before_its_turn(number, size):
         (["strategy=kv_on_gpu"], "lookup", 0),
         (["strategy=kv_on_gpu"], "projection", 8),
         (["strategy=both"], "lookup", 0),
-        (["strategy=cached", "lookup.gb=0.001"], "lookup", 0),
-        (["strategy=cached", "lookup.gb=0.001"], "hashing", 8),
+        (["strategy=cached", "lookup.gb=0.001"], "lookup", 8),
+        (["strategy=cached", "lookup.gb=0.001", "lookup.state=steady", "cases=[lookup]"], "lookup", 8),
+        (["strategy=cached", "lookup.gb=0.001", "lookup.state=cold"], "lookup", 0),
+        (["strategy=cached", "lookup.gb=0.001", "lookup.state=cold"], "hashing", 8),
+        (["strategy=cached_copy", "lookup.gb=0.001"], "lookup", 0),
+        (["strategy=split", "lookup.gb=0.001"], "lookup", 8),
     ],
 )
-def test_a_stage_that_the_device_does_alone_and_that_leaves_no_rows_is_timed_in_graphs(configure, options, case, calls):
+def test_a_stage_that_the_device_does_alone_is_timed_in_graphs_unless_it_must_find_no_row_kept(
+    configure, options, case, calls
+):
     assert graph_calls_of(Plan(configure(*TINY, *options, "graph_calls=8")), case) == calls
     assert graph_calls_of(Plan(configure(*TINY, *options)), case) == 0
 
@@ -56,13 +62,6 @@ def test_without_a_cuda_device_graphs_are_refused(run_inline):
     assert row["status"] == "refused"
     assert row["error"] == "graph_calls=8: needs a CUDA device, and this is cpu; use graph_calls=0"
     assert (row["graph_calls"], row["options"].count("graph_calls")) == (8, 0)
-
-
-@pytest.fixture
-def launched(monkeypatch):
-    """Groups of calls are launched one by one here, where there are no graphs."""
-    monkeypatch.setattr(graph_calls, "Replay", lambda run, pool: run)
-    monkeypatch.setattr(requirements, "_check_graph_calls", lambda plan: None)
 
 
 def test_a_group_looks_like_its_last_call(configure, launched, monkeypatch):
@@ -146,9 +145,10 @@ def test_the_card_says_that_no_case_is_timed_in_graphs(run_inline, launched, cap
 
 
 @pytest.mark.accelerator
-@pytest.mark.parametrize("strategy", ["uva", "device", "kv_on_gpu"])
+@pytest.mark.parametrize("strategy", ["uva", "device", "kv_on_gpu", "cached"])
 def test_graphs_are_replayed_verified_and_timed(run_inline, configure, strategy):
     options = f"strategy={strategy}", "hardware=cuda", "dtype=fp8", "fusion=gated_conv", "graph_calls=8", "batches=20"
+    options += ("lookup.gb=0.001",) if strategy == "cached" else ()
     rows = run_inline(*options, "iterations=20")
     assert {row["status"] for row in rows} == {"ok"}, rows
     timed_so = {row["case"] for row in rows if row["graph_calls"] == 8}
@@ -162,6 +162,25 @@ def test_graphs_are_replayed_verified_and_timed(run_inline, configure, strategy)
     graphs = [graph.func for graphs in bench.graphs.of_case.values() for graph in graphs]
     assert all(graph.graph for graph in graphs), "captured before samples"
     assert {graph.pool for graph in graphs} == {bench.graphs.pool} != {None}
+
+
+@pytest.mark.accelerator
+def test_a_cache_in_its_steady_state_hits_as_often_in_graphs_as_one_by_one(run_inline):
+    """Streams of text; a set has so many lines that it forgets nothing within the run."""
+    steady = "strategy=cached", "hardware=cuda", "lookup.gb=0.01", "lookup.state=steady", "cases=[lookup]"
+    steps = (
+        "seq_len=1",
+        "batch_size=16",
+        "batches=512",
+        "tokens.concurrency=16",
+        "tokens.history=true",
+        "iterations=400",
+    )
+    (alone,), (in_graphs,) = (
+        run_inline(*steady, *steps, "tokens=text", calls) for calls in ("graph_calls=0", "graph_calls=16")
+    )
+    assert (alone["status"], in_graphs["status"], in_graphs["graph_calls"]) == ("ok", "ok", 16)
+    assert in_graphs["cache_hit_rate"] == pytest.approx(alone["cache_hit_rate"], abs=0.05)
 
 
 @pytest.mark.accelerator

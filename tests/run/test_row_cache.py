@@ -52,7 +52,10 @@ def test_a_row_that_misses_twice_in_a_call_crosses_twice_unless_it_is_copied(run
 
 
 @pytest.mark.slow
-def test_in_its_steady_state_a_cache_is_asked_for_batches_that_it_has_not_seen(run_inline, configure, tmp_path):
+@pytest.mark.parametrize("graph_calls", [0, 2])
+def test_in_its_steady_state_a_cache_is_asked_for_batches_that_it_has_not_seen(
+    run_inline, launched, tmp_path, graph_calls
+):
     """A trace of 8 steps, of which the last 4 are timed, again and again; 4,096 rows a column, so that few are met by
     chance."""
     random = np.random.default_rng(0)
@@ -63,8 +66,8 @@ def test_in_its_steady_state_a_cache_is_asked_for_batches_that_it_has_not_seen(r
     for name, timed in (("again", again[:, ::-1]), ("new", new + 50)):
         np.save(tmp_path / f"{name}.npy", np.concatenate([again, timed]))
         trace = "tokens=trace", f"tokens.path={tmp_path / f'{name}.npy'}", "tokens.history=false"
-        (row,) = run_inline(*CACHED, *large, *trace, "iterations=6")
-        assert (row["status"], row["cache_state"]) == ("ok", "steady"), row
+        (row,) = run_inline(*CACHED, *large, *trace, "iterations=6", f"graph_calls={graph_calls}")
+        assert (row["status"], row["cache_state"], row["graph_calls"]) == ("ok", "steady", graph_calls), row
         rates[name] = row["cache_hit_rate"]
     assert rates["again"] == 1.0
     assert rates["new"] < 0.5
@@ -151,6 +154,10 @@ def test_what_is_wrong_only_where_all_rows_hit_is_a_mismatch(run_inline, monkeyp
             "batches=1: must be at least 2 for lookup.state=steady",
         ),
         (
+            ["lookup.state=steady", "cases=[lookup]", "batches=15", "graph_calls=8"],
+            "batches=15: must be at least 16 for lookup.state=steady",
+        ),
+        (
             ["lookup.state=steady", "decoder=tiny", "cases=[fetch,step]"],
             "lookup.state=steady: one case would find what",
         ),
@@ -167,7 +174,7 @@ def test_what_is_wrong_only_where_all_rows_hit_is_a_mismatch(run_inline, monkeyp
         (["decoder=dense_8b", "lookup.state=cold"], "lookup.state=cold: the steps of a sample follow each other"),
     ],
 )
-def test_what_a_cache_cannot_be_is_refused(configure, overrides, says):
+def test_what_a_cache_cannot_be_is_refused(configure, launched, overrides, says):
     with pytest.raises(ConfigError) as refusal:
         check_plan(Plan(configure(*TINY, *CACHED, "cases=all", *overrides)))
     assert str(refusal.value).startswith(says)
