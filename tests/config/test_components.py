@@ -35,8 +35,9 @@ def test_every_option_composes_and_builds(configure, tmp_path, group, option):
         assert configure(f"hardware={option}").hardware.device == "cuda"
         pytest.skip("needs a CUDA device")
     overrides = [f"{group}={option}", "batch_size=2", "seq_len=4", "model.table_scale=0.001", "tokens.history=false"]
-    if option == "row_cache":
-        overrides += ["tokens.max_mb=1", "tokens.concurrency=1", "lookup.gb=0.001", "batches=4"]
+    if option in ("row_cache", "row_cache_uva"):
+        overrides += ["tokens.max_mb=1", "tokens.concurrency=1", "batches=4"]
+        overrides += ["lookup.gb=0.001"] if option == "row_cache" else []
     elif group != "tokens":
         overrides.append("tokens=random")
     if (group, option) == ("fusion", "gated"):
