@@ -139,8 +139,8 @@ def certainty(choice: Choice) -> str:
     if choice.undecided:
         text = f"undecided against {', '.join(choice.undecided)}"
     elif choice.slower:
-        few = f" of fewer than {ENOUGH_RUNS} runs" if choice.ms_per_layer.runs < ENOUGH_RUNS else ""
-        text = f"ahead of {', '.join(choice.slower)} by the intervals{few}"
+        few = f" by intervals of fewer than {ENOUGH_RUNS} runs" if choice.ms_per_layer.runs < ENOUGH_RUNS else ""
+        text = f"ahead of {', '.join(choice.slower)}{few}"
     else:
         text = "nothing else that fits was measured there"
     how = "" if choice.ms_per_layer.known == MEASURED else f"; {choice.ms_per_layer.known}"
@@ -156,7 +156,9 @@ def _use(choice: Choice, plural: str, yardstick: str) -> Use:
     time = choice.ms_per_layer
     points = [Point(f"{_span(time)} ms a layer, {time.known} ({_runs(time)})"), *map(Point, _ways(time))]
     if choice.undecided:
-        undecided = f"undecided against {', '.join(choice.undecided)}: their intervals overlap or are missing"
+        undecided = (
+            f"undecided against {', '.join(choice.undecided)}: runs, or intervals of few, overlap or are missing"
+        )
         points.append(Point(undecided))
     if choice.unmeasured:
         points.append(Point(f"not measured here: {', '.join(choice.unmeasured)}"))

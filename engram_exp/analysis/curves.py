@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 import pandas as pd
 
+from engram_exp.analysis.ratios import difference_of
 from engram_exp.analysis.subjects import (
     STEP,
     WAYS,
@@ -38,6 +39,7 @@ class Time:
     known: measured, interpolated (on a straight line between logarithms) or not measured.
     runs: it was measured in; of an interpolated one, the fewer of its neighbours'.
     ways: which one it is, where the strategy was measured in several; of an interpolated time, those of its neighbours.
+    of_runs: the medians of the runs; of an interpolated time, and of a difference, none.
     """
 
     ms: float | None
@@ -46,9 +48,15 @@ class Time:
     known: str
     runs: int = 0
     ways: list[Way] = field(default_factory=list)
+    of_runs: tuple[float, ...] = field(default=(), compare=False)
 
     def is_below(self, other: Time) -> bool:
-        """Whether the intervals say so."""
+        """Whether the runs say so, as `compare` asks them, where both sides have enough: processes differ by more than
+        the samples of one. Else whether the intervals do."""
+        if self.of_runs and other.of_runs:
+            apart = difference_of(self.of_runs, other.of_runs)
+            if apart.lo is not None:
+                return apart.lo > 0
         return self.hi is not None and other.lo is not None and self.hi < other.lo
 
     def is_open_against(self, other: Time) -> bool:
@@ -93,14 +101,14 @@ def times_of(rows: pd.DataFrame, **more: tuple[str, Any]) -> Iterator[tuple[dict
     rows = as_typed(in_one_shape(rows[[*columns]]))
     fastest = fastest_of_shape(rows)
     told = ways_told(rows, fastest)
-    for row in over_runs(fastest, key, **more).sort_values(key).to_dict("records"):
+    for row in over_runs(fastest, key, of_runs=("wall_ms_median", tuple), **more).sort_values(key).to_dict("records"):
         without = math.isnan(row["lo"]) or math.isnan(row["hi"])
         lo, hi = (None, None) if without else (row["lo"], row["hi"])
         name, tokens = row["strategy"], row["tokens_per_step"]
         ways = [told[name, tokens]] if (name, tokens) in told else []
         yield (
             {str(column): value for column, value in row.items()},
-            Time(row["ms"], lo, hi, MEASURED, row["runs"], ways),
+            Time(row["ms"], lo, hi, MEASURED, row["runs"], ways, row["of_runs"]),
         )
 
 

@@ -46,7 +46,7 @@ class Worth:
         held_against: the strategy that reads all rows through the link, or from the file.
         without: its time.
         sizes: of the memory, ascending.
-        pays_from_gb: the least that is clearly faster than without, by the intervals; None: none is.
+        pays_from_gb: the least that is clearly faster than without (`Time.is_below`); None: none is.
         enough_gb: of those that are, the least than which no larger one is clearly faster.
         saved_ms_per_gb: of a step, by that one.
         tokens_per_gb: whose keys and values a decoder could keep there instead; None where its sizes do not tell.

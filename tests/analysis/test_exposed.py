@@ -69,9 +69,18 @@ def test_a_decode_step_and_a_prompt_of_as_many_tokens_are_two():
     ]  # fmt: skip
 
 
-def test_intervals_that_overlap_leave_it_undecided():
-    (step,) = advice(steps("uva", {(64, 1): 50}, spread_us=10), steps("kv_on_gpu", {(64, 1): 45}, spread_us=10)).steps
-    assert (step.best, step.undecided, step.more) == ("kv_on_gpu", ["uva"], [])
+@pytest.mark.parametrize(("runs", "undecided"), [(1, ["uva"]), (3, ["uva"]), (4, [])])
+def test_intervals_that_overlap_leave_it_undecided_unless_there_are_runs_enough_to_say(runs, undecided):
+    uva, mix = (steps(name, {(64, 1): us}, runs, 10) for name, us in (("uva", 50), ("kv_on_gpu", 45)))
+    (step,) = advice(uva, mix).steps
+    assert (step.best, step.undecided) == ("kv_on_gpu", undecided)
+
+
+def test_runs_that_overlap_leave_it_undecided_although_their_intervals_do_not():
+    uva = [steps("uva", {(64, 1): us}, 1, 0.1, sample=us) for us in (50, 50.5, 51, 44)]
+    mix = [steps("kv_on_gpu", {(64, 1): us}, 1, 0.1, sample=us) for us in (45, 45.5, 46, 46.5)]
+    (step,) = advice(*uva, *mix).steps
+    assert (step.best, step.undecided) == ("kv_on_gpu", ["uva"])
 
 
 @pytest.mark.parametrize(

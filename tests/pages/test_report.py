@@ -80,7 +80,7 @@ def test_it_opens_with_answers_and_a_figure(open_page, page):
     assert cells[:2] == ["decode, 64", "uva"]
     assert cells[2].split("\n") == ["0.1894", "0.1882 to 0.1905 within its one process"]
     assert cells[3:6] == ["about 0.0638", "do not fit", "1"]
-    assert cells[6] == "ahead of kv_on_gpu by the intervals of fewer than 4 runs"
+    assert cells[6] == "ahead of kv_on_gpu by intervals of fewer than 4 runs"
     top = [view.locator(name).first.bounding_box()["y"] for name in ("#answers", ".chart", "h2:text('In detail')")]
     assert top == sorted(top)
     assert view.locator(".chart").first.get_attribute("id").startswith(OVER_TOKENS)
