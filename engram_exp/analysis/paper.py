@@ -18,7 +18,7 @@ from engram_exp.vocabulary import DECODER, IN_STEP, OK, READY
 
 CASES = (DECODER, READY, IN_STEP)
 PAPER = {"dense_4b": (9031.62, 8858.28), "dense_8b": (6315.52, 6140.02)}  # tokens/s without a table, and with one
-OF_KIND = ("ids",)  # a subject that differs between prompts and decode steps
+OF_KIND = ("ids", "steps_per_sample")  # of a subject, what may differ between prompts and decode steps
 SUBJECT = tuple(name for name in ABOUT if name not in OF_KIND)
 ONE_WAY = tuple(  # in which all runs of a shape must be alike
     name for name in (*of_role(schema.STEP, schema.ASKED), *OF_KIND, *WAYS) if name not in ("batch_size", "seq_len")

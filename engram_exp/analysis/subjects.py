@@ -26,6 +26,7 @@ PHRASES = {
     "table_scale": "table_scale={:g}",
     "pause_ms": "pause_ms={:g}",
     "graph_calls": "graph_calls={:g}",
+    "steps_per_sample": "steps_per_sample={:g}",
     "host_load": "host_load={:g}",
     "link_load_gb_per_s": "link_load_gb_per_s={:g}",
     "link_load_block_kib": "link_load_block_kib={:g}",
@@ -170,7 +171,7 @@ def subjects(frame: pd.DataFrame) -> list[Subject]:
 
 
 def _label(values: dict[str, object], told: list[str]) -> str:
-    return ", ".join(ABOUT[name].format(values[name]) for name in told if values[name] not in ("", None))
+    return ", ".join(ABOUT[name].format(values[name]) for name in told if spelled(values[name]))
 
 
 def in_one_shape(rows: pd.DataFrame) -> pd.DataFrame:

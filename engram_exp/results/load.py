@@ -36,7 +36,9 @@ FIRST_WITH_PAUSE = 5  # ... until this one, calls followed each other at once ..
 FIRST_WITH_DECODER = 6  # ... and until this one, a layer was timed alone, and with nothing beside it ...
 FIRST_WITH_RANKS = 7  # ... and until this one, on one rank ...
 FIRST_WITH_NODES = 10  # ... and until this one, on one host ...
-FIRST_WITH_GRAPHS = 11  # ... and until this one, each call launched by itself
+FIRST_WITH_GRAPHS = 11  # ... and until this one, each call launched by itself ...
+FIRST_WITH_STEPS = 12  # ... and until this one, options told the steps of a sample, unless they were ...
+STEPS_BEFORE, STEPS_OPTION = 4, r"(?:^| )steps_per_sample=(\d+)"  # ... so many, as by default
 TRAFFIC = ("host_load", "link_load_gb_per_s", "link_load_block_kib")
 DAMAGES = (OSError, EOFError, zlib.error, ValueError, csv.Error)  # what a file that is not whole may raise
 
@@ -79,6 +81,10 @@ def load_results(path: str | Path) -> pd.DataFrame:
     nodes = frame["nodes"].mask(frame["schema_version"] < FIRST_WITH_NODES, 1)
     graph_calls = frame["graph_calls"].mask(frame["schema_version"] < FIRST_WITH_GRAPHS, 0)
     traffic |= {"decoder": decoder, "ranks": ranks, "nodes": nodes, "graph_calls": graph_calls}
+    steps = frame["options"].str.extract(STEPS_OPTION, expand=False).astype(float).fillna(STEPS_BEFORE)
+    steps = frame["steps_per_sample"].mask(frame["schema_version"] < FIRST_WITH_STEPS, steps.where(decoder != "none"))
+    options = frame["options"].str.replace(STEPS_OPTION, "", regex=True).str.strip()
+    traffic |= {"steps_per_sample": steps, "options": options}
     plain = ~frame["options"].str.contains(r"\bstrategy\.", regex=True)  # as the strategy's file has it
     strategy = frame["strategy"].mask(plain, frame["strategy"].map(_without_repeated))
     told = frame.assign(row_bytes=row_bytes, fusion=fusion, pause_ms=pause_ms, strategy=strategy, **traffic)

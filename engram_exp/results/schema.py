@@ -12,7 +12,7 @@ from engram_exp.vocabulary import (
     SUSPECT,
 )
 
-SCHEMA_VERSION = 11
+SCHEMA_VERSION = 12
 RESULTS, SAMPLES, SWEEP, ENVIRONMENT = "results.csv", "samples.csv", "sweep.csv", "environment.json"
 
 PUBLISHED = "reference"
@@ -248,6 +248,8 @@ TABLE = (
     Column("nodes", NUMBER, SUBJECT, 10, "hosts", "that ranks were on, as many on each; 1 (as before schema 10): one"),
     Column("graph_calls", NUMBER, SUBJECT, 11, "calls", "of the case that one CUDA graph replayed, on batches in turn: "
            "a sample is the graph's time over their number; 0 (as before schema 11): each call was launched by itself"),
+    Column("steps_per_sample", NUMBER, SUBJECT, 12, "steps", "of a model, one behind the other, that a sample of "
+           "`decoder`, `ready` or `step` is one of (before schema 12: as `options` had it, or 4); empty: no decoder"),
 )  # fmt: skip
 SAMPLE_TABLE = (
     Column("run_id", TEXT, RECORD, 1, "", "as in `results.csv`"),

@@ -190,14 +190,11 @@ class Job:
         """What is asked of a model's step, if there is one."""
         if not decodes(self.config):
             return {}
-        prefetch = self.config.prefetch
+        told = [name for name, key in KEYS.items() if key.startswith("prefetch.")]
         return {
             "engram_layers": " ".join(map(str, sorted(engram_layers_of(self.config)))),
             "ids": ids_of(self.config),
-            "prefetch": prefetch.where,
-            "lead": prefetch.lead,
-            "prefetch_streams": prefetch.streams,
-            "prefetch_priority": prefetch.priority,
+            **{name: OmegaConf.select(self.config, KEYS[name]) for name in (*told, "steps_per_sample")},
         }
 
     def _ranks(self) -> dict[str, Any]:

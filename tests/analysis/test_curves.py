@@ -166,13 +166,21 @@ def test_a_strategy_that_is_never_overtaken_has_one_regime():
 
 
 @pytest.mark.parametrize(
-    "column", ["pause_ms", "graph_calls", "host_load", "link_load_gb_per_s", "link_load_block_kib"]
+    "column",
+    ["pause_ms", "graph_calls", "steps_per_sample", "host_load", "link_load_gb_per_s", "link_load_block_kib"],
 )
-def test_runs_with_different_pauses_graphs_or_traffic_are_different_subjects(column):
+def test_runs_with_different_pauses_graphs_samples_or_traffic_are_different_subjects(column):
     frame = pd.concat([rows("uva", {64: 1.0}, **{column: 0.0}), rows("uva", {64: 4.0}, **{column: 2.0})])
     alone, other = subjects(frame)
     assert (alone.label.endswith(f"{column}=0"), other.label.endswith(f"{column}=2")) == (True, True)
     assert (alone.rows["wall_ms_median"].item(), other.rows["wall_ms_median"].item()) == (1.0, 4.0)
+
+
+def test_a_label_does_not_tell_what_is_empty():
+    alone, beside = (rows("uva", {64: 1.0}, **columns) for columns in ({}, {"steps_per_sample": 4}))
+    assert [one.label for one in subjects(pd.concat([alone, beside]))] == [
+        "demo, bfloat16, text tokens", "demo, bfloat16, text tokens, steps_per_sample=4",
+    ]  # fmt: skip
 
 
 def test_where_scales_lie_is_another_way_and_no_other_subject():

@@ -103,3 +103,12 @@ def test_several_ways_of_one_shape_are_refused():
     says = r"^strategy=uva, batch_size=1 was measured in several ways \(prefetch: beside, inline\); keep one \("
     with pytest.raises(PaperError, match=says):
         paper_table(*(pd.concat(each) for each in zip(*parts, strict=True)), STEPS)
+
+
+def test_prompts_may_have_fewer_steps_in_a_sample_and_one_shape_has_as_many_in_each():
+    frame, samples = step_campaign(processes=2)
+    fewer = frame.assign(steps_per_sample=(frame["seq_len"] == 1) * 3 + 1)
+    assert paper_table(fewer, samples, STEPS)["processes"].tolist() == [2]
+    mixed = frame.assign(steps_per_sample=frame["run_id"].str.endswith("_0_") * 3 + 1)
+    with pytest.raises(PaperError, match=r"was measured in several ways \(steps_per_sample: 1, 4\); keep one"):
+        paper_table(mixed, samples, STEPS)

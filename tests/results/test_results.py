@@ -59,6 +59,26 @@ def test_a_layer_whose_strategy_is_that_of_the_run_says_nothing(tmp_path, writte
     assert set(load_results(tmp_path)["strategy"]) == {loaded}
 
 
+@pytest.mark.parametrize(
+    ("decoder", "options", "steps", "others"),
+    [
+        ("dense_8b", "", 4, ""),
+        ("dense_8b", "steps_per_sample=1", 1, ""),
+        ("dense_8b", "lookup.x=1 steps_per_sample=16 tokens.share=0.1", 16, "lookup.x=1 tokens.share=0.1"),
+        ("none", "steps_per_sample=2 tokens.share=0.1", None, "tokens.share=0.1"),
+    ],
+)
+def test_steps_of_a_sample_were_an_option_once(tmp_path, decoder, options, steps, others):
+    old = write_run(tmp_path / "old", decoder=decoder, options=options)
+    header, *lines = [line.rsplit(",", len(COLUMNS) - len(COLUMNS_OF[11]))[0] for line in old.read_text().splitlines()]
+    old.write_text("\n".join([header, *(f"11,{line.partition(',')[2]}" for line in lines), ""]))
+    write_run(tmp_path / "new", run_id="b", decoder=decoder, options=others, steps_per_sample=steps)
+    frame = load_results(tmp_path)
+    assert set(frame["schema_version"]) == {11, SCHEMA_VERSION}
+    assert set(frame["steps_per_sample"].dropna()) == ({steps} - {None})
+    assert set(frame["options"]) == {others}
+
+
 @pytest.mark.parametrize("version", [1, 2])
 def test_files_of_earlier_schemas_load(tmp_path, version):
     write_run(tmp_path / "new", run_id="new")

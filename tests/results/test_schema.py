@@ -44,6 +44,7 @@ def test_published_campaigns_have_what_the_newest_schema_added_empty():
     assert set(frame["decoder"]) == {"none"}, "a layer was timed alone"
     assert set(frame["pause_ms"]) == {0.0}, "calls followed each other at once"
     assert set(frame["graph_calls"]) == {0}, "each was launched by itself"
+    assert frame["steps_per_sample"].isna().all(), "of no model's step"
     assert (frame[["host_load", "link_load_gb_per_s", "link_load_block_kib"]] == 0).all(axis=None), (
         "nothing beside them"
     )

@@ -40,6 +40,8 @@ def test_a_step_has_its_rows(run_inline, tmp_path, device, shape, strategy):
     frame = load_results(tmp_path).set_index("case")
     assert (frame["engram_layers"] == "1 3").all()
     assert (frame["ids"] == ("device" if shape == DECODE else "host")).all()
+    assert (frame["steps_per_sample"] == 2).all()
+    assert not frame["options"].str.contains("steps_per_sample").any()
     samples = load_samples(tmp_path).pivot(index="iteration", columns="case", values="wall_ms")
     samples = samples[["step", "ready"]].dropna()  # rounds in which both were timed
     step = frame.loc["step"]
