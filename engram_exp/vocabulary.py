@@ -46,7 +46,8 @@ WHOLES = {FULL: KV, LAYER: HIDDEN}  # cases of several stages: all up to the one
 # Cases of a model's step: its decoder alone; with the layers, their rows in place; with the layers as the strategy has
 # them; and the rows of all layers, with nothing beside them.
 DECODER, READY, IN_STEP, FETCH = "decoder", "ready", "step", "fetch"
-OF_A_STEP = (FETCH, DECODER, READY, IN_STEP)
+IN_SERIES = (DECODER, READY, IN_STEP)  # of which a sample is of several that follow each other
+OF_A_STEP = (FETCH, *IN_SERIES)
 CASES = (*(step.name for step in STEPS), *UPLOADS, *WHOLES, *OF_A_STEP)
 ALIASES = {"hash": (HASHING.name, LOOKUP.name), "compute": (PROJECTION.name,)}  # the original's names
 

@@ -10,7 +10,7 @@ from engram_exp.analysis.subjects import WAYS, varying
 from engram_exp.machine.disturbance import is_disturbed
 from engram_exp.results import schema
 from engram_exp.results.schema import of_role
-from engram_exp.vocabulary import OK, UPLOADS, WHOLES
+from engram_exp.vocabulary import IN_SERIES, OK, UPLOADS, WHOLES
 
 FACTOR = 2.0  # beyond it the same component, asked for the same on the same machine, was not measured alike
 ONE_PROCESS = "of one process"  # what the interval of a single run is
@@ -57,7 +57,8 @@ def _number(values: pd.Series[Any]) -> pd.Series[float]:
 
 def _preempted(rows: pd.DataFrame) -> pd.Series[bool]:
     switches, samples = _number(rows["preempted"]), _number(rows["iterations"])
-    calls = _number(rows["graph_calls"]).fillna(1).clip(lower=1)  # of a sample, whose times are of one
+    calls = rows["graph_calls"].mask(rows["case"].isin(IN_SERIES), rows["steps_per_sample"])
+    calls = _number(calls).fillna(1).clip(lower=1)  # of a sample, whose times are of one
     seconds = samples * calls * _number(rows["wall_ms_mean"]) / 1e3
     threads = _number(rows["threads"]).fillna(1)
     return is_disturbed(switches, samples, seconds, threads)

@@ -24,7 +24,7 @@ from engram_exp.run.step_runs import StepRuns, steps_before
 from engram_exp.run.verify import require_close
 from engram_exp.stage import Tensors
 from engram_exp.strategy.step import InStep, Reached, Series
-from engram_exp.vocabulary import DECODER, FETCH, IN_STEP, READY, STEADY, WARM
+from engram_exp.vocabulary import DECODER, FETCH, IN_SERIES, IN_STEP, READY, STEADY, WARM
 
 WINDOWS = 5  # steps whose windows are looked at
 
@@ -81,7 +81,7 @@ class StepBench:
     def timed(self, case: str) -> Case:
         """A case as it is timed: `fetch` by itself, the others one step behind the other, as a server runs them."""
         look, run, last = self.looks[case], self.built.runs[case], self._inputs(case)
-        steps = 1 if case == FETCH else self.plan.plan.config.steps_per_sample
+        steps = self.plan.plan.config.steps_per_sample if case in IN_SERIES else 1
         before = steps_before(last, steps) if case == IN_STEP else lambda batch: [batch] * (steps - 1)
         # Of a sample's steps the last; the next sample goes on with the batch behind it.
         last = [last[(steps * (number + 1) - 1) % len(last)] for number in range(len(last))]

@@ -19,7 +19,7 @@ from engram_exp.measure.limits import is_beaten
 from engram_exp.measure.rates import Limit
 from engram_exp.results import schema
 from engram_exp.results.schema import OPTIONS, of_role
-from engram_exp.vocabulary import DECODER, FETCH, LOOKUP, OK
+from engram_exp.vocabulary import DECODER, FETCH, IN_SERIES, LOOKUP, OK
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -40,7 +40,8 @@ def _is_disturbed(row: Mapping[str, Any]) -> bool:
     if row.get("host_load"):  # was asked for
         return False
     samples = row["iterations"]
-    seconds = samples * max(1, row.get("graph_calls") or 0) * row["wall_ms_mean"] / 1e3
+    calls = row.get("steps_per_sample" if row["case"] in IN_SERIES else "graph_calls") or 1  # of a sample
+    seconds = samples * calls * row["wall_ms_mean"] / 1e3
     return bool(is_disturbed(row.get("preempted") or 0, samples, seconds, row["threads"]))
 
 

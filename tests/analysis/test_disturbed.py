@@ -33,6 +33,10 @@ def rows(*changes):
         ({"preempted": 400, "graph_calls": 8}, ""),  # each of the samples was of so many calls: eight seconds
         ({"preempted": 481, "graph_calls": 8}, PREEMPTED),
         ({"preempted": 61, "graph_calls": 0}, PREEMPTED),
+        ({"preempted": 200, "case": "step", "steps_per_sample": 4}, ""),  # likewise: four seconds
+        ({"preempted": 241, "case": "step", "steps_per_sample": 4}, PREEMPTED),
+        ({"preempted": 61, "case": "fetch", "steps_per_sample": 4}, PREEMPTED),  # called by itself
+        ({"preempted": 61, "case": "full", "steps_per_sample": NAN}, PREEMPTED),
         ({"steady": False}, UNSTEADY),
         ({"steady": ""}, ""),
         ({"steady": NAN}, ""),  # unknown
@@ -58,6 +62,7 @@ def test_a_row_says_why(change, why):
         ({}, {"wall_ms_median": 41.0, "git_sha": "other"}, False),
         ({"case": "projection"}, {"case": "projection", "wall_ms_median": 41.0, "device_ms_median": 41.0}, False),
         ({"case": "full"}, {"case": "full", "wall_ms_median": 41.0, "strategy": "kv_on_cpu"}, False),
+        ({"case": "step", "steps_per_sample": 4}, {"case": "step", "steps_per_sample": 1, "wall_ms_median": 41.0}, False),
         ({"case": "full"}, {"case": "full", "wall_ms_median": 41.0}, True),
         ({"case": "layer"}, {"case": "layer", "wall_ms_median": 41.0, "strategy": "kv_on_cpu"}, False),
         ({"case": "lookup"}, {"case": "lookup", "wall_ms_median": 41.0, "table": "pinned"}, False),

@@ -29,14 +29,17 @@ def test_a_suspect_time_is_not_shown(capsys):
     assert summary(capsys, {"status": "suspect"}) == [["full"], ["suspect"]]
 
 
-@pytest.mark.parametrize(("graph_calls", "told"), [(8, 0), (0, 1)])
-def test_a_graph_of_calls_may_be_preempted_as_long_as_all_of_them_take(capsys, graph_calls, told):
+@pytest.mark.parametrize(
+    ("case", "calls", "told"), [("projection", 8, 0), ("projection", 0, 1), ("ready", 8, 0), ("ready", 1, 1)]
+)
+def test_a_sample_of_several_calls_may_be_preempted_as_long_as_all_of_them_take(capsys, case, calls, told):
+    of_a_sample = {"graph_calls": calls} if case == "projection" else {"graph_calls": 0, "steps_per_sample": calls}
     row = dict.fromkeys(COLUMNS) | {
-        "case": "projection", "status": "ok", "wall_ms_median": 20.0, "wall_ms_mean": 20.0, "iterations": 50,
-        "threads": 2, "preempted": 400, "gb_per_s": 0.1, "flops": 0, "tokens_per_s": 1.0, "graph_calls": graph_calls,
+        "case": case, "status": "ok", "wall_ms_median": 20.0, "wall_ms_mean": 20.0, "iterations": 50, "threads": 2,
+        "preempted": 400, "gb_per_s": 0.1, "flops": 0, "tokens_per_s": 1.0, **of_a_sample,
     }  # fmt: skip
     Terminal().results([row])
-    assert capsys.readouterr().out.count("projection: disturbed") == told
+    assert capsys.readouterr().out.count(f"{case}: disturbed") == told
 
 
 def test_the_tokens_of_a_step_that_a_file_serves_are_told(capsys):
