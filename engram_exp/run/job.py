@@ -27,6 +27,7 @@ from engram_exp.config.derived import (
     ids_of,
     order_of,
     reads_in_order,
+    stages_of,
     threads_of,
 )
 from engram_exp.config.mixed import strategy_in_words
@@ -39,7 +40,7 @@ from engram_exp.results.load import DAMAGES, whole_run
 from engram_exp.results.schema import CHOICE, KEYS, RESULTS, SAMPLES, of_kind
 from engram_exp.results.write import SAMPLES_SO_FAR
 from engram_exp.run.overridden import as_text, overridden
-from engram_exp.vocabulary import AUTO, COLD, DEVICE, DISK, HALF_BESIDE, MULTIPROCESSORS, OF_A_STEP, PLACED_WITH, STEPS
+from engram_exp.vocabulary import AUTO, COLD, DEVICE, DISK, HALF_BESIDE, LOOKUP, MULTIPROCESSORS, OF_A_STEP
 
 FILE = "job.yaml"
 SAYS_NOTHING = (  # of what a run measures
@@ -208,16 +209,18 @@ class Job:
 
     def case_columns(self, case: str) -> dict[str, Any]:
         """Of a step's cases: the strategies of its layers, if they differ; and of a file that is not cold, its state:
-        rows from memory are no rows from a disk. Of those that are no stage on the device: that they are in no graph of
-        calls."""
+        rows from memory are no rows from a disk. Of those that are no stage on the device, or are to find no row kept:
+        that they are in no graph of calls."""
         chosen, config = self.choices["strategy"] or "", self.config
         told = strategy_in_words(chosen, config) if case in OF_A_STEP else chosen
         is_usual = config.strategy.table != DISK or config.cache_state == COLD
-        is_stage = any(case == step.name for step in STEPS)
-        on_device = is_stage and config.strategy.get(PLACED_WITH.get(case, case), DEVICE) == DEVICE
+        on_device = [stage.name for stage in stages_of(config) if stage.place == DEVICE and not stage.is_upload]
+        is_cold = case == LOOKUP.name and config.lookup.get("state") == COLD
+        # That a lookup on the device waits for the host (cached_copy) only its class says, which imports torch: failed
+        # rows of such a one say graph_calls, though others say 0.
         return {
             "strategy": told if is_usual else f"{told} cache_state={config.cache_state}",
-            "graph_calls": config.graph_calls if on_device else 0,
+            "graph_calls": config.graph_calls if case in on_device and not is_cold else 0,
         }
 
     def _reading(self) -> dict[str, Any]:

@@ -128,14 +128,22 @@ def test_where_measuring_takes_too_much_memory_a_case_ends_and_not_the_run(run_i
     assert [row["status"] for row in found] == ["ok", "ok", "oom_device"]
 
 
-def test_failed_rows_are_of_the_same_subjects_as_others(configure, tmp_path):
-    cases = "cases=[hashing,lookup,widening,projection,fusion,up_embed,full,layer,fetch,step]"
-    config = configure(
-        *TINY, "strategy=kv_on_gpu", "dtype=fp8", "fusion=gated_conv", "decoder=dense_8b", "graph_calls=8", cases
-    )
-    failed = Job.create(config, {"strategy": "kv_on_gpu"}, tmp_path).failed_rows("timeout", "")
-    assert [row["case"] for row in failed if row["graph_calls"]] == ["widening", "projection", "fusion"]
-    assert {row["graph_calls"] for row in failed} == {0, 8}
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["strategy=kv_on_gpu", "dtype=fp8", "fusion=gated_conv", "decoder=dense_8b"],
+        ["strategy=both"],
+        ["strategy=distinct"],
+        ["strategy=cached", "lookup.gb=0.001"],
+        ["strategy=cached", "lookup.gb=0.001", "lookup.state=cold"],
+    ],
+)
+def test_failed_rows_are_of_the_same_subjects_as_others(configure, tmp_path, options):
+    config = configure(*TINY, *options, "graph_calls=8", "cases=all")
+    plan, job = Plan(config), Job.create(config, {}, tmp_path)
+    failed = {row["case"]: row["graph_calls"] for row in job.failed_rows("timeout", "")}
+    assert failed == {case: graph_calls_of(plan, case) for case in job.cases}
+    assert set(failed.values()) == {0, 8}
 
 
 def test_the_card_says_that_no_case_is_timed_in_graphs(run_inline, launched, capsys):
