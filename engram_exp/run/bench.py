@@ -15,11 +15,12 @@ from engram_exp.machine.memory import peak_bytes
 from engram_exp.machine.placement import poison
 from engram_exp.measure.clock import Clock
 from engram_exp.measure.loop import Case
+from engram_exp.run.batches import pinned
 from engram_exp.run.glance import Glance
 from engram_exp.run.graph_calls import Graphs, graph_calls_of
 from engram_exp.run.kinds import KINDS
 from engram_exp.run.made_up import MadeUp
-from engram_exp.run.on_disk import Files
+from engram_exp.run.on_disk import Files, disk_tables
 from engram_exp.run.parts import Parts
 from engram_exp.run.row_cache import (
     CountingGlance,
@@ -65,7 +66,7 @@ class Bench:
         self.whole_runs: dict[str, WholeRun] = {}
         self.whole_peaks: dict[str, dict[str, int]] = {}  # memory of a whole, before more was built
         self.errors: dict[str, Exception] = {}
-        self.files = Files(parts.on_disk, self.plan.config.cache_state)
+        self.files = Files(disk_tables([parts]), self.plan.config.cache_state)
 
     def build(self) -> None:
         """Build every stage, run it on the first batch and compare it with the reference; then each whole on another
@@ -261,7 +262,7 @@ class Bench:
     def _verify_whole(self, case: str) -> None:
         first = self.parts.batches[0]
         shifted = Batch((first.ids + 1) % self.parts.hash.vocab_size, first.history)
-        (batch,) = self.parts.pinned([shifted])
+        (batch,) = pinned(self.plan, [shifted])
         for tensor in self.last[case]:
             poison(tensor)
         result = self.last[case] = self.run_alone(partial(self.whole_runs[case], batch))

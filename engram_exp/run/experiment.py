@@ -33,7 +33,7 @@ from engram_exp.run.graph_calls import graph_calls_of
 from engram_exp.run.job import Job
 from engram_exp.run.kept_tables import KeptTables
 from engram_exp.run.known_limits import known_limits
-from engram_exp.run.on_disk import proven
+from engram_exp.run.on_disk import disk_tables, proven
 from engram_exp.run.parts import Parts, tables_of
 from engram_exp.run.plan import Distinct, Plan, work
 from engram_exp.run.rank_plan import free_here
@@ -162,8 +162,9 @@ class Experiment:
         check_fits(needed, *free, config.model.table_scale, config.hardware.numa)
         self.ranks.agree()  # nobody has taken any of it yet
         log.info("%d batches of tokens", len(self.parts.batches))  # may be refused: before limits, which take time
-        plan.limits = known_limits(plan, self.parts.on_disk, self.terminal.say)
-        for table in self.parts.on_disk if config.memory_limit_gb is not None else ():
+        on_disk = disk_tables([self.parts])
+        plan.limits = known_limits(plan, on_disk, self.terminal.say)
+        for table in on_disk if config.memory_limit_gb is not None else ():
             table.make_cold()  # pages that others have read before count in no group of ours
         if plan.step:
             plan.step.know(plan.limits)

@@ -45,7 +45,7 @@ class MadeUp:
 
     def renew_brought(self, task: Task) -> None:
         """Write other contents to where the model has what it brings to a stage."""
-        for tensor in self.parts.brought(task):
+        for tensor in self.parts.model_state.brought(task):
             repeat(torch.randn(min(len(tensor), PATTERN_TOKENS), *tensor.shape[1:]), tensor)
 
     def _pattern(self, value: str) -> torch.Tensor:

@@ -7,6 +7,7 @@ from functools import cached_property
 import torch
 
 from engram_exp.run.plan import Plan
+from engram_exp.stage import Task, Tensors
 from engram_exp.vocabulary import DEVICE
 
 MODEL_SEED = 2**33  # added to the seed: no run draws its weights from these
@@ -41,6 +42,10 @@ class ModelState:
         geometry, sequences = self.geometry, self.plan.config.batch_size
         scales = self._draw(2, sequences, geometry.conv_reach, geometry.hc_mult, dtype=torch.float32)
         return scales.zero_() if self.plan.config.tokens.get("history") is False else scales.abs_()
+
+    def brought(self, task: Task) -> Tensors:
+        """What the model brings to a stage, as the stage's kind names it."""
+        return tuple(getattr(self, name) for name in task.kind.brings(task.load))
 
     def _draw(self, number: int, *shape: int, dtype: torch.dtype) -> torch.Tensor:
         generator = torch.Generator().manual_seed(int(self.plan.config.seed) + MODEL_SEED + number)

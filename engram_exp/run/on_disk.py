@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import resource
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from statistics import median
@@ -12,6 +12,7 @@ from typing import Any
 from engram_exp.machine.disk import in_words, read_bytes
 from engram_exp.measure.clock import Clock
 from engram_exp.measure.loop import Case
+from engram_exp.run.parts import Parts
 from engram_exp.stage import Task
 from engram_exp.steps.lookup.from_file import FileLookup
 from engram_exp.steps.lookup.hot_rows import HotRows
@@ -28,6 +29,11 @@ LEAST_SHARE = 0.9  # of the bytes of distinct rows, that a cold call must have h
 def reads_disk(tasks: Sequence[Task]) -> bool:
     """Whether some of a case's stages read a table on a disk."""
     return any(task.kind.reads_table and task.load.table == DISK for task in tasks)
+
+
+def disk_tables(layers: Iterable[Parts]) -> list[DiskTable]:
+    """The tables of layers that the run reads from files."""
+    return [parts.table for parts in layers if parts.plan.looks_up and parts.plan.config.strategy.table == DISK]
 
 
 class Files:

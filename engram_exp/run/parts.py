@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import cached_property, partial
 from typing import Any
 
@@ -21,18 +21,17 @@ from engram_exp.layer.tokens import Batch
 from engram_exp.layer.weights import ProjectionWeights
 from engram_exp.machine.environment import code_cache
 from engram_exp.machine.placement import Placement
-from engram_exp.run.batches import Batches, pinned
+from engram_exp.run.batches import Batches
 from engram_exp.run.component import asks_only_for, make
 from engram_exp.run.kept_tables import KeptTables, table_made_of
 from engram_exp.run.layer_weights import LayerWeights
 from engram_exp.run.model_state import ModelState
 from engram_exp.run.plan import Plan
 from engram_exp.run.rank_plan import group_of, lookup_of_stored, reads_peers, shards_of
-from engram_exp.stage import BuiltStage, PlannedStage, Task, Tensors, as_stage_function
+from engram_exp.stage import BuiltStage, PlannedStage, Tensors, as_stage_function
 from engram_exp.steps.lookup.step import Lookup
-from engram_exp.steps.tables.on_disk import DiskTable
 from engram_exp.steps.widening import build_widening
-from engram_exp.vocabulary import DEVICE, DISK, HOST, OWN
+from engram_exp.vocabulary import DEVICE, HOST, OWN
 
 TABLE_BUILT_FROM = ("rows", "row_format", "seed", "placement")
 # What `table_made_of` tells: a table of others that asks for more, another run's may differ from.
@@ -85,7 +84,7 @@ class Parts:
             component = make(config[group], given, kind.built_from)
         else:
             component = build_widening(**{name: given[name]() for name in kind.built_from})
-        brought = self.brought(task) if brought is None else brought
+        brought = self.model_state.brought(task) if brought is None else brought
         return BuiltStage(stage, kind, as_stage_function(component, brought), component)
 
     def _own_lookup(self, placement: Placement, beside: bool) -> Callable[[Any, int, int], Any]:
@@ -98,10 +97,6 @@ class Parts:
             return make(node, {**given, "table": lambda: table, "columns": lambda: columns}, Lookup.built_from)
 
         return build
-
-    def brought(self, task: Task) -> Tensors:
-        """What the model brings to a stage, as the stage's kind names it."""
-        return tuple(getattr(self.model_state, name) for name in task.kind.brings(task.load))
 
     def _given(
         self, tokens: int, placement: Placement, lead: int = 0, beside: bool = False
@@ -213,11 +208,6 @@ class Parts:
         return self.row_format.contents(row_ids, self.seed)
 
     @property
-    def on_disk(self) -> list[DiskTable]:
-        """The table, if the run reads it from a file."""
-        return [self.table] if self.plan.looks_up and self.plan.config.strategy.table == DISK else []
-
-    @property
     def reference_weights(self) -> ProjectionWeights:
         """The projection's parameters on the CPU, in float32."""
         return self.weights.reference_projection
@@ -226,10 +216,6 @@ class Parts:
     def reference_fusion(self) -> FusionWeights:
         """The fusion's, likewise."""
         return self.weights.reference_fusion
-
-    def pinned(self, batches: Sequence[Batch]) -> list[Batch]:
-        """Copies of batches of one shape in pinned memory, as the run's lie there where they are uploaded."""
-        return pinned(self.plan, batches)
 
 
 def tables_of(parts: Parts) -> list[str]:

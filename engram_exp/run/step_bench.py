@@ -13,7 +13,7 @@ from engram_exp.layer.tokens import Batch
 from engram_exp.measure.clock import Clock
 from engram_exp.measure.loop import Case, Timing
 from engram_exp.run.bench import OF_THE_RUN
-from engram_exp.run.on_disk import Files
+from engram_exp.run.on_disk import Files, disk_tables
 from engram_exp.run.parts import Parts
 from engram_exp.run.plan import Distinct
 from engram_exp.run.row_cache import SteadyAgain, counted_columns, is_in, require_kept, restore_of
@@ -51,8 +51,7 @@ class StepBench:
         self.cases = plan.cases
         self.errors: dict[str, Exception] = {}
         self.reached: dict[str, list[Reached]] = {}
-        tables = [table for layer in self.layers for table in layer.parts.on_disk]
-        self.files = Files(tables, parts.plan.config.cache_state)
+        self.files = Files(disk_tables(layer.parts for layer in self.layers), parts.plan.config.cache_state)
 
     def build(self) -> None:
         """Build the decoder and the layers, run each case, and compare it with the references.

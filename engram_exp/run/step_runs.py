@@ -10,6 +10,7 @@ import torch
 from engram_exp.config.derived import ids_of
 from engram_exp.layer.tokens import Batch
 from engram_exp.machine.placement import Placement, poison
+from engram_exp.run.batches import pinned
 from engram_exp.run.parts import Parts
 from engram_exp.run.step_layer import How, Run, TableLayer
 from engram_exp.run.step_plan import StepPlan
@@ -37,7 +38,7 @@ class StepRuns:
 
     def __init__(self, parts: Parts, plan: StepPlan, layers: Sequence[TableLayer]) -> None:
         config = plan.plan.config
-        self.parts, self.plan, self.layers, self.device = parts, plan, layers, plan.plan.device
+        self.plan, self.layers, self.device = plan, layers, plan.plan.device
         self.sampled = ids_of(config) == DEVICE
         self.batches = self._placed(parts.batches)
         decoder = plan.shape.build(
@@ -113,7 +114,7 @@ class StepRuns:
         """Token ids of a step."""
 
         def pin(batch: Batch) -> Batch:
-            return self.parts.pinned([Batch(*(tensor.cpu() for tensor in batch))])[0]
+            return pinned(self.plan.plan, [Batch(*(tensor.cpu() for tensor in batch))])[0]
 
         return StepIds(self.batches[0], self.device, sampled=self.sampled, pin=pin)
 
@@ -121,7 +122,7 @@ class StepRuns:
         """Copies of batches where a step's ids are made."""
         if self.sampled:
             return [Batch(*(tensor.to(self.device, copy=True) for tensor in batch)) for batch in batches]
-        return self.parts.pinned(batches)
+        return pinned(self.plan.plan, batches)
 
     def _fetches(self, ids: StepIds, *, ahead: bool = False) -> list[Fetch]:
         """How the rows of all layers come."""

@@ -103,7 +103,7 @@ class Verifier:
         brought: list[Tensors] = []
         for task in (*reversed(others), first):
             judge, load = judge_of(task), task.load
-            brought.insert(0, judge.excerpt_of_brought(load, self.parts.brought(task), positions))
+            brought.insert(0, judge.excerpt_of_brought(load, self.parts.model_state.brought(task), positions))
             if task is not first:
                 positions = judge.reads(load, positions)
         return judge_of(first).excerpt(first.load, inputs, positions), *brought

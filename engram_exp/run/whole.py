@@ -11,6 +11,7 @@ import torch
 from engram_exp.config.derived import GRAPH, capture_of
 from engram_exp.layer.tokens import Batch
 from engram_exp.machine.placement import Placement
+from engram_exp.run.batches import pinned
 from engram_exp.run.parts import Parts
 from engram_exp.stage import BuiltStage, PlannedStage, Strategy, Tensors
 from engram_exp.strategy.plan import overlapping, works_alone
@@ -39,7 +40,7 @@ def build_whole_run(
     else:
         run = Strategy([stages[stage.name] for stage in plan.whole(case)])
     if capture_of(plan.config) == GRAPH and plan.device.type == "cuda":
-        return Graph(run, parts.pinned(parts.batches[:1])[0])
+        return Graph(run, pinned(plan, parts.batches[:1])[0])
     return run
 
 
@@ -105,7 +106,7 @@ class ChunkStages:
             return self.parts.stage(stage, piece.tokens, part)
         lead = min(piece.positions.start, self.plan.geometry.conv_reach)  # what its convolution reads is there already
         keys, value = (tensor[first - lead : end] for tensor in self._result(KV))
-        hidden, *history = self.parts.brought(self.plan.task(stage))
+        hidden, *history = self.parts.model_state.brought(self.plan.task(stage))
         brought = hidden[first - lead : end], *(tensor[piece.sequences] for tensor in history)
         built = self.parts.stage(stage, piece.tokens, part, brought, lead)
         return replace(built, run=lambda _: built.run((keys, value)))

@@ -14,7 +14,7 @@ from engram_exp.config.checks import check
 from engram_exp.errors import ConfigError
 from engram_exp.machine import disk
 from engram_exp.measure.loop import Case
-from engram_exp.run.on_disk import Files, proven, reads_disk
+from engram_exp.run.on_disk import Files, disk_tables, proven, reads_disk
 from engram_exp.run.plan import work
 from engram_exp.run.row_cache import require_kept
 from engram_exp.steps.lookup.hot_rows import FINDING_BYTES
@@ -243,7 +243,7 @@ def test_calls_that_are_looked_at_are_few(configure, asked):
     """Cold: each once, and once more with its rows in memory."""
     parts, called = parts_of(configure(*TINY, *asked, "lookup=pread")), []
     clock = SimpleNamespace(time=lambda call, uses_device: (call(), SimpleNamespace(wall_ms=900.0))[1])
-    files = Files(parts.on_disk, "cold")
+    files = Files(disk_tables([parts]), "cold")
     calls = [lambda number=number: called.append(number) for number in range(5)]
     task = parts.plan.task(next(stage for stage in parts.plan.stages if stage.name == "lookup"))
     files.timed(Case("lookup", calls, False), [task])
