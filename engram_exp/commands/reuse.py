@@ -71,7 +71,7 @@ def run(arguments: argparse.Namespace) -> None:
     for streams in arguments.concurrency or [workload.concurrency]:
         row_ids = workload.row_ids(arguments.most, streams)
         if arguments.profile and not caches:
-            write_profile(arguments.profile, workload.parts.hash_plan, row_ids)
+            write_profile(arguments.profile, workload.parts.hash.plan, row_ids)
         began = time.perf_counter()
         cache, step = curves(row_ids, workload.shape)
         passed_s = time.perf_counter() - began

@@ -20,15 +20,15 @@ def reuse_columns(plan: Plan, parts: Parts) -> dict[str, Any]:
     uses, whatever the run. Nothing of a run that asks for no rows."""
     if not plan.looks_up:
         return {}
-    left, found = SAMPLED_USES // parts.geometry.columns, []
+    left, found = SAMPLED_USES // plan.geometry.columns, []
     for batch in parts.batches:
         sequences = -(-left // plan.config.seq_len)
-        row_ids = parts.hash_plan.row_ids(*(tensor[:sequences] for tensor in batch)).flatten(0, 1)[:left]
+        row_ids = parts.hash.plan.row_ids(*(tensor[:sequences] for tensor in batch)).flatten(0, 1)[:left]
         found.append(row_ids.flatten().numpy())
         left -= len(row_ids)
         if not left:
             break
-    sample = sample_reuse(np.concatenate(found), parts.geometry.row_bytes)
+    sample = sample_reuse(np.concatenate(found), plan.geometry.row_bytes)
     return {"lru_hit_rate": sample.hit_rate, "reuse_distance_rows": sample.distance_rows}
 
 

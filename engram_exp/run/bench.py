@@ -261,7 +261,7 @@ class Bench:
 
     def _verify_whole(self, case: str) -> None:
         first = self.parts.batches[0]
-        shifted = Batch((first.ids + 1) % self.parts.hash.vocab_size, first.history)
+        shifted = Batch((first.ids + 1) % self.parts.hash.of_model.vocab_size, first.history)
         (batch,) = pinned(self.plan, [shifted])
         for tensor in self.last[case]:
             poison(tensor)

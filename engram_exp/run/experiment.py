@@ -218,7 +218,7 @@ class Experiment:
     def distinct(self) -> Distinct | None:
         """How many of the rows that the batches ask for are distinct; None where none are asked for."""
         parts = self.parts
-        return distinct_among(parts.hash_plan, parts.batches, parts.geometry.rows) if self.plan.looks_up else None
+        return distinct_among(parts.hash.plan, parts.batches, self.plan.geometry.rows) if self.plan.looks_up else None
 
     def _measure(self, benches: Sequence[Bench | StepBench], clock: Clock) -> dict[str, Timing]:
         config = self.job.config

@@ -43,19 +43,9 @@ class LayerWeights:
         return self.projection.share(self.plan.ranks.rank, self.plan.ranks.size)
 
     @cached_property
-    def reference_projection(self) -> ProjectionWeights:
-        """The projection's in float32."""
-        return self.projection.to(torch.float32)
-
-    @cached_property
     def fusion(self) -> FusionWeights:
         """The fusion's, on the CPU."""
         return FusionWeights.draw(self.plan.geometry, self.projection, self.seed + FUSION_SEED)
-
-    @cached_property
-    def reference_fusion(self) -> FusionWeights:
-        """The fusion's in float32."""
-        return self.fusion.to(torch.float32)
 
     def on(self, device: torch.device, weights: Weights) -> Weights:
         """One copy of some of these for all who need it there: the chunks of a pipeline share them."""

@@ -39,7 +39,7 @@ class MadeUp:
     def renew(self, value: str, tensors: Tensors) -> None:
         """Write other contents to where a value lies."""
         if value == TOKEN_IDS:
-            tensors[0].random_(self.parts.hash.vocab_size)
+            tensors[0].random_(self.parts.hash.of_model.vocab_size)
         else:
             self._fill(value, tensors, self._pattern(value))
 
@@ -49,7 +49,7 @@ class MadeUp:
             repeat(torch.randn(min(len(tensor), PATTERN_TOKENS), *tensor.shape[1:]), tensor)
 
     def _pattern(self, value: str) -> torch.Tensor:
-        return judge_of(self._maker(value)).example(self.parts, PATTERN_TOKENS)
+        return judge_of(self._maker(value)).example(self.parts.reference, PATTERN_TOKENS)
 
     def _fill(self, value: str, tensors: Tensors, pattern: torch.Tensor) -> None:
         maker, tokens = self._maker(value), len(pattern)

@@ -7,27 +7,21 @@ from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
-import torch
-from hydra.utils import get_class
 
-from engram_exp.config.options import COMPRESSION, CPU, OF_HASH
-from engram_exp.errors import ConfigError
-from engram_exp.layer.compression import load_compression
-from engram_exp.layer.fusion import FusionWeights
-from engram_exp.layer.hash_plan import Hash, HashPlan
+from engram_exp.config.options import CPU
 from engram_exp.layer.profile import profile_file, read_profile
-from engram_exp.layer.tokenizer import TokenizerSource, open_tokenizer
 from engram_exp.layer.tokens import Batch
-from engram_exp.layer.weights import ProjectionWeights
 from engram_exp.machine.environment import code_cache
 from engram_exp.machine.placement import Placement
 from engram_exp.run.batches import Batches
 from engram_exp.run.component import asks_only_for, make
 from engram_exp.run.kept_tables import KeptTables, table_made_of
+from engram_exp.run.layer_hash import LayerHash
 from engram_exp.run.layer_weights import LayerWeights
 from engram_exp.run.model_state import ModelState
 from engram_exp.run.plan import Plan
 from engram_exp.run.rank_plan import group_of, lookup_of_stored, reads_peers, shards_of
+from engram_exp.run.reference import LayerReference
 from engram_exp.stage import BuiltStage, PlannedStage, Tensors, as_stage_function
 from engram_exp.steps.lookup.step import Lookup
 from engram_exp.steps.widening import build_widening
@@ -49,11 +43,9 @@ class Parts:
 
     def __init__(self, plan: Plan, seed: int | None = None, tables: KeptTables | None = None) -> None:
         self.plan, self.tables = plan, tables or KeptTables()
-        self.geometry, self.row_format = plan.geometry, plan.row_format
         self.seed = int(plan.config.seed) if seed is None else seed
-        self.tolerance = float(plan.config.dtype.tolerance)
-        self.cache_dir = code_cache(plan.config.cache_dir)
-        self.weights, self.model_state = LayerWeights(plan, self.seed), ModelState(plan)
+        self.hash, self.weights, self.model_state = LayerHash(plan), LayerWeights(plan, self.seed), ModelState(plan)
+        self.reference = LayerReference(plan, self.seed, self.hash, self.weights, lambda: self.table)
 
     def stage(
         self,
@@ -104,9 +96,9 @@ class Parts:
         """Everything that a component may be built from, beside its own options, by the name of its argument."""
         weights = self.weights
         return {
-            "plan": lambda: self.hash_plan,
+            "plan": lambda: self.hash.plan,
             "table": lambda: self.table,
-            "columns": lambda: self.geometry.columns,
+            "columns": lambda: self.plan.geometry.columns,
             "weights": lambda: weights.on(placement.device, weights.projection),
             "weights_share": lambda: weights.on(placement.device, weights.share),
             "fusion_weights": lambda: weights.on(placement.device, weights.fusion),
@@ -114,15 +106,15 @@ class Parts:
             "beside": lambda: beside,
             "max_tokens": lambda: tokens,
             "placement": lambda: placement,
-            "rows": lambda: self.geometry.rows,
-            "row_format": lambda: self.row_format,
+            "rows": lambda: self.plan.geometry.rows,
+            "row_format": lambda: self.plan.row_format,
             "seed": lambda: self.seed,
-            "layer": lambda: self.geometry.layer,
-            "vocab_size": lambda: self.hash.vocab_size,
-            "history_len": lambda: self.geometry.max_order - 1,
-            "tokenizer": lambda: self.tokenizer,
-            "open_tokenizer": lambda: lambda: self.tokenizer,  # of those who may do without
-            "cache_dir": lambda: self.cache_dir,
+            "layer": lambda: self.plan.geometry.layer,
+            "vocab_size": lambda: self.hash.of_model.vocab_size,
+            "history_len": lambda: self.plan.geometry.max_order - 1,
+            "tokenizer": lambda: self.hash.tokenizer,
+            "open_tokenizer": lambda: lambda: self.hash.tokenizer,  # of those who may do without
+            "cache_dir": lambda: code_cache(self.plan.config.cache_dir),
             "read_times": lambda: self.plan.read_times,
             "profile": lambda: self.profile,
             "ranks": lambda: self.plan.ranks,
@@ -132,31 +124,6 @@ class Parts:
             "rank_tokens": lambda: [tokens] * self.plan.ranks.size,
             "own_batches": lambda: self.plan.config.rank_batches == OWN,
         }
-
-    @cached_property
-    def tokenizer(self) -> TokenizerSource:
-        """The model's tokenizer.
-
-        Raises:
-            ConfigError: it has none, or it cannot be read.
-        """
-        name = self.plan.config.model.tokenizer
-        if name is None:
-            remedy = "the model has none, and text needs one; name one, or use tokens=random or tokens=ids tokens.path="
-            raise ConfigError("model.tokenizer", "null", remedy)
-        return open_tokenizer(name)
-
-    @cached_property
-    def hash(self) -> Hash:
-        """The model's hash."""
-        model = self.plan.config.model
-        of_model: dict[str, Callable[[], Any]] = {key: partial(model.get, key) for key in OF_HASH}
-        return make(model.hash, {**of_model, COMPRESSION: lambda: load_compression(self.tokenizer, self.cache_dir)})
-
-    @cached_property
-    def hash_plan(self) -> HashPlan:
-        """The layer's hash constants."""
-        return self.hash(self.geometry)
 
     @cached_property
     def drawn(self) -> Batches:
@@ -176,8 +143,8 @@ class Parts:
             ConfigError: the source has none, or the file is no profile of this table.
         """
         if path is not None:
-            return read_profile(profile_file(path, self.geometry.layer), self.hash_plan)
-        return self.drawn.row_ids_behind(tokens, self.hash_plan)
+            return read_profile(profile_file(path, self.plan.geometry.layer), self.hash.plan)
+        return self.drawn.row_ids_behind(tokens, self.hash.plan)
 
     @cached_property
     def token_source(self) -> Any:
@@ -198,24 +165,6 @@ class Parts:
         kept = self.tables if asks_only_for(node, KEPT_TABLE_BUILT_FROM) else KeptTables()
         fill = partial(make, node, self._given(self.plan.tokens, placement), TABLE_BUILT_FROM)
         return kept.of(table_made_of(self.plan, self.seed), fill)
-
-    def stored(self, row_ids: torch.Tensor) -> torch.Tensor:
-        """The stored rows [*row_ids.shape, width] of row ids, as they should be: computed anew, or read plainly where
-        the table was found."""
-        if getattr(get_class(self.plan.config.table._target_), "is_found", False):
-            found: torch.Tensor = self.table.contents(row_ids)
-            return found
-        return self.row_format.contents(row_ids, self.seed)
-
-    @property
-    def reference_weights(self) -> ProjectionWeights:
-        """The projection's parameters on the CPU, in float32."""
-        return self.weights.reference_projection
-
-    @property
-    def reference_fusion(self) -> FusionWeights:
-        """The fusion's, likewise."""
-        return self.weights.reference_fusion
 
 
 def tables_of(parts: Parts) -> list[str]:

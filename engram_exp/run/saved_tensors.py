@@ -72,7 +72,7 @@ def _layer_tensors(parts: Parts) -> dict[str, torch.Tensor]:
     """Parameters and what the model brings: all that the hidden state behind the layer follows from, beside its
     embeddings."""
     projection, fusion, state = parts.weights.projection, parts.weights.fusion, parts.model_state
-    convolves = parts.geometry.conv_kernel
+    convolves = parts.plan.geometry.conv_kernel
     found = {
         "weight": projection.weight,
         "bias": projection.bias,

@@ -237,4 +237,4 @@ class StepBench:
         if hidden is not None:
             positions = self.layers[0].verifier.positions().to(result[0].device)
             got, want = result[0][positions].cpu(), hidden[positions].float().cpu()
-            require_close(f"{case}, {DECODER}", got, want, float(self.parts.tolerance))
+            require_close(f"{case}, {DECODER}", got, want, self.parts.reference.tolerance)

@@ -190,7 +190,7 @@ class Looks:
         if self.hidden is not None:
             want = self.hidden[self.positions].float().cpu()
             for got in aside:
-                require_close(f"{self.case}, {DECODER}", got.cpu(), want, self.layers[0].parts.tolerance)
+                require_close(f"{self.case}, {DECODER}", got.cpu(), want, self.layers[0].parts.reference.tolerance)
 
 
 def made_by(layers: Sequence[TableLayer], case: str, result: Tensors) -> list[Tensors]:

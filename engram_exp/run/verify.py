@@ -113,7 +113,7 @@ class Verifier:
         tensors, *brought = found
         tolerance: Tolerance = 0.0
         for task, more in zip(_judged(tasks), brought, strict=True):
-            tensors, tolerance = judge_of(task).wanted(self.parts, *tensors, *more)
+            tensors, tolerance = judge_of(task).wanted(self.parts.reference, *tensors, *more)
         return tensors, tolerance
 
 

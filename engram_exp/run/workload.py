@@ -27,7 +27,7 @@ class Workload:
 
     def __init__(self, config: DictConfig) -> None:
         self.parts = Parts(Plan(config))
-        self.geometry, self.seed = self.parts.geometry, int(config.seed)
+        self.geometry, self.seed = self.parts.plan.geometry, int(config.seed)
 
     @property
     def shape(self) -> TableShape:
@@ -59,7 +59,7 @@ class Workload:
         if length < 2:
             raise ConfigError("tokens", None, f"has {length} ids for each of {streams} streams, fewer than two")
         batch = split(cut.astype(np.int64), history_len, keep_history=True)
-        hasher = NumbaHasher(self.parts.hash_plan, batch.ids.numel(), Placement(torch.device("cpu")))
+        hasher = NumbaHasher(self.parts.hash.plan, batch.ids.numel(), Placement(torch.device("cpu")))
         return hasher(*batch).transpose(0, 1).reshape(batch.ids.numel(), -1).contiguous().numpy()
 
     @property

@@ -48,7 +48,7 @@ def test_a_text_has_its_curves(tmp_path, cache_dir):
     assert done.returncode == 0, done.stderr
     assert "million a second" in done.stdout
     workload = Workload(_config(str(text), demo, 1000))
-    kept = read_profile(profile, workload.parts.hash_plan)
+    kept = read_profile(profile, workload.parts.hash.plan)
     assert np.array_equal(kept, np.sort(workload.row_ids(1_000_000, 1).ravel())), "of the first number of streams"
     assert done.stdout.strip().endswith("reuse.svg")
     cache, steps = (pd.read_csv(tmp_path / "out" / f"{name}.csv") for name in ("cache", "steps"))
@@ -122,7 +122,7 @@ def test_batches_of_a_run_ask_for_the_rows_of_the_curves(tmp_path, cache_dir, co
     overrides += [f"tokens.concurrency={concurrency}", "batch_size=4", "seq_len=1", "batches=12"]
     workload = Workload(_config(str(tmp_path / "trace.npy"), overrides, 1000))
     assert workload.concurrency == concurrency
-    asked = [workload.parts.hash_plan.row_ids(*batch).flatten(0, 1).numpy() for batch in workload.parts.batches]
+    asked = [workload.parts.hash.plan.row_ids(*batch).flatten(0, 1).numpy() for batch in workload.parts.batches]
     assert np.array_equal(np.concatenate(asked), workload.row_ids(1000, concurrency))
 
 

@@ -55,7 +55,7 @@ def test_every_option_composes_and_builds(configure, tmp_path, group, option):
     if option in OF_A_FILE:
         overrides += ["strategy=disk", f"table.path={tmp_path}"] if option != "checkpoint" else ["strategy=disk"]
     if option == "checkpoint":
-        rows = parts_of(configure(*overrides[1:])).geometry.rows
+        rows = parts_of(configure(*overrides[1:])).plan.geometry.rows
         save_file({"rows": torch.zeros(rows, 64, dtype=torch.bfloat16)}, tmp_path / "a.safetensors")
         overrides += [f"table.checkpoint={tmp_path}", "table.values=rows"]
     if option in ("cached", "cached_copy"):
@@ -83,7 +83,7 @@ def test_every_option_composes_and_builds(configure, tmp_path, group, option):
     assert [name for name in names if name not in UPLOADS] == STEPS[widens] + fusion
     batch = parts.batches[0]
     assert batch.ids.shape == (2, 4)
-    assert batch.history.shape == (2, parts.geometry.max_order - 1)
+    assert batch.history.shape == (2, parts.plan.geometry.max_order - 1)
 
 
 @pytest.mark.slow

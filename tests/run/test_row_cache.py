@@ -184,15 +184,15 @@ def test_a_profile_is_made_of_batches_that_the_run_has_not(configure):
     parts = parts_of(configure(*TINY, *CACHED))
     asked = parts.profile(parts.plan.tokens * 3)
     others = parts.drawn.draw(range(4, 7))
-    assert np.array_equal(asked, np.concatenate([parts.hash_plan.row_ids(*batch).numpy().ravel() for batch in others]))
+    assert np.array_equal(asked, np.concatenate([parts.hash.plan.row_ids(*batch).numpy().ravel() for batch in others]))
 
 
 def test_a_profile_in_a_file_is_taken_instead_unless_it_is_of_another_hash(configure, tmp_path):
     parts, file = parts_of(configure(*TINY, *CACHED)), tmp_path / "profile.npz"
     asked = np.array([7, 3, 7, 7], dtype=np.int32)
-    write_profile(file, parts.hash_plan, asked)
+    write_profile(file, parts.hash.plan, asked)
     assert parts.profile(100, str(file)).tolist() == [3, 7, 7, 7]
-    of_layer = tmp_path / f"profile-{parts.geometry.layer}.npz"
+    of_layer = tmp_path / f"profile-{parts.plan.geometry.layer}.npz"
     file.rename(of_layer)
     assert len(parts.profile(100, str(tmp_path / "profile-{layer}.npz"))) == 4
     for other in ("model.hash_seed=1", "layer=15", "model.heads=1"):
@@ -270,7 +270,7 @@ def test_a_profile_of_a_trace_is_of_what_the_run_does_not_ask_for(run_inline, co
     trace = "tokens=trace", f"tokens.path={tmp_path / 'steps.npy'}", "batches=2"
     parts = parts_of(configure(*TINY, *CACHED, *trace))
     behind = parts.drawn.draw(range(2, 6))
-    asked = np.concatenate([parts.hash_plan.row_ids(*batch).numpy().ravel() for batch in behind])
+    asked = np.concatenate([parts.hash.plan.row_ids(*batch).numpy().ravel() for batch in behind])
     assert np.array_equal(parts.profile(1000), asked)
     rows = run_inline(*CACHED, *trace, "lookup.policy=static", "cases=[lookup]")
     assert statuses(rows) == {"lookup": "ok"}

@@ -133,7 +133,7 @@ def test_all_strategies_are_held_against_the_same_step(configure):
 def test_all_layers_know_the_machine_and_none_has_the_table_of_another(configure, monkeypatch):
     bench = bench_of(configure(*TINY, *DECODE, CASES))
     first, second = (layer.parts for layer in bench.layers)
-    rows = min(first.geometry.rows, second.geometry.rows)
+    rows = min(first.plan.geometry.rows, second.plan.geometry.rows)
     assert not torch.equal(first.table.parts[0][:rows], second.table.parts[0][:rows])
     assert not torch.equal(first.weights.projection.weight, second.weights.projection.weight)
     known = Limits({})

@@ -5,13 +5,14 @@ import json
 import pytest
 import torch
 from common import TINY
-from places import CPU, parts_of
+from places import CPU
 from safetensors.torch import save_file
 from test_from_file import WAYS, lookup_by, require_right
 
 from engram_exp.errors import ConfigError
 from engram_exp.layer.row_format import RowFormat
 from engram_exp.run.job import fingerprint
+from engram_exp.run.plan import Plan
 from engram_exp.steps.tables.checkpoint import CheckpointTable, tensors_of
 
 PLAIN = RowFormat(24, torch.bfloat16)
@@ -99,7 +100,7 @@ def test_what_is_no_checkpoint_is_refused(tmp_path):
 @pytest.fixture
 def asked(tmp_path, configure):
     """A run of the tiny model whose table is a tensor of a checkpoint, and that tensor."""
-    geometry = parts_of(configure(*TINY)).geometry
+    geometry = Plan(configure(*TINY)).geometry
     rows = torch.randn(geometry.rows, 8).to(torch.bfloat16)
     save_file({"layers.1.table": rows, "other": torch.ones(3)}, tmp_path / "mine.safetensors")
     return (
