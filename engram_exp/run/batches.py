@@ -2,35 +2,54 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 import torch
 
 from engram_exp.config.derived import batches_of
 from engram_exp.errors import ConfigError
-from engram_exp.layer.hash_plan import HashPlan
+from engram_exp.layer.profile import profile_file, read_profile
 from engram_exp.layer.tokens import Batch, distinct_batches
+from engram_exp.run.layer_hash import LayerHash
 from engram_exp.run.plan import Plan
 from engram_exp.vocabulary import HOST, OWN
 
 
-class Batches:
-    """Token batches of a source, no two the same.
+class Batches(Sequence[Batch]):
+    """The run's token batches, of this rank or of all, no two the same; drawn when they are asked for. A source of few
+    ids may give fewer than configured.
 
     Args:
         plan: of the run.
-        source: where token ids come from.
+        layer_hash: of its layer.
+        make_source: makes what token ids come from.
     """
 
-    def __init__(self, plan: Plan, source: Any) -> None:
-        self.plan, self.source = plan, source
+    def __init__(self, plan: Plan, layer_hash: LayerHash, make_source: Callable[[], Any]) -> None:
+        self.plan, self.layer_hash, self.make_source = plan, layer_hash, make_source
+
+    @overload
+    def __getitem__(self, index: int) -> Batch: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[Batch]: ...
+
+    def __getitem__(self, index: int | slice) -> Batch | list[Batch]:
+        return self._of_run[index]
+
+    def __len__(self) -> int:
+        return len(self._of_run)
 
     @cached_property
-    def of_run(self) -> list[Batch]:
-        """Those of this rank or of all; a source of few ids may give fewer than configured."""
+    def source(self) -> Any:
+        """Where token ids come from."""
+        return self.make_source()
+
+    @cached_property
+    def _of_run(self) -> list[Batch]:
         first, number = self._seeds
         batches = self.draw(range(first, first + number))
         return pinned(self.plan, batches) if self.plan.stages[0].is_upload else batches
@@ -49,20 +68,22 @@ class Batches:
         config = self.plan.config
         return distinct_batches(self.source, seeds, (config.batch_size, config.seq_len))
 
-    def row_ids_behind(self, tokens: int, hash_plan: HashPlan) -> np.ndarray:
+    def profile(self, tokens: int, path: str | None = None) -> np.ndarray:
         """Row ids that batches behind those of the run ask for, none of which the run has: of so many tokens at least,
-        or of all that the source has.
+        or of all that the source has; or what the file at `path` holds.
 
         Raises:
-            ConfigError: the source has none.
+            ConfigError: the source has none, or the file is no profile of this table.
         """
+        if path is not None:
+            return read_profile(profile_file(path, self.plan.geometry.layer), self.layer_hash.plan)
         (first, own), more = self._seeds, -(-tokens // self.plan.tokens)
-        others = self.draw(range(first, first + own + more))[len(self.of_run) :]
+        others = self.draw(range(first, first + own + more))[len(self) :]
         if not others:
             remedy = "holds no batch but those of the run, of which no profile is made; fewer batches would leave some"
             raise ConfigError("tokens", None, remedy)
         ids, history = map(torch.cat, zip(*others, strict=True))
-        return hash_plan.row_ids(ids, history).numpy().reshape(-1)
+        return self.layer_hash.plan.row_ids(ids, history).numpy().reshape(-1)
 
 
 def pinned(plan: Plan, batches: Sequence[Batch]) -> list[Batch]:

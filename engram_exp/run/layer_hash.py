@@ -24,7 +24,7 @@ class LayerHash:
     """
 
     def __init__(self, plan: Plan) -> None:
-        self._run = plan
+        self._run_plan = plan
 
     @cached_property
     def tokenizer(self) -> TokenizerSource:
@@ -33,7 +33,7 @@ class LayerHash:
         Raises:
             ConfigError: it has none, or it cannot be read.
         """
-        name = self._run.config.model.tokenizer
+        name = self._run_plan.config.model.tokenizer
         if name is None:
             remedy = "the model has none, and text needs one; name one, or use tokens=random or tokens=ids tokens.path="
             raise ConfigError("model.tokenizer", "null", remedy)
@@ -42,7 +42,7 @@ class LayerHash:
     @cached_property
     def of_model(self) -> Hash:
         """The model's hash."""
-        config = self._run.config
+        config = self._run_plan.config
         of_model: dict[str, Callable[[], Any]] = {key: partial(config.model.get, key) for key in OF_HASH}
         compression = {COMPRESSION: lambda: load_compression(self.tokenizer, code_cache(config.cache_dir))}
         return make(config.model.hash, {**of_model, **compression})
@@ -50,4 +50,4 @@ class LayerHash:
     @cached_property
     def plan(self) -> HashPlan:
         """The layer's hash constants."""
-        return self.of_model(self._run.geometry)
+        return self.of_model(self._run_plan.geometry)

@@ -6,11 +6,7 @@ from collections.abc import Callable, Mapping
 from functools import cached_property, partial
 from typing import Any
 
-import numpy as np
-
 from engram_exp.config.options import CPU
-from engram_exp.layer.profile import profile_file, read_profile
-from engram_exp.layer.tokens import Batch
 from engram_exp.machine.environment import code_cache
 from engram_exp.machine.placement import Placement
 from engram_exp.run.batches import Batches
@@ -45,6 +41,8 @@ class Parts:
         self.plan, self.tables = plan, tables or KeptTables()
         self.seed = int(plan.config.seed) if seed is None else seed
         self.hash, self.weights, self.model_state = LayerHash(plan), LayerWeights(plan, self.seed), ModelState(plan)
+        source = partial(make, plan.config.tokens, self._given(plan.tokens, Placement(CPU)))
+        self.batches = Batches(plan, self.hash, source)
         self.reference = LayerReference(plan, self.seed, self.hash, self.weights, lambda: self.table)
 
     def stage(
@@ -116,7 +114,7 @@ class Parts:
             "open_tokenizer": lambda: lambda: self.hash.tokenizer,  # of those who may do without
             "cache_dir": lambda: code_cache(self.plan.config.cache_dir),
             "read_times": lambda: self.plan.read_times,
-            "profile": lambda: self.profile,
+            "profile": lambda: self.batches.profile,
             "ranks": lambda: self.plan.ranks,
             "shards": lambda: shards_of(self.plan),
             "reachable": lambda: reads_peers(self.plan),
@@ -124,32 +122,6 @@ class Parts:
             "rank_tokens": lambda: [tokens] * self.plan.ranks.size,
             "own_batches": lambda: self.plan.config.rank_batches == OWN,
         }
-
-    @cached_property
-    def drawn(self) -> Batches:
-        """Batches of the token source: the run's, and those behind them."""
-        return Batches(self.plan, self.token_source)
-
-    @property
-    def batches(self) -> list[Batch]:
-        """The run's."""
-        return self.drawn.of_run
-
-    def profile(self, tokens: int, path: str | None = None) -> np.ndarray:
-        """Row ids that batches behind those of the run ask for, none of which the run has: of so many tokens at least,
-        or of all that the source has; or what the file at `path` holds.
-
-        Raises:
-            ConfigError: the source has none, or the file is no profile of this table.
-        """
-        if path is not None:
-            return read_profile(profile_file(path, self.plan.geometry.layer), self.hash.plan)
-        return self.drawn.row_ids_behind(tokens, self.hash.plan)
-
-    @cached_property
-    def token_source(self) -> Any:
-        """Where token ids come from."""
-        return make(self.plan.config.tokens, self._given(self.plan.tokens, Placement(CPU)))
 
     def of_layer(self, number: int, layer: Plan) -> Parts:
         """The parts of a layer of the model's step, by its number among the decoder's: these, where it is the run's

@@ -47,7 +47,7 @@ class Workload:
         Raises:
             ConfigError: the source knows no order of its ids, or has too few of them.
         """
-        source: Any = self.parts.token_source
+        source: Any = self.parts.batches.source
         if not hasattr(source, "stream"):
             raise ConfigError("tokens", None, f"{type(source).__name__} has no `stream` of ids in their order")
         history_len = self.geometry.max_order - 1
@@ -64,5 +64,5 @@ class Workload:
 
     @property
     def _own(self) -> Streams | None:
-        source: Any = self.parts.token_source
+        source: Any = self.parts.batches.source
         return source if isinstance(source, Streams) else getattr(source, "streams", None)

