@@ -123,11 +123,6 @@ class Parts:
             "own_batches": lambda: self.plan.config.rank_batches == OWN,
         }
 
-    def of_layer(self, number: int, layer: Plan) -> Parts:
-        """The parts of a layer of the model's step, by its number among the decoder's: these, where it is the run's
-        own, else others with a seed of their own."""
-        return self if layer is self.plan else Parts(layer, self.seed + number, self.tables)
-
     @cached_property
     def table(self) -> Any:
         """The layer's table, filled."""
@@ -139,9 +134,16 @@ class Parts:
         return kept.of(table_made_of(self.plan, self.seed), fill)
 
 
+def parts_in_step(parts: Parts) -> list[Parts]:
+    """The parts of the layers with tables of the model's step, in their order: a run's own, where a layer is its, else
+    others with a seed of their own."""
+    layers = parts.plan.step.layers.items() if parts.plan.step else ()
+    return [
+        parts if layer is parts.plan else Parts(layer, parts.seed + number, parts.tables) for number, layer in layers
+    ]
+
+
 def tables_of(parts: Parts) -> list[str]:
     """What the tables of a run are made of: its layer's, and those of the layers of its model's step."""
-    layers = parts.plan.step.layers.items() if parts.plan.step else ()
     own = [parts] if parts.plan.looks_up else []
-    with_tables = [*own, *(parts.of_layer(number, layer) for number, layer in layers)]
-    return [table_made_of(one.plan, one.seed) for one in with_tables]
+    return [table_made_of(one.plan, one.seed) for one in (*own, *parts_in_step(parts))]

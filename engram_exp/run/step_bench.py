@@ -14,7 +14,7 @@ from engram_exp.measure.clock import Clock
 from engram_exp.measure.loop import Case, Timing
 from engram_exp.run.bench import OF_THE_RUN
 from engram_exp.run.on_disk import Files, disk_tables
-from engram_exp.run.parts import Parts
+from engram_exp.run.parts import Parts, parts_in_step
 from engram_exp.run.plan import Distinct
 from engram_exp.run.row_cache import SteadyAgain, counted_columns, is_in, require_kept, restore_of
 from engram_exp.run.rows import exposed_columns, exposed_verdict, least_exposed
@@ -46,7 +46,8 @@ class StepBench:
         self.parts, self.plan, self.clock, self.ranks = parts, plan, clock, parts.plan.ranks
         self.distinct = distinct
         self.layers = [
-            TableLayer(parts.of_layer(number, layer), plan, seed + number) for number, layer in plan.layers.items()
+            TableLayer(of_layer, plan, seed + number)
+            for number, of_layer in zip(plan.layers, parts_in_step(parts), strict=True)
         ]
         self.cases = plan.cases
         self.errors: dict[str, Exception] = {}
