@@ -5,8 +5,7 @@ from __future__ import annotations
 import logging
 import zlib
 from collections import Counter
-from collections.abc import Collection, Sequence
-from functools import cached_property
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -122,6 +121,7 @@ class Experiment:
     """
 
     link: LinkLoad | None = None  # what else went through the link while samples were taken
+    distinct: Distinct | None = None  # how many of the rows that the batches ask for are; None: they ask for none
 
     def __init__(
         self,
@@ -154,6 +154,36 @@ class Experiment:
         Raises:
             ConfigError, DoesNotFitError, SkippedError, RegistrationError: as the parts of a run do.
         """
+        self._look_ahead()
+        plan, config = self.plan, self.job.config
+        clock = clock_of(self.ranks, plan.device, self.job, shared=config.link_load_gb_per_s > 0)
+        seed = zlib.crc32(self.job.run_id.encode())
+        with torch.inference_mode():
+            bench = Bench(self.parts, clock, Verifier(self.parts, seed))
+            bench.build()
+            step = StepBench(self.parts, plan.step, clock, seed, self.distinct) if plan.step else None
+            if step:
+                step.build()
+            bench.capture()
+            log.info("the stages are built and verified")
+            if config.save_tensors:
+                save_tensors(bench, Path(self.job.folder))
+            benches: list[Bench | StepBench] = [bench, step] if step else [bench]
+            timings = of_all_ranks(self._measure(benches, clock), self.ranks)
+            # Before verification writes other ids to the batches.
+            of_run = {**bench.graphs.peaks, **reuse_columns(plan, self.parts)}
+            for each in benches:
+                each.look_again()
+            for each in benches:
+                each.verify_again()
+        errors = {case: error for each in benches for case, error in each.errors.items()}
+        right = {case: timing for case, timing in timings.items() if case not in errors}
+        rows = self._rows(right, errors, benches, of_run)
+        return rows, sample_rows(self.job.run_id, right, Counter())
+
+    def _look_ahead(self) -> None:
+        """Refuse what does not fit, draw the batches, find out what they ask for and what this machine can do, and show
+        the card."""
         plan, config = self.plan, self.job.config
         needed = plan.footprint()
         free = self._free_bytes()
@@ -168,32 +198,9 @@ class Experiment:
             table.make_cold()  # pages that others have read before count in no group of ours
         if plan.step:
             plan.step.know(plan.limits)
+        if plan.looks_up:
+            self.distinct = distinct_among(self.parts.hash.plan, self.parts.batches, plan.geometry.rows)
         self.terminal.card(make_card(self.job, plan, needed, free, self.tasks_of, self.limit_of))
-        clock = clock_of(self.ranks, plan.device, self.job, shared=config.link_load_gb_per_s > 0)
-        seed = zlib.crc32(self.job.run_id.encode())
-        with torch.inference_mode():
-            bench = Bench(self.parts, clock, Verifier(self.parts, seed))
-            bench.build()
-            step = StepBench(self.parts, plan.step, clock, seed, self.distinct) if plan.step else None
-            if step:
-                step.build()
-            bench.capture()
-            self.peaks = bench.graphs.peaks
-            log.info("the stages are built and verified")
-            if config.save_tensors:
-                save_tensors(bench, Path(self.job.folder))
-            benches: list[Bench | StepBench] = [bench, step] if step else [bench]
-            timings = of_all_ranks(self._measure(benches, clock), self.ranks)
-            # Of the first batch, too, before verification writes other ids there.
-            _, self.reuse = self.distinct, reuse_columns(plan, self.parts)
-            for each in benches:
-                each.look_again()
-            for each in benches:
-                each.verify_again()
-        errors = {case: error for each in benches for case, error in each.errors.items()}
-        right = {case: timing for case, timing in timings.items() if case not in errors}
-        rows = self._rows(right, errors, benches)
-        return rows, sample_rows(self.job.run_id, right, Counter())
 
     def _free_bytes(self) -> tuple[int, int | None]:
         """Host and device memory that the run may take, or has already: tables that it finds; None where the CPU stands
@@ -213,12 +220,6 @@ class Experiment:
             return None
         tasks = self.tasks_of(case)
         return self.plan.limits.of(work(tasks), tasks[0].load)
-
-    @cached_property
-    def distinct(self) -> Distinct | None:
-        """How many of the rows that the batches ask for are distinct; None where none are asked for."""
-        parts = self.parts
-        return distinct_among(parts.hash.plan, parts.batches, self.plan.geometry.rows) if self.plan.looks_up else None
 
     def _measure(self, benches: Sequence[Bench | StepBench], clock: Clock) -> dict[str, Timing]:
         config = self.job.config
@@ -254,12 +255,23 @@ class Experiment:
         return timings
 
     def _rows(
-        self, timings: dict[str, Timing], errors: dict[str, Exception], benches: Sequence[Bench | StepBench]
+        self,
+        timings: dict[str, Timing],
+        errors: dict[str, Exception],
+        benches: Sequence[Bench | StepBench],
+        of_run: Mapping[str, Any],
     ) -> list[dict[str, Any]]:
+        """A row for each case.
+
+        Args:
+            timings, errors: of those that are right, and of those that are not.
+            benches: that made them.
+            of_run: columns that all rows have in common, beside those that follow from the plan.
+        """
         table_bytes = whole_table_bytes(self.plan)
         run_wide = run_columns(self.plan, self.parts, table_bytes, self.distinct)
         reached = self.link.reached_gb_per_s if self.link else None
-        run_wide |= {**self.peaks, **self.reuse, "link_load_reached_gb_per_s": reached}
+        run_wide |= {**of_run, "link_load_reached_gb_per_s": reached}
         common = {**stamp(), **self.job.columns(), **run_wide, "runs_before": self.before.runs}
         disk = {case: found for bench in benches for case, found in bench.files.found.items()}
         distinct = self.distinct.in_first if self.distinct else None
