@@ -15,7 +15,7 @@ from test_architecture import FLOORS
 
 from engram_exp import stage, vocabulary
 from engram_exp.__main__ import COMMANDS
-from engram_exp.analysis import exposed
+from engram_exp.analysis import exposed_rows
 from engram_exp.campaign import campaign, earlier
 from engram_exp.config.checks import check
 from engram_exp.config.derived import geometry_of
@@ -184,9 +184,9 @@ def test_shares_of_the_rules_are_those_of_the_code():
     assert "A twentieth of `budget_s` ends that too" in page("measuring.md")
     assert disturbance.SPOILED_SAMPLES == 1 / 10
     assert "more than a tenth of its number of samples" in page("measuring.md")
-    assert (exposed.LEAST_SHARE_OF_FEW, exposed.LEAST_SHARE) == (1 / 1.6, 1 / 2)
+    assert (exposed_rows.LEAST_SHARE_OF_FEW, exposed_rows.LEAST_SHARE) == (1 / 1.6, 1 / 2)
     of_few = "at least 1 / 1.6 of its median, or a half with more than"
-    assert f"{of_few} {exposed.FEW_SEQUENCES} sequences, and a prompt from a half on" in page("measuring.md")
+    assert f"{of_few} {exposed_rows.FEW_SEQUENCES} sequences, and a prompt from a half on" in page("measuring.md")
 
 
 def test_the_tokens_that_are_compared_are_told():

@@ -14,7 +14,8 @@ from engram_exp.analysis.curves import Curve, Regime, curves, regimes, sort_thre
 from engram_exp.analysis.disk_tier import on_disk, thresholds
 from engram_exp.analysis.disturbed import disturbance
 from engram_exp.analysis.engines import DECODE, PREFILL, Gpus
-from engram_exp.analysis.exposed import OnDevice, Step, beside_fast_decoders, exposed_times, steps_of, yardstick_of
+from engram_exp.analysis.exposed import OnDevice, Step, steps_of, yardstick_of
+from engram_exp.analysis.exposed_rows import beside_fast_decoders, exposed_times
 from engram_exp.analysis.memory import Files, fitting_in, memory_of, rounded_up_gb, too_small_gb
 from engram_exp.analysis.placements import Placement, by_exchange, gpus_of, placements_of
 from engram_exp.analysis.selection import NOTHING, AdviceError, layers_of, lookups_like, one_subject

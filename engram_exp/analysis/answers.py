@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from engram_exp.analysis.advice import Advice, advise
-from engram_exp.analysis.exposed import tell_exposed
+from engram_exp.analysis.exposed_rows import tell_exposed
 from engram_exp.analysis.memory import Files
 from engram_exp.analysis.selection import ASKED, AdviceError, measured
 from engram_exp.analysis.subjects import Subject, subjects

@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 
 from engram_exp.analysis.disturbed import disturbance
-from engram_exp.analysis.exposed import EXPOSED, exposed_rows
+from engram_exp.analysis.exposed_rows import EXPOSED, exposed_rows
 from engram_exp.analysis.ratios import Difference, Ratio, difference_of, ratio_of
 from engram_exp.analysis.subjects import as_typed, asks, listed, load_campaign, spelled, with_nulls, without
 from engram_exp.results import schema

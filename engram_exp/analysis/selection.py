@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pandas as pd
 
-from engram_exp.analysis.exposed import tell_exposed
+from engram_exp.analysis.exposed_rows import tell_exposed
 from engram_exp.analysis.subjects import ABOUT, about_of, listed, spelled
 from engram_exp.vocabulary import FULL, OK
 

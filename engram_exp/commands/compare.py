@@ -22,7 +22,7 @@ from engram_exp.analysis.compare import (
     compare_values,
 )
 from engram_exp.analysis.disturbed import ONE_PROCESS
-from engram_exp.analysis.exposed import EXPOSED
+from engram_exp.analysis.exposed_rows import EXPOSED
 from engram_exp.analysis.subjects import load_campaign, spelled
 from engram_exp.commands.arguments import add_only, at_least
 from engram_exp.results.schema import OPTIONS

@@ -10,7 +10,8 @@ import pandas as pd
 
 from engram_exp.analysis.curves import stretches
 from engram_exp.analysis.engines import DECODE
-from engram_exp.analysis.exposed import OnDevice, Step, beside_fast_decoders, steps_of
+from engram_exp.analysis.exposed import OnDevice, Step, steps_of
+from engram_exp.analysis.exposed_rows import beside_fast_decoders
 from engram_exp.analysis.subjects import Subject, about_of, spelled
 from engram_exp.pages.looks import DASHES, SHAPES, by_strategy, log_scale, numbers, strategies_in, strategy_color
 from engram_exp.pages.sections import EXPOSED, Figure

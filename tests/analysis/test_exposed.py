@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from made_up import advice, answers, steps, text, three
 
 from engram_exp.analysis.curves import Time
-from engram_exp.analysis.exposed import beside_fast_decoders
+from engram_exp.analysis.exposed_rows import beside_fast_decoders
 from engram_exp.analysis.selection import AdviceError
 
 
