@@ -170,16 +170,7 @@ def _step(
 ) -> Step:
     held_against = yardstick_of(gpus.number)
     yardstick = next((row for row, _ in strategies if row["strategy"] == held_against), None)
-    found = []
-    for row, time in strategies:
-        tables, ready_ms = on_device[row["strategy"]], row["ready_ms"]
-        freed_gb = _freed_gb(row, yardstick, tables.freed_gb)
-        percent, lo, hi = (_percent(ms, ready_ms) for ms in (time.ms, time.lo, time.hi))
-        room = 0.0 if freed_gb is None else max(0.0, freed_gb) * 1e9
-        cached, context = (int(room // kept[0]), kept[1]) if kept and room else (None, 1)
-        sequences = None if cached is None else cached // context
-        memory = tables.kept_gb, freed_gb, cached, sequences
-        found.append(Exposed(row["strategy"], _overrides(row, time), time, percent, lo, hi, ready_ms, *memory))
+    found = [_exposed(row, time, yardstick, on_device[row["strategy"]], kept) for row, time in strategies]
     found.sort(key=lambda one: one.time.ms or 0.0)
     able = [one for one in found if one.strategy in fitting]
     open_ones = [one.strategy for one in able[1:] if one.time.is_open_against(able[0].time)]
@@ -203,6 +194,42 @@ def _step(
             for release, settings in settings_for(use, gpus).items()
         },
         yardstick=held_against,
+    )
+
+
+def _exposed(
+    row: dict[str, Any],
+    time: Time,
+    yardstick: dict[str, Any] | None,
+    tables: OnDevice,
+    kept: tuple[int, int] | None,
+) -> Exposed:
+    """What steps take longer with a strategy, and what it leaves of the device's memory.
+
+    Args:
+        row, time: of the strategy, as `times_of` has them.
+        yardstick: the row of the strategy that it is held against.
+        tables, kept: as `steps_of` has them.
+    """
+    ready_ms = row["ready_ms"]
+    freed_gb = _freed_gb(row, yardstick, tables.freed_gb)
+    cached_tokens = cached_sequences = None
+    if kept and freed_gb is not None and freed_gb > 0:
+        token_bytes, context_tokens = kept
+        cached_tokens = int(freed_gb * 1e9 // token_bytes)
+        cached_sequences = cached_tokens // context_tokens
+    return Exposed(
+        strategy=row["strategy"],
+        overrides=_overrides(row, time),
+        time=time,
+        percent=_percent(time.ms, ready_ms),
+        percent_lo=_percent(time.lo, ready_ms),
+        percent_hi=_percent(time.hi, ready_ms),
+        ready_ms=ready_ms,
+        kept_gb=tables.kept_gb,
+        freed_gb=freed_gb,
+        cached_tokens=cached_tokens,
+        cached_sequences=cached_sequences,
     )
 
 
