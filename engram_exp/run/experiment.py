@@ -167,7 +167,7 @@ class Experiment:
             bench.capture()
             log.info("the stages are built and verified")
             if config.save_tensors:
-                save_tensors(bench, Path(self.job.folder))
+                save_tensors(bench.built, Path(self.job.folder))
             benches: list[Bench | StepBench] = [bench, step] if step else [bench]
             timings = of_all_ranks(self._measure(benches, clock), self.ranks)
             # Before verification writes other ids to the batches.

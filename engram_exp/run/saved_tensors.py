@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from engram_exp.machine.ranks import FIRST
-from engram_exp.run.bench import Bench
+from engram_exp.run.built import BuiltCases
 from engram_exp.run.parts import Parts
 from engram_exp.stage import Tensors
 from engram_exp.vocabulary import EMBEDDINGS, HIDDEN, KV, LAYER, PARTS, ROWS, WHOLES
@@ -23,10 +23,10 @@ log = logging.getLogger(__name__)
 TENSORS = "tensors.safetensors"
 
 
-def save_tensors(bench: Bench, folder: Path) -> None:
+def save_tensors(built: BuiltCases, folder: Path) -> None:
     """Write them; of several ranks the first does so."""
-    tensors = named_tensors(bench)  # which all ranks make together
-    if bench.ranks.rank != FIRST:
+    tensors = named_tensors(built)  # which all ranks make together
+    if built.ranks.rank != FIRST:
         return
     path = folder / TENSORS
     temporary = path.with_suffix(".tmp")
@@ -39,11 +39,11 @@ def save_tensors(bench: Bench, folder: Path) -> None:
             temporary.unlink()
 
 
-def named_tensors(bench: Bench) -> dict[str, torch.Tensor]:
+def named_tensors(built: BuiltCases) -> dict[str, torch.Tensor]:
     """What the built stages make of the first batch: token_ids, history, row_ids, stored_rows, or stored_values and
     stored_scales (fp8), embeddings, keys, value, layer; with a fusion among them, also what the layer can be
     computed from."""
-    batch = bench.parts.batches[0]
+    batch = built.parts.batches[0]
     tensors: dict[str, torch.Tensor] = {"token_ids": batch.ids, "history": batch.history}
     names = {
         ROWS: ("stored_rows",),
@@ -51,20 +51,20 @@ def named_tensors(bench: Bench) -> dict[str, torch.Tensor]:
         KV: ("keys", "value"),
         HIDDEN: (LAYER,),
     }
-    if not any(stage.makes == EMBEDDINGS for stage in bench.plan.stages):
+    if not any(stage.makes == EMBEDDINGS for stage in built.plan.stages):
         names[ROWS] = (EMBEDDINGS,)
     flowing: Tensors = batch
-    for stage in bench.plan.stages:
-        if stage.name not in bench.stages or stage.name in bench.errors:
+    for stage in built.plan.stages:
+        if stage.name not in built.stages or stage.name in built.errors:
             break
-        flowing = bench.run_alone(partial(bench.stages[stage.name].run, flowing))
+        flowing = built.run_alone(partial(built.stages[stage.name].run, flowing))
         if not stage.is_upload:
             tensors.update(zip(names.get(stage.makes, (stage.makes,)), flowing, strict=True))
-    for case, run in bench.whole_runs.items():
-        if case not in bench.errors:
-            tensors.update(zip(names[WHOLES[case]], bench.run_alone(partial(run, batch)), strict=True))
-    if any(stage.makes == HIDDEN for stage in bench.plan.built):
-        tensors.update(_layer_tensors(bench.parts))
+    for case, run in built.whole_runs.items():
+        if case not in built.errors:
+            tensors.update(zip(names[WHOLES[case]], built.run_alone(partial(run, batch)), strict=True))
+    if any(stage.makes == HIDDEN for stage in built.plan.built):
+        tensors.update(_layer_tensors(built.parts))
     return {name: tensor.cpu().clone().contiguous() for name, tensor in tensors.items()}
 
 

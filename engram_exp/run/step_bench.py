@@ -12,7 +12,7 @@ import torch
 from engram_exp.layer.tokens import Batch
 from engram_exp.measure.clock import Clock
 from engram_exp.measure.loop import Case, Timing
-from engram_exp.run.bench import OF_THE_RUN
+from engram_exp.run.built import OF_THE_RUN
 from engram_exp.run.on_disk import Files, disk_tables
 from engram_exp.run.parts import Parts, parts_in_step
 from engram_exp.run.plan import Distinct

@@ -5,7 +5,7 @@ import torch
 from common import TINY
 from places import DEVICES, bench_of
 
-from engram_exp.run import bench as module
+from engram_exp.run import built as module
 from engram_exp.strategy.plan import upload_of
 
 
@@ -51,7 +51,7 @@ def test_rows_of_timed_batches_are_not_read_before(configure, monkeypatch, devic
 @pytest.mark.parametrize(("projection", "contiguous"), [("linear", True), ("fused", False)])
 def test_made_up_keys_lie_as_the_projection_leaves_them(configure, projection, contiguous):
     bench = bench_of(configure(*TINY, "strategy=kv_on_cpu", "schedule=serial", f"projection={projection}"))
-    made_up = bench.made_up.input_of(upload_of("kv"))
+    made_up = bench.built.made_up.input_of(upload_of("kv"))
     (stage,) = (stage for stage in bench.plan.stages if stage.name == "projection")
     keys, value = bench.parts.stage(stage).run((torch.randn(24, 32).to(bench.plan.dtype),))
     assert [tensor.is_contiguous() for tensor in made_up] == [contiguous, contiguous]
@@ -62,9 +62,9 @@ def test_made_up_keys_lie_as_the_projection_leaves_them(configure, projection, c
 @pytest.mark.parametrize("value", ["token_ids", "row_ids", "rows", "embeddings", "kv"])
 def test_what_is_renewed_is_another_at_every_token_and_in_place(configure, value):
     bench = bench_of(configure(*TINY, "strategy=kv_on_cpu", "dtype=fp8", "schedule=serial", "batch_size=300"))
-    tensors = bench.made_up.input_of(upload_of(value)) if value != "token_ids" else bench.parts.batches[0]
+    tensors = bench.built.made_up.input_of(upload_of(value)) if value != "token_ids" else bench.parts.batches[0]
     before, places = tensors[0].clone(), [tensor.data_ptr() for tensor in tensors]
-    bench.made_up.renew(value, tensors)
+    bench.built.made_up.renew(value, tensors)
     assert [tensor.data_ptr() for tensor in tensors] == places
     flat, old = (tensor.reshape(300 * 12, -1) for tensor in (tensors[0], before))
     assert (flat != old).any(dim=1).float().mean() > 0.9

@@ -7,7 +7,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from places import bench_of
 
-from engram_exp.run import bench, graph_calls, rows
+from engram_exp.run import built, graph_calls, rows
 from engram_exp.run.graph_calls import CACHE_SIZES, MOST_GRAPHS, Graphs, graph_calls_of, in_groups
 from engram_exp.run.job import Job
 from engram_exp.run.plan import Plan
@@ -76,7 +76,7 @@ def test_a_group_looks_like_its_last_call(configure, launched, monkeypatch):
         (group,) = case.calls
         (rows,) = group()
     assert case.times == 3
-    assert list(map(id, asked)) == [id(ids) for (ids,) in bench.inputs["lookup"][:3]]
+    assert list(map(id, asked)) == [id(ids) for (ids,) in bench.built.inputs["lookup"][:3]]
     assert group.args[0][0] is asked[-1]
     assert torch.equal(rows, bench.parts.table.parts[0][asked[-1].flatten().long()].view(rows.shape))
 
@@ -100,19 +100,19 @@ def test_a_graph_that_returns_other_than_its_calls_is_a_mismatch(run_inline, lau
 def test_before_a_graph_as_much_is_written_as_fills_the_cache_some_times(configure, launched, monkeypatch):
     monkeypatch.setattr(graph_calls, "cache_bytes", lambda device: 1000)
     with torch.inference_mode():
-        built = bench_of(configure(*TINY, "graph_calls=3", "cases=[projection,full]"))
-        built.build()
-        built.capture()
-        scratch, case = built.graphs.scratch.fill_(1), built.timed("projection")
+        bench = bench_of(configure(*TINY, "graph_calls=3", "cases=[projection,full]"))
+        bench.build()
+        bench.capture()
+        scratch, case = bench.graphs.scratch.fill_(1), bench.timed("projection")
         case.restore(case.calls[0])
-        assert built.timed("full").restore is None
+        assert bench.timed("full").restore is None
     assert (scratch.nbytes, scratch.any()) == (CACHE_SIZES * 1000, False)
 
 
 def test_what_measuring_takes_is_no_memory_of_the_strategy(run_inline, launched, monkeypatch):
     captured = []
     monkeypatch.setattr(graph_calls, "Replay", lambda run, pool: captured.append(run) or run)
-    for module in (bench, graph_calls, rows):
+    for module in (built, graph_calls, rows):
         monkeypatch.setattr(module, "peak_bytes", lambda device: {"peak_device_bytes": 100 + len(captured)})
     found = run_inline("graph_calls=3", "cases=[lookup,projection,full]", "fusion=none")
     assert captured

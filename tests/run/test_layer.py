@@ -226,7 +226,7 @@ def test_gates_near_zero_fail_nothing(configure, dtype):
         )  # fmt: skip
         bench.build()
         assert not bench.errors
-        result, tasks = bench.last["layer"], bench.plan.tasks_of("layer")
+        result, tasks = bench.built.last["layer"], bench.plan.tasks_of("layer")
         inputs = bench.parts.batches[0]
         result = bench.calls("layer")[0]()
         bench.verifier.require("layer", tasks, inputs, result, torch.arange(bench.plan.tokens))

@@ -102,7 +102,7 @@ def test_before_a_batch_comes_again_a_steady_cache_is_put_back():
 
 def test_what_hits_in_calls_that_are_not_timed_is_not_counted(run_inline, monkeypatch):
     def empty_it_first(self, original=Bench.look_again):
-        counting_of(self.stages.values()).reset()
+        counting_of(self.built.stages.values()).reset()
         original(self)
 
     monkeypatch.setattr(Bench, "look_again", empty_it_first)
