@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
 import torch
 
+from engram_exp.config.options import CPU
 from engram_exp.errors import ConfigError, RegistrationError, SkippedError
 from engram_exp.layer.tokens import Batch
 from engram_exp.machine.memory import peak_bytes
@@ -22,7 +23,7 @@ from engram_exp.run.verify import Verifier, judge_of
 from engram_exp.run.whole import ChunkStages, WholeRun, build_whole_run
 from engram_exp.stage import BuiltStage, PlannedStage, Tensors
 from engram_exp.strategy.plan import made_up_inputs
-from engram_exp.vocabulary import HASHING, HOST, LINK, TOKEN_IDS, WHOLES
+from engram_exp.vocabulary import HASHING, LINK, TOKEN_IDS, WHOLES
 
 ROTATING = [name for name, kind in KINDS.items() if kind.rotates]  # steps whose time depends on what they read
 OF_THE_RUN = (ConfigError, SkippedError, RegistrationError)  # errors that leave nothing to time
@@ -45,7 +46,7 @@ class BuiltCases:
         self.clock, self.verifier, self.made_up = clock, verifier, MadeUp(parts)
         self.stages: dict[str, BuiltStage] = {}
         self.inputs: dict[str, list[Tensors]] = {}  # of a case: one for each call that rotates
-        self.made: dict[tuple[str, str], Tensors] = {(TOKEN_IDS, HOST): parts.batches[0]}  # by value and side
+        self.made: dict[tuple[str, torch.device], Tensors] = {(TOKEN_IDS, CPU): parts.batches[0]}  # by value and place
         self.last: dict[str, Tensors] = {}  # what each case returned last, before it was timed
         self.chunks = ChunkStages(parts) if self.plan.cuts is not None else None
         self.whole_runs: dict[str, WholeRun] = {}
@@ -62,14 +63,12 @@ class BuiltCases:
         Raises:
             ConfigError, SkippedError, RegistrationError: as components do.
         """
-        alone = made_up_inputs(self.plan.built, self.plan.stages)
         for case in self.plan.wholes:
-            for stage in self._built_before(case):
-                self._build_stage(stage, is_alone=stage in alone)
+            of_whole = () if self.plan.cuts is not None else self.plan.whole(case)
+            self._build_stages(stage for stage in self.plan.built if stage.name == HASHING.name or stage in of_whole)
             with self.failing(case):
                 self._build_whole(case)
-        for stage in self._still_to_build():
-            self._build_stage(stage, is_alone=stage in alone)
+        self._build_stages(self.plan.built)
         for case in self.whole_runs:
             with self.failing(case):
                 self.require_right_rows(case)
@@ -117,20 +116,19 @@ class BuiltCases:
             if name in self.errors:
                 raise self.errors[name]
 
-    def _still_to_build(self) -> list[PlannedStage]:
-        return [stage for stage in self.plan.built if stage.name not in self.stages and stage.name not in self.errors]
-
-    def _built_before(self, case: str) -> list[PlannedStage]:
-        """The stages that a whole is built from, or row ids are checked with."""
-        of_whole = () if self.plan.cuts is not None else self.plan.whole(case)
-        return [stage for stage in self._still_to_build() if stage.name == HASHING.name or stage in of_whole]
+    def _build_stages(self, stages: Iterable[PlannedStage]) -> None:
+        """Build those of some stages that are not built yet."""
+        alone = made_up_inputs(self.plan.built, self.plan.stages)
+        for stage in stages:
+            if stage.name not in self.stages and stage.name not in self.errors:
+                self._build_stage(stage, is_alone=stage in alone)
 
     def _build_stage(self, stage: PlannedStage, *, is_alone: bool) -> None:
         with self.failing(stage.name):
             self.require_right_rows(stage.name)
             task, built = self.plan.task(stage), self.parts.stage(stage)
             self.stages[stage.name] = built
-            made = None if is_alone else self.made.get((stage.needs, self._side(stage.read_from)))
+            made = None if is_alone else self.made.get((stage.needs, self.plan.memory(stage.read_from).device))
             self.ranks.draw_alike()
             inputs = self.made_up.input_of(stage) if made is None else made
             self.inputs[stage.name] = [inputs]
@@ -138,7 +136,7 @@ class BuiltCases:
             positions = torch.arange(self.plan.tokens) if judge_of(task).compares_all else self.verifier.positions()
             self.verifier.require(stage.name, [task], inputs, result, positions)
             if stage in self.plan.stages:
-                self.made[stage.makes, self._side(stage.side)] = result
+                self.made[stage.makes, self.plan.memory(stage.side).device] = result
 
     def _build_whole(self, case: str) -> None:
         self.require_right_rows(case)
@@ -177,7 +175,3 @@ class BuiltCases:
             batch = self.run_alone(partial(self.stages[earlier.name].run, batch))
         placement = self.plan.memory(stage.read_from, crosses=stage.place == LINK)
         return tuple(placement.empty(*tensor.shape, dtype=tensor.dtype).copy_(tensor) for tensor in batch)
-
-    def _side(self, side: str) -> str:
-        """Without a link, both sides are the host's memory."""
-        return side if self.plan.has_link else HOST
