@@ -21,6 +21,7 @@ from engram_exp.analysis.placements import Placement, by_exchange, gpus_of, plac
 from engram_exp.analysis.selection import NOTHING, AdviceError, layers_of, lookups_like, one_subject
 from engram_exp.analysis.subjects import about_of, spelled
 from engram_exp.analysis.worth import Worth, within_budget, worth_of
+from engram_exp.machine.data_sheets import most_memory_gb
 from engram_exp.vocabulary import DEVICE, FULL, HOST, LFU, LRU, OF_A_STEP, WARM
 
 ALONE = "alone; beside a decoder the order may turn over"  # what a time of the layer is
@@ -88,7 +89,7 @@ def advise(
         frame: rows as `load_results` returns them.
         model: as the column calls it.
         decode, prefill: tokens per step, where no step of a model was measured.
-        device_memory_gb: that tables may take of each GPU, in all layers, 10^9 bytes.
+        device_memory_gb: that tables may take of each GPU, in all layers, 10^9 bytes; no more than it has.
         dtype, ids: values of the columns `dtype` and `tokens`, where the data hold several.
         host_memory_gb: that tables may take, likewise; what does not fit there may lie on a disk.
         files: of the configuration, which say what decoders keep, and where strategies have their tables
@@ -116,6 +117,8 @@ def _of_subject(
     good = good[good["case"] == FULL] if stepped.empty else stepped
     if good.empty:
         raise AdviceError("; ".join(of_decoder) or NOTHING)
+    most_gb = most_memory_gb(str(good["device_name"].iloc[0]))
+    memory_gb = (min(memory_gb[0], most_gb or math.inf), memory_gb[1])
     layers, of_layers = layers_of(good)
     whole = good
     budget = dict(zip((DEVICE, HOST), memory_gb, strict=True))
@@ -150,10 +153,23 @@ def _of_subject(
         regimes=regimes(found, fitting) if found else [],
         sort_rows=sort_thresholds(lookups_like(frame, good)),
         worth=worth_of(longer, layers if steps else 1, kept[0] if kept else None),
-        notes=[*of_layers, *of_decoder, *_notes(needed, found, steps, held_against, gpus), *from_disk],
+        notes=[
+            *(*of_layers, *of_decoder, *_unmeasured(uses, steps)),
+            *(*_notes(needed, found, steps, held_against, gpus), *from_disk),
+        ],
         gpus=gpus,
         placements=placements_of(needed, fitting, found, steps) if gpus.number > 1 else [],
     )
+
+
+def _unmeasured(uses: Sequence[tuple[str, int]], steps: Sequence[Step]) -> list[str]:
+    """Which steps were asked for and not measured, of uses that were."""
+    sizes = {use: [f"{step.tokens:,}" for step in steps if step.use == use] for use, _ in uses}
+    return [
+        f"no {use} step of {tokens:,} tokens was measured, but of {', '.join(sizes[use])}"
+        for use, tokens in uses
+        if sizes[use] and f"{tokens:,}" not in sizes[use]
+    ]
 
 
 def _freed_gb(choices: Sequence[str | None], on_device: Mapping[str, OnDevice]) -> float | None:

@@ -200,10 +200,11 @@ def _engine(release: str, option: Option | None, choice: Choice) -> Point:
         return Point(f"{release}: no option for this strategy, nor for another that fits and was measured here")
     if option.is_own:
         return Point(f"{release} as {option.strategy}, its own way, {_against(option, choice)}:", option.flags)
+    not_its = ", not its own way" if option.has_own else ""
     if option.strategy == choice.strategy:
-        return Point(f"{release}:", option.flags)
+        return Point(f"{release} as {option.strategy}{not_its}:", option.flags)
     how = "".join(f", {line}" for line in _ways(option.ms_per_layer))
-    nearest = f"the nearest is {option.strategy}, {option.ms_per_layer.ms:.4g} ms a layer{how}"
+    nearest = f"the nearest is {option.strategy}{not_its}, {option.ms_per_layer.ms:.4g} ms a layer{how}"
     return Point(f"{release}: no option for this strategy; {nearest}:", option.flags)
 
 

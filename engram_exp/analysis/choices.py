@@ -23,6 +23,7 @@ class Option:
         flags: of the engine's release.
         differs: what the release does otherwise than was measured, and when.
         is_own: its own way was measured (`Setting.own`); else the time is of the strategy, in its fastest way.
+        has_own: it has a way of its own, measured or not.
     """
 
     strategy: str
@@ -30,6 +31,7 @@ class Option:
     flags: str
     differs: str
     is_own: bool
+    has_own: bool
 
 
 @dataclass(frozen=True)
@@ -129,5 +131,7 @@ def _nearest(
         own = time_at(curves(good[settings[name].has(good)]).get(name, {}), tokens)
         is_own = own.ms is not None
         time = own if is_own else known[name]
-        options.append(Option(name, time, settings[name].flags, settings[name].differs, is_own))
+        options.append(
+            Option(name, time, settings[name].flags, settings[name].differs, is_own, bool(settings[name].own))
+        )
     return min(options, key=lambda each: (not each.is_own, each.ms_per_layer.ms or 0.0), default=None)

@@ -105,9 +105,11 @@ def _compare(
 ) -> pd.DataFrame:
     """As `compare`; columns that are free, and options that go along with what is compared, are choices, the others are
     part of the workload."""
+    for name, side in (("A", a), ("B", b)):
+        if not (side["status"] == OK).any():
+            counts = ", ".join(f"{number} {status}" for status, number in side["status"].value_counts().items())
+            raise ComparisonError(f"side {name} holds no measured case ({counts or 'no row'})")
     a, b = (as_typed(_with_exposed(side[side["status"] == OK])) for side in (a, b))
-    if a.empty or b.empty:
-        raise ComparisonError(f"side {'A' if a.empty else 'B'} holds no measured case")
     by_default = SET_BY_MACHINE if other_machine else ()
     marked = [name for name in (*MACHINE, *by_default) if set(_plain(a[name])) != set(_plain(b[name]))]
     if marked and not other_machine:

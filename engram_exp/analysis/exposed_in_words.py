@@ -99,9 +99,12 @@ def microseconds(ms: float) -> str:
 
 
 def _longer(time: Time) -> str:
-    """How many us; of what may as well be none, that nothing is clear."""
-    us, least_ms = microseconds(time.ms or 0.0), time.ms if time.lo is None else time.lo
-    return us if (least_ms or 0.0) > 0 else f"nothing clear: {us}"
+    """How many us; of what may as well be none, that nothing is clear, and of too few samples, that there is no
+    interval."""
+    us = microseconds(time.ms or 0.0)
+    if time.lo is None:
+        return f"no interval: {us}"
+    return us if time.lo > 0 else f"nothing clear: {us}"
 
 
 def _size(step: Step) -> SizeInWords:

@@ -92,9 +92,11 @@ def fitting_in(needed: Mapping[str, Memory], device_memory_gb: float, host_memor
     fitting = [name for name in in_host if needed[name].device_gb <= device_memory_gb]
     if not fitting:
         nearest = min(in_host, key=lambda name: needed[name].device_gb)
+        asked = f"device_memory_gb={device_memory_gb:g}"
+        asked += f", host_memory_gb={host_memory_gb:g}" if math.isfinite(host_memory_gb) else ""
         raise AdviceError(
-            f"device_memory_gb={device_memory_gb:g}: nothing that was measured fits; the nearest is {nearest}, "
-            f"with {needed[nearest].device_gb:.1f} GB of tables on the device"
+            f"{asked}: nothing that was measured fits; the nearest is {nearest}, with "
+            f"{needed[nearest].device_gb:.1f} GB of tables on the device and {needed[nearest].host_gb:.1f} on the host"
         )
     return fitting
 

@@ -23,6 +23,14 @@ def at_least(least: int, kind: type[int] | type[float]) -> Callable[[str], float
     return parse
 
 
+def share(text: str) -> float:
+    """How argparse reads a share: from 0 on, and below 1."""
+    value = at_least(0, float)(text)
+    if value >= 1:
+        raise argparse.ArgumentTypeError(f"must be a share below 1 (0.02 is 2 %), not {text!r}")
+    return value
+
+
 def add_only(parser: argparse.ArgumentParser) -> None:
     """Which rows a command is about."""
     text = "keep the rows that have this value there; several times: one value of each column named"

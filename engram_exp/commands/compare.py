@@ -24,7 +24,7 @@ from engram_exp.analysis.compare import (
 from engram_exp.analysis.disturbed import ONE_PROCESS
 from engram_exp.analysis.exposed_rows import EXPOSED
 from engram_exp.analysis.subjects import load_campaign, spelled
-from engram_exp.commands.arguments import add_only, at_least
+from engram_exp.commands.arguments import add_only, share
 from engram_exp.results.schema import OPTIONS
 
 
@@ -46,8 +46,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("b", metavar="B", help="a folder; with --by, another value of the column")
     parser.add_argument("--by", metavar="COLUMN", help="compare two values of this column within one folder")
     parser.add_argument("--folder", default="outputs", help="with --by: the folder (default: outputs)")
-    share = "a share that matters (default: %(default)s)"
-    parser.add_argument("--threshold", type=at_least(0, float), default=THRESHOLD, metavar="SHARE", help=share)
+    text = "a share that matters (default: %(default)s)"
+    parser.add_argument("--threshold", type=share, default=THRESHOLD, metavar="SHARE", help=text)
     parser.add_argument("--other-machine", action="store_true", help="although machines or libraries differ")
     add_only(parser)
     parser.add_argument("--csv", action="store_true", help="print CSV")

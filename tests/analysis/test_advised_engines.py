@@ -19,8 +19,8 @@ def test_engines_get_what_they_can_do_and_its_price():
     assert (decode.engines[VLLM].strategy, decode.engines[VLLM].ms_per_layer) == ("uva", decode.ms_per_layer)
     assert (prefill.engines[VLLM].strategy, prefill.engines[VLLM].ms_per_layer.ms) == ("uva", 64.0)
     text = "\n".join(lines_of(ask(three())))
-    assert "\n  vLLM 0.33.0: --engram-config '{\"cpu_offload\": true}'\n" in text
-    nearest = "no option for this strategy; the nearest is uva, 64 ms a layer:"
+    assert "\n  vLLM 0.33.0 as uva, not its own way: --engram-config '{\"cpu_offload\": true}'\n" in text
+    nearest = "no option for this strategy; the nearest is uva, not its own way, 64 ms a layer:"
     assert f"\n  vLLM 0.33.0: {nearest} --engram-config '{{\"cpu_offload\": true}}'\n" in text
     assert text.count("note: vLLM 0.33.0 as uva: ") == 1
 

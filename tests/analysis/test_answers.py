@@ -79,7 +79,7 @@ def test_notes_for_all_stand_once_behind_the_last():
     found = answers(three(), three(dtype="fp8", table_scale=0.1))
     lines = lines_of_all(found)
     assert sum(line.startswith("note: sizes with fewer") for line in lines) == 1
-    assert sum("vLLM 0.33.0 as uva" in line for line in lines) == 1
+    assert sum(line.startswith("note: vLLM 0.33.0 as uva") for line in lines) == 1
     (own,) = (number for number, line in enumerate(lines) if "table_scale" in line and line.startswith("note"))
     (shared,) = (number for number, line in enumerate(lines) if line.startswith("note: sizes with fewer"))
     assert own < shared

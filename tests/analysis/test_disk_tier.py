@@ -30,7 +30,9 @@ def test_without_a_file_too_little_host_memory_is_told():
     no_device = three()[lambda frame: frame["strategy"] != "device"]
     with pytest.raises(AdviceError, match=r"^host_memory_gb=1: everything that was measured keeps 2\.6 GB there"):
         ask(no_device, host_memory_gb=1)
-    with pytest.raises(AdviceError, match=r"^device_memory_gb=0: .*the nearest is device, with 2\.6 GB"):
+    with pytest.raises(
+        AdviceError, match=r"^device_memory_gb=0, host_memory_gb=1: .*the nearest is device, with 2\.6 GB"
+    ):
         ask(three(), host_memory_gb=1)
 
 

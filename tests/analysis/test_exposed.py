@@ -47,8 +47,23 @@ def test_what_the_runs_say_is_what_is_told(exposed_us):
         time = step.of(name).time
         assert (time.lo * 1e3, time.hi * 1e3) == (pytest.approx(min(us) - 1), pytest.approx(max(us) + 1))
         assert time.runs == 4
-    for name in step.more:
-        assert step.of(step.best).time.hi < step.of(name).time.lo
+    of_runs = dict(zip(names, exposed_us, strict=True))
+    clearly = [name for name in names if min(of_runs[name]) > max(of_runs[step.best])]
+    assert sorted(step.more) == sorted(clearly), "all four runs of either side"
+
+
+def test_a_time_without_an_interval_and_a_size_that_was_not_measured_are_told():
+    few = steps("uva", {(64, 1): 50, (256, 1): 90}, runs=1).assign(exposed_ms_lo=None, exposed_ms_hi=None)
+    found = advice(few, decode=128)
+    assert "no interval: 50.0" in text(few)
+    assert "no decode step of 128 tokens was measured, but of 64, 256" in found.notes
+    assert not any("was measured, but of" in note for note in advice(few, decode=64).notes)
+
+
+def test_more_device_memory_than_there_is_is_no_budget():
+    both = (steps(name, {(64, 1): us}, device_name="NVIDIA H200") for name, us in (("uva", 50), ("device", 2)))
+    (step,) = advice(*both, device_memory_gb=500).steps
+    assert (step.best, step.undecided) == ("uva", [])
 
 
 def test_decoders_are_never_mixed():

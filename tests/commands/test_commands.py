@@ -169,6 +169,10 @@ def test_refusals(command, arguments, says):
             "argument --threshold: must be a number of at least 0, not 'nan'",
         ),
         (["compare", "a", "b", "--threshold=-0.1"], "argument --threshold: must be a number of at least 0, not '-0.1'"),
+        (
+            ["compare", "a", "b", "--threshold", "5"],
+            "argument --threshold: must be a share below 1 (0.02 is 2 %), not '5'",
+        ),
         (["advise", "a", "--decode", "0"], "argument --decode: must be a whole number of at least 1, not '0'"),
         (["advise", "a", "--prefill", "1.5"], "argument --prefill: must be a whole number of at least 1, not '1.5'"),
         (["report", "a", "--output", "b", "--device-memory-gb", "inf"], "must be a number of at least 0, not 'inf'"),
