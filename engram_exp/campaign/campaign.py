@@ -203,8 +203,8 @@ def _plan(todo: Sequence[Planned], wanted: Sequence[Planned]) -> str:
         text += f", {len(wanted)} of them to be done: the others {others}"
     if not wanted:
         return text
-    most_s = sum(STARTUP_S + len(cases_of(run.config)) * run.config.budget_s for run in wanted)
-    return f"{text}: at most about {_duration(most_s)}"
+    usual_s = sum(STARTUP_S + len(cases_of(run.config)) * run.config.budget_s for run in wanted)
+    return f"{text}: about {_duration(usual_s)}, more where tables are large or a call is slow"
 
 
 def _duration(seconds: float) -> str:

@@ -37,7 +37,7 @@ from engram_exp.run.parts import Parts, tables_of
 from engram_exp.run.plan import Distinct, Plan, work
 from engram_exp.run.rank_plan import free_here
 from engram_exp.run.ranked import check_rank, clock_of, of_all_ranks, whole_table_bytes
-from engram_exp.run.requirements import check_plan
+from engram_exp.run.requirements import check_plan, check_time
 from engram_exp.run.rows import (
     case_columns,
     failed_columns,
@@ -201,6 +201,7 @@ class Experiment:
         if plan.looks_up:
             self.distinct = distinct_among(self.parts.hash.plan, self.parts.batches, plan.geometry.rows)
         self.terminal.card(make_card(self.job, plan, needed, free, self.tasks_of, self.limit_of))
+        check_time(config.timeout_s, {case: self.limit_of(case) for case in plan.cases})
 
     def _free_bytes(self) -> tuple[int, int | None]:
         """Host and device memory that the run may take, or has already: tables that it finds; None where the CPU stands

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import psutil
@@ -15,6 +16,7 @@ from engram_exp.errors import ConfigError, SkippedError
 from engram_exp.machine.data_sheets import DataSheet, data_sheet_of, is_of
 from engram_exp.machine.memory import free_device_bytes
 from engram_exp.machine.placement import triton_is_interpreted
+from engram_exp.measure.rates import Limit
 from engram_exp.run.graph_calls import graph_calls_of
 from engram_exp.run.kinds import KINDS
 from engram_exp.run.plan import Plan, device_name
@@ -45,6 +47,8 @@ from engram_exp.vocabulary import (
     WHOLES,
     WIDENING,
 )  # fmt: skip
+
+LEAST_CALLS = 4  # of a case: one is verified, one warms up, one is timed, and one is verified at the end
 
 
 def check_plan(plan: Plan) -> None:
@@ -152,6 +156,25 @@ def check_row_cache(plan: Plan) -> None:
     if state == STEADY and batches_of(plan.config) < least:
         remedy = f"must be at least {least} for lookup.state=steady: half are timed, and none twice in a graph"
         raise ConfigError("batches", plan.config.batches, remedy)
+
+
+def check_time(timeout_s: float, limits: Mapping[str, Limit | None]) -> None:
+    """Skip what cannot be done in time.
+
+    Args:
+        timeout_s: that the run has.
+        limits: the shortest time that this machine allows each case; None where it is not known.
+
+    Raises:
+        SkippedError: naming the case that takes longest.
+    """
+    known = {case: limit.ms / 1e3 for case, limit in limits.items() if limit is not None}
+    case = max(known, key=lambda each: known[each], default=None)
+    if case is not None and LEAST_CALLS * known[case] > timeout_s:
+        raise SkippedError(
+            f"{case}: a call takes {known[case]:.0f} s on this machine at best, and {LEAST_CALLS} at least are made: "
+            f"more than timeout_s={timeout_s:g}"
+        )
 
 
 def check_dtype(plan: Plan) -> None:

@@ -4,6 +4,7 @@ import pytest
 from common import TINY
 
 from engram_exp.errors import ConfigError
+from engram_exp.measure.rates import Limit
 from engram_exp.run.experiment import run
 from engram_exp.run.job import Job
 from engram_exp.run.requirements import require_data_sheet
@@ -98,3 +99,13 @@ def test_a_component_in_the_wrong_place_is_refused_by_the_name_that_was_typed(co
     rows = failed_rows(Job.create(config, {"lookup": component}, tmp_path), error)
     assert rows[0]["error"] == f"lookup={component}: runs on cpu, but this strategy places it on cuda"
     assert {row["status"] for row in rows} == {"refused"}
+
+
+def test_what_takes_longer_than_the_run_has_is_skipped(run_inline, monkeypatch):
+    monkeypatch.setattr("engram_exp.run.experiment.Experiment.limit_of", lambda self, case: Limit(2e3, "host GEMM"))
+    rows = run_inline("cases=[hashing,projection]", "timeout_s=7.9")
+    assert {row["status"] for row in rows} == {"skipped"}
+    assert rows[0]["error"] == (
+        "hashing: a call takes 2 s on this machine at best, and 4 at least are made: more than timeout_s=7.9"
+    )
+    assert {row["status"] for row in run_inline("cases=[hashing]", "timeout_s=8", "budget_s=0.1")} <= {"ok", "suspect"}

@@ -8,7 +8,7 @@ from engram_exp.measure.rates import Limit
 def test_a_limit_that_is_beaten_marks_the_row(run_inline, tmp_path, monkeypatch, capsys):
     slow = Limits({"host_gb_per_s": {"1": 1e-6}, "host_rows_per_s": {"1": {"64": 1e-6}}})
     monkeypatch.setattr("engram_exp.run.known_limits.machine_limits", lambda *_, **__: slow)
-    (row,) = run_inline("limits=cached", "cases=[hashing]")
+    (row,) = run_inline("limits=cached", "cases=[hashing]", "timeout_s=1e12")
     assert row["status"] == "suspect"
     assert row["efficiency"] > 1.1
     frame = load_results(tmp_path)
@@ -25,7 +25,7 @@ def test_within_noise_of_its_limit_a_row_is_good(run_inline, monkeypatch, capsys
     monkeypatch.setattr(Limits, "of", just_beaten)
     monkeypatch.setattr("engram_exp.run.known_limits.machine_limits", lambda *_, **__: Limits({}))
     monkeypatch.setattr("engram_exp.measure.limits.CLEARLY_BEATEN", 1e15)
-    (row,) = run_inline("limits=cached", "cases=[hashing]")
+    (row,) = run_inline("limits=cached", "cases=[hashing]", "timeout_s=1e12")
     assert row["status"] == "ok"
     assert "hashing: faster than its limit, but within what two measurements differ by" in capsys.readouterr().out
 
