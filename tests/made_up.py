@@ -51,7 +51,8 @@ def steps(strategy, exposed_us, runs=4, spread_us=1.0, ready_ms=10.0, share=0.9,
                 "run_id": f"{strategy} {sequences} {seq_len} {number} {sorted(columns.items())}", "seq_len": seq_len,
                 "decoder": "dense_8b", "engram_layers": "1 14", "ids": "device" if seq_len == 1 else "host",
                 "device": "cuda", "layout": "packed", "dtype": "fp8", "row_bytes": 264, "true_rows": 384_006_168,
-                "model": "deepseek_v41_flash", "peak_device_bytes": 0, "prefetch": "beside", **columns,
+                "model": "deepseek_v41_flash", "peak_device_bytes": 0, "prefetch": "beside",
+                "lead": "this_step", **columns,
             }  # fmt: skip
             exposed_ms = us / 1e3
             exposed = {"exposed_ms_median": exposed_ms, "exposed_ms_lo": exposed_ms - spread_us / 1e3,

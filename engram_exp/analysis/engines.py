@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from engram_exp.vocabulary import OWN, SAME
+from engram_exp.vocabulary import BESIDE, INLINE, OWN, PREVIOUS_STEP, SAME, THIS_STEP
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -28,6 +28,7 @@ class Setting:
         uses: decode, prefill or both.
         own: columns and their values that tell rows of its own way from all others; none where nothing here does as it
             does.
+        in_step: what else rows of a model's step must have for that: where and when rows are fetched.
         batches: of several GPUs, the `rank_batches` that it stands for; empty: of one GPU.
     """
 
@@ -37,10 +38,12 @@ class Setting:
     uses: tuple[str, ...] = USES
     batches: str = ""
     own: Mapping[str, str] = field(default_factory=dict)
+    in_step: Mapping[str, str] = field(default_factory=dict)
 
     def has(self, rows: pd.DataFrame) -> pd.Series[bool]:
         """Which rows are of its own way."""
-        return (rows[[*self.own]] == [*self.own.values()]).all(axis=1) & bool(self.own)
+        is_own, as_in_step = ((rows[[*told]] == [*told.values()]).all(axis=1) for told in (self.own, self.in_step))
+        return is_own & (as_in_step | (rows["prefetch"] == "")) & bool(self.own)
 
 
 @dataclass(frozen=True)
@@ -81,6 +84,7 @@ RELEASES = {
                 "the decoder; values and scales lie apart (here dtype.layout=split); use_thp stays false, since it "
                 "excludes shared memory; components=vllm_0_33 measures its way",
                 own={"components": "vllm_0_33", "lookup": "vllm_0_33"},
+                in_step={"prefetch": BESIDE, "lead": THIS_STEP},
             ),
             Setting(
                 "device",
@@ -137,8 +141,10 @@ RELEASES = {
                 "uva",
                 "SGLANG_ENABLE_DSV41_ENGRAM_HOST_TABLE=1",
                 f"DeepSeek-V4.1 alone; sorts row ids {SGLANG_SORTS}; one program a row, inline; values and scales lie "
-                "apart (here dtype.layout=split); components=sglang_0_5_23 measures its way",
+                "apart (here dtype.layout=split); components=sglang_0_5_23, in a step with prefetch.where=inline, "
+                "measures its way",
                 own={"components": "sglang_0_5_23", "lookup": "sglang_0_5_23"},
+                in_step={"prefetch": INLINE},
             ),
             Setting(
                 "kv_on_gpu",
@@ -147,9 +153,10 @@ RELEASES = {
                 "DeepSeek-V4.1 alone, and prompts alone (decoding reads through the link nevertheless); needs the "
                 "shared layout, a GPU without ATS, and extend batches whose tokens are all on the host; 16 threads "
                 "gather into fresh pinned memory, and the copies run beside the forward pass before; "
-                "components=sglang_staged measures its way",
+                "components=sglang_staged, in a step with prefetch.lead=previous_step, measures its way",
                 uses=(PREFILL,),
                 own={"components": "sglang_staged", "lookup": "staged"},
+                in_step={"prefetch": BESIDE, "lead": PREVIOUS_STEP},
             ),
             Setting(
                 "device",

@@ -156,7 +156,8 @@ def test_an_engines_user_is_told_what_its_own_way_exposes():
     """Ours is faster under the same strategy, and so is another that the engine has flags for but that was measured in
     our way alone."""
     ours = steps("uva", {(1, 512): 90}, components="tuned_uva", lookup="triton_link")
-    own = steps("uva", {(1, 512): 140}, components="sglang_0_5_23", lookup="sglang_0_5_23", layout="split")
+    bundle = {"components": "sglang_0_5_23", "lookup": "sglang_0_5_23", "layout": "split"}
+    own = steps("uva", {(1, 512): 140}, **bundle, prefetch="inline")
     changed = steps("uva", {(1, 512): 10}, components="vllm_0_33", lookup="triton_link", layout="split")
     staged = steps("kv_on_gpu", {(1, 512): 30}, lookup="gather")
     (step,) = advice(ours, own, changed, staged).steps
@@ -164,6 +165,8 @@ def test_an_engines_user_is_told_what_its_own_way_exposes():
     assert (sglang.strategy, sglang.is_own, sglang.time.ms) == ("uva", True, pytest.approx(0.14))
     assert sglang.percent == pytest.approx(1.4)
     assert (vllm.strategy, vllm.is_own, vllm.time.ms) == ("uva", False, pytest.approx(0.01)), "its kernel was replaced"
+    (step,) = advice(ours, steps("uva", {(1, 512): 80}, **bundle)).steps
+    assert not step.engines["SGLang 0.5.23"].is_own, "it does not fetch beside the decoder"
     told = text(ours, own, staged)
     assert "SGLang 0.5.23 as uva, its own way (components=sglang_0_5_23), 140 us at 512 tokens: SGLANG_" in told
 

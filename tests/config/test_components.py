@@ -75,7 +75,7 @@ def test_every_option_composes_and_builds(configure, tmp_path, group, option):
     # The lookups of the other engines widen by themselves.
     widens = (
         option.startswith("fp8")
-        or option in ("engines", "sglang_staged", "row_cache", "step", "step_prompts")
+        or option in ("engines", "engines_step", "sglang_staged", "row_cache", "step", "step_prompts")
         or (group, option) == ("experiment", "disk")
     )
     fuses = (group == "fusion" and option != "none") or option in ("paper", "paper_prompts")
