@@ -195,6 +195,8 @@ RELEASES = {
     ),
 }
 
+BUNDLES = {setting.own["components"] for release in RELEASES.values() for setting in release.settings if setting.own}
+
 
 def settings_for(use: str, gpus: Gpus = ONE_GPU) -> dict[str, dict[str, Setting]]:
     """What each release can do in one use: release as `vLLM 0.33.0`, then strategy.

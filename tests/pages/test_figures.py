@@ -188,3 +188,15 @@ def test_no_two_strategies_of_a_figure_look_alike():
     for channel, looks in ((alt.Color, STRATEGY_COLORS), (alt.Shape, SHAPES)):
         shown = by_strategy(channel, order, looks).to_dict()["scale"]["range"]
         assert len(set(shown)) == len(order)
+
+
+def test_an_engines_way_is_a_line_of_its_own():
+    """Theirs is ahead of ours at 1 token, and behind at 1,024."""
+    frame = load_campaign(H200.parent / "h200_engines/engines", ["case=full"]).query("batch_size in (1, 1024)")
+    medians = frame.groupby(["components", "batch_size"])["wall_ms_median"].median()
+    (shown,) = (figure for figure in figures(frame, subjects(frame)) if figure.section == OVER_TOKENS)
+    found = {(row["strategy"], row["tokens"]): row["ms"] for row in data_of(shown)}
+    names = {"tuned": "kv_on_gpu", "tuned_uva": "uva"}
+    assert found == {(names.get(of, of), tokens): pytest.approx(ms) for (of, tokens), ms in medians.items()}
+    assert found["vllm_0_33", 1] < found["uva", 1]
+    assert found["vllm_0_33", 1024] > found["uva", 1024]
