@@ -137,7 +137,7 @@ def _of_subject(
     chosen = [choice.strategy for choice in choices] + [step.best for step in steps]
     longer = exposed_times(whole) if steps else whole
     held_against = of_runs[of_runs["case"].isin(OF_A_STEP)] if steps else good
-    from_disk = thresholds(steps, on_disk(good))
+    general, from_disk = _notes(needed, found, steps, held_against, gpus), thresholds(steps, on_disk(good))
     return Advice(
         model=good["model"].iloc[0],
         dtype=good["dtype"].iloc[0],
@@ -153,10 +153,7 @@ def _of_subject(
         regimes=regimes(found, fitting) if found else [],
         sort_rows=sort_thresholds(lookups_like(frame, good)),
         worth=worth_of(longer, layers if steps else 1, kept[0] if kept else None),
-        notes=[
-            *(*of_layers, *of_decoder, *_unmeasured(uses, steps)),
-            *(*_notes(needed, found, steps, held_against, gpus), *from_disk),
-        ],
+        notes=[*of_layers, *of_decoder, *_unmeasured(uses, steps), *general, *from_disk],
         gpus=gpus,
         placements=placements_of(needed, fitting, found, steps) if gpus.number > 1 else [],
     )

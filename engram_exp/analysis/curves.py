@@ -51,8 +51,8 @@ class Time:
     of_runs: tuple[float, ...] = field(default=(), compare=False)
 
     def is_below(self, other: Time) -> bool:
-        """Whether the runs say so, as `compare` asks them, where both sides have enough: processes differ by more than
-        the samples of one. Else whether the intervals do."""
+        """Whether the runs say so, by the test of `compare`, where both sides have enough: processes differ by more
+        than the samples of one. Else whether the intervals do. No difference is too small."""
         if self.of_runs and other.of_runs:
             apart = difference_of(self.of_runs, other.of_runs)
             if apart.lo is not None:

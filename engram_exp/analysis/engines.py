@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from engram_exp.vocabulary import BESIDE, INLINE, OWN, PREVIOUS_STEP, SAME, THIS_STEP
+from engram_exp.vocabulary import BESIDE, INLINE, OF_A_STEP, OWN, PREVIOUS_STEP, SAME, THIS_STEP
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -43,7 +43,7 @@ class Setting:
     def has(self, rows: pd.DataFrame) -> pd.Series[bool]:
         """Which rows are of its own way."""
         is_own, as_in_step = ((rows[[*told]] == [*told.values()]).all(axis=1) for told in (self.own, self.in_step))
-        return is_own & (as_in_step | (rows["prefetch"] == "")) & bool(self.own)
+        return is_own & (as_in_step | ~rows["case"].isin(OF_A_STEP)) & bool(self.own)
 
 
 @dataclass(frozen=True)
@@ -195,7 +195,13 @@ RELEASES = {
     ),
 }
 
-BUNDLES = {setting.own["components"] for release in RELEASES.values() for setting in release.settings if setting.own}
+
+def named_by_engine(rows: pd.DataFrame) -> pd.DataFrame:
+    """The rows, in which an engine's own way is a strategy of its own, named as its bundle."""
+    strategy = rows["strategy"]
+    for setting in (setting for release in RELEASES.values() for setting in release.settings):
+        strategy = strategy.mask(setting.has(rows), rows["components"])
+    return rows.assign(strategy=strategy)
 
 
 def settings_for(use: str, gpus: Gpus = ONE_GPU) -> dict[str, dict[str, Setting]]:

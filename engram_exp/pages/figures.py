@@ -10,7 +10,7 @@ import pandas as pd
 
 from engram_exp.analysis.compare import GOES_WITH, WORKLOAD
 from engram_exp.analysis.curves import curves, stretches
-from engram_exp.analysis.engines import BUNDLES
+from engram_exp.analysis.engines import named_by_engine
 from engram_exp.analysis.subjects import ABOUT, STEP, WAYS, Subject, as_typed, fastest_ways, in_one_shape, over_runs
 from engram_exp.pages.looks import (
     CASE_ORDER,
@@ -50,7 +50,8 @@ def figures(frame: pd.DataFrame, about: list[Subject]) -> list[Figure]:
 
 
 def _of_subject(subject: Subject) -> Iterator[Figure]:
-    rows = _by_engine(subject.rows[~subject.rows["case"].isin(OF_A_STEP)])
+    # Ours and an engine's way would be one line, of whichever was faster.
+    rows = named_by_engine(subject.rows[~subject.rows["case"].isin(OF_A_STEP)])
     if rows[rows["case"] == FULL]["tokens_per_step"].nunique() > 1:
         yield Figure(OVER_TOKENS, subject.label, _over_tokens(rows))
     for name, own in rows.groupby("strategy"):  # each by itself: in its own shapes
@@ -62,12 +63,6 @@ def _of_subject(subject: Subject) -> Iterator[Figure]:
     for step, shape in _steps_shown(rows):
         if (step["peak_device_bytes"] > 0).any():
             yield Figure(MEMORY, f"{shape}: {subject.label}", _memory(step))
-
-
-def _by_engine(rows: pd.DataFrame) -> pd.DataFrame:
-    """The rows, in which an engine's way is a strategy of its own, named as its bundle: else ours and theirs would
-    be one line, of whichever was faster."""
-    return rows.assign(strategy=rows["strategy"].mask(rows["components"].isin(BUNDLES), rows["components"]))
 
 
 def _steps_shown(rows: pd.DataFrame) -> Iterator[tuple[pd.DataFrame, str]]:

@@ -92,8 +92,8 @@ class Graphs:
         self.of_case[case] = graphs
 
     def prepare(self, restore: Callable[[object], None] | None, graph: object) -> None:
-        """Before each graph, so that a GPU's cache has nothing left of the samples before: the rows of many small
-        batches would all stay there. It writes to a few times as much other memory, and does not wait.
+        """Prepare for a sample that is a graph, so that a GPU's cache has nothing left of the samples before: the rows
+        of many small batches would all stay there. It writes to a few times as much other memory, and does not wait.
 
         Args:
             restore: what else is done before a sample, first.

@@ -200,3 +200,10 @@ def test_an_engines_way_is_a_line_of_its_own():
     assert found == {(names.get(of, of), tokens): pytest.approx(ms) for (of, tokens), ms in medians.items()}
     assert found["vllm_0_33", 1] < found["uva", 1]
     assert found["vllm_0_33", 1024] > found["uva", 1024]
+
+
+def test_a_bundle_whose_kernel_was_replaced_is_no_engines_way():
+    frame = load_campaign(H200.parent / "h200_engines/engines", ["case=full", "components=vllm_0_33"])
+    changed = frame.assign(lookup="triton_link")
+    (shown,) = (figure for figure in figures(changed, subjects(changed)) if figure.section == OVER_TOKENS)
+    assert {row["strategy"] for row in data_of(shown)} == {"uva"}

@@ -108,4 +108,5 @@ def test_what_takes_longer_than_the_run_has_is_skipped(run_inline, monkeypatch):
     assert rows[0]["error"] == (
         "hashing: a call takes 2 s on this machine at best, and 4 at least are made: more than timeout_s=7.9"
     )
-    assert {row["status"] for row in run_inline("cases=[hashing]", "timeout_s=8", "budget_s=0.1")} <= {"ok", "suspect"}
+    (row,) = run_inline("cases=[hashing]", "timeout_s=8", "budget_s=0.1")
+    assert row["status"] == "suspect", "it was timed, and no call takes 2 s"
