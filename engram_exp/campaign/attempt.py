@@ -19,7 +19,8 @@ from engram_exp.campaign.process import NO_RESULTS, Ending, interruption, measur
 from engram_exp.campaign.turn import Turn
 from engram_exp.machine.environment import record, stamp
 from engram_exp.results.write import write_run
-from engram_exp.run.job import Job, fingerprint
+from engram_exp.run.fingerprint import fingerprint
+from engram_exp.run.job import Job
 from engram_exp.run.terminal import Terminal
 from engram_exp.run.worker import code_kept
 from engram_exp.vocabulary import CRASH, INLINE

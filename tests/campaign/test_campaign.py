@@ -9,8 +9,8 @@ import pytest
 from engram_exp.campaign import turn as turns
 from engram_exp.campaign.process import wait
 from engram_exp.campaign.turn import turn
-from engram_exp.run import job
-from engram_exp.run.job import fingerprint
+from engram_exp.run import fingerprint as fingerprints
+from engram_exp.run.fingerprint import fingerprint
 
 NAP = [sys.executable, "-c", "import sys; sys.stdin.read(); sys.exit(7)"]
 
@@ -61,11 +61,11 @@ def test_another_machine_or_other_code_is_another_run(configure, monkeypatch):
     assert mark() == known[0]
     for name, value in (
         ("gpus", [{"name": "H200"}]),
-        ("machine", {**job.machine(), "cpu_name": "another"}),
-        ("machine", {**job.machine(), "torch_version": "another"}),
+        ("machine", {**fingerprints.machine(), "cpu_name": "another"}),
+        ("machine", {**fingerprints.machine(), "torch_version": "another"}),
         ("code_digest", "0" * 64),
     ):
-        monkeypatch.setattr(job, name, lambda value=value: value)
+        monkeypatch.setattr(fingerprints, name, lambda value=value: value)
         known.append(mark())
     assert len(set(known)) == 5
 
@@ -74,7 +74,7 @@ def test_another_machine_or_other_code_is_another_run(configure, monkeypatch):
 def test_a_machine_of_another_name_may_go_on_with_a_campaign(configure, monkeypatch):
     marks = set()
     for host in ("node-1", "node-2"):
-        monkeypatch.setattr(job, "machine", lambda host=host: {"cpu_name": "EPYC", "host": host})
+        monkeypatch.setattr(fingerprints, "machine", lambda host=host: {"cpu_name": "EPYC", "host": host})
         marks.add(fingerprint(configure(), {}, 0))
     assert len(marks) == 1
 

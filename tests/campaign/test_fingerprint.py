@@ -7,8 +7,8 @@ import pytest
 from common import ROOT
 
 from engram_exp.machine.sources import contributed_sources
-from engram_exp.run import job
-from engram_exp.run.job import fingerprint
+from engram_exp.run import fingerprint as fingerprints
+from engram_exp.run.fingerprint import fingerprint
 
 
 def parts(config):
@@ -46,7 +46,7 @@ def test_a_tokenizer_that_changed_is_another_run(configure, tmp_path, name):
 def test_a_bundled_tokenizer_that_changed_is_another_run(configure, tmp_path, monkeypatch):
     before = parts(configure())
     (tmp_path / "tokenizer.json").write_text("{}")
-    monkeypatch.setattr(job, "tokenizer_file", lambda name: tmp_path / "tokenizer.json")
+    monkeypatch.setattr(fingerprints, "tokenizer_file", lambda name: tmp_path / "tokenizer.json")
     assert changed(before, parts(configure())) == {"files"}
 
 
@@ -76,7 +76,7 @@ def test_a_fingerprint_needs_no_pytorch():
 import sys
 from hydra import compose, initialize_config_dir
 from engram_exp.config.schema import register_schema
-from engram_exp.run.job import fingerprint
+from engram_exp.run.fingerprint import fingerprint
 register_schema()
 with initialize_config_dir(version_base="1.3", config_dir=sys.argv[1]):
     config = compose("config", ["tokens.path=README.md", "hashing._target_=torch.nn.Linear"])

@@ -11,7 +11,7 @@ from test_from_file import WAYS, lookup_by, require_right
 
 from engram_exp.errors import ConfigError
 from engram_exp.layer.row_format import RowFormat
-from engram_exp.run.job import fingerprint
+from engram_exp.run.fingerprint import fingerprint
 from engram_exp.run.plan import Plan
 from engram_exp.steps.tables.checkpoint import CheckpointTable, tensors_of
 
