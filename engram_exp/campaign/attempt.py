@@ -21,6 +21,7 @@ from engram_exp.machine.environment import record, stamp
 from engram_exp.results.write import write_run
 from engram_exp.run.fingerprint import fingerprint
 from engram_exp.run.job import Job
+from engram_exp.run.job_rows import failed_rows
 from engram_exp.run.terminal import Terminal
 from engram_exp.run.worker import code_kept
 from engram_exp.vocabulary import CRASH, INLINE
@@ -106,7 +107,7 @@ def _require_rows(job: Job, ending: Ending, unwritten: list[dict[str, Any]]) -> 
     job, folder = job.as_begun(), Path(job.folder)
     is_gone = not folder.is_dir()
     error = f"{ending.error}; its folder was deleted meanwhile" if is_gone else ending.error
-    rows = [{**stamp(), **row} for row in job.failed_rows(ending.status, error)]
+    rows = [{**stamp(), **row} for row in failed_rows(job, ending.status, error)]
     try:
         if is_gone:
             folder.mkdir(parents=True)

@@ -30,6 +30,7 @@ from engram_exp.run.bench import Bench
 from engram_exp.run.card import make_card
 from engram_exp.run.graph_calls import graph_calls_of
 from engram_exp.run.job import Job
+from engram_exp.run.job_rows import job_case_columns, job_columns
 from engram_exp.run.kept_tables import KeptTables
 from engram_exp.run.known_limits import known_limits
 from engram_exp.run.on_disk import disk_tables, proven
@@ -273,7 +274,7 @@ class Experiment:
         run_wide = run_columns(self.plan, self.parts, table_bytes, self.distinct)
         reached = self.link.reached_gb_per_s if self.link else None
         run_wide |= {**of_run, "link_load_reached_gb_per_s": reached}
-        common = {**stamp(), **self.job.columns(), **run_wide, "runs_before": self.before.runs}
+        common = {**stamp(), **job_columns(self.job), **run_wide, "runs_before": self.before.runs}
         disk = {case: found for bench in benches for case, found in bench.files.found.items()}
         distinct = self.distinct.in_first if self.distinct else None
         recent = keeps_recent(self.job.config.lookup)
@@ -285,7 +286,7 @@ class Experiment:
         rows = []
         for case in self.job.cases:
             told = [bench.columns(case, right) for bench in benches if case in bench.cases]
-            known = {**reading_columns(self.plan, case), **self.job.case_columns(case), "case": case}
+            known = {**reading_columns(self.plan, case), **job_case_columns(self.job, case), "case": case}
             known["graph_calls"] = graph_calls_of(self.plan, case)
             rows.append({**common, **disk.get(case, {}), **known, **own[case], **(told[0] if told else {})})
         return rows

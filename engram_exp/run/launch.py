@@ -25,6 +25,7 @@ from engram_exp.machine.environment import record, stamp
 from engram_exp.machine.files import write_text
 from engram_exp.machine.rendezvous import Node
 from engram_exp.results.write import write_run
+from engram_exp.run import job_rows
 from engram_exp.run.job import Job, under_way
 from engram_exp.run.rank import LAUNCHER, end_with_launcher
 from engram_exp.run.rows import failed_rows
@@ -68,7 +69,7 @@ def launch(jobs: Sequence[Job]) -> int:
         write_text(node.ending_file(Path(job.folder)), json.dumps(ended))
     elif ended:
         job = under_way(jobs).as_begun()
-        return _write(job, [{**stamp(), **row} for row in job.failed_rows(*ended)])
+        return _write(job, [{**stamp(), **row} for row in job_rows.failed_rows(job, *ended)])
     return 0
 
 

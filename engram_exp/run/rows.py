@@ -17,6 +17,7 @@ from engram_exp.measure.limits import is_beaten, possible_ms
 from engram_exp.measure.loop import Timing
 from engram_exp.measure.rates import Limit
 from engram_exp.measure.statistics import paired, summarise
+from engram_exp.run import job_rows
 from engram_exp.run.job import Job
 from engram_exp.run.parts import Parts
 from engram_exp.run.plan import Distinct, Plan, bytes_moved, device_name, flops, work
@@ -29,7 +30,7 @@ NO_LINK = "no accelerator: host and device are the same memory"
 
 def failed_rows(job: Job, error: BaseException) -> list[dict[str, Any]]:
     """The rows of a run that gave nothing."""
-    return [{**stamp(), **row} for row in job.failed_rows(status_of(error), text_of(error, job.choices))]
+    return [{**stamp(), **row} for row in job_rows.failed_rows(job, status_of(error), text_of(error, job.choices))]
 
 
 def run_columns(plan: Plan, parts: Parts, table_bytes: int, distinct: Distinct | None) -> dict[str, Any]:

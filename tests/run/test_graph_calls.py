@@ -10,6 +10,7 @@ from places import bench_of
 from engram_exp.run import built, graph_calls, rows
 from engram_exp.run.graph_calls import CACHE_SIZES, MOST_GRAPHS, Graphs, graph_calls_of, in_groups
 from engram_exp.run.job import Job
+from engram_exp.run.job_rows import failed_rows
 from engram_exp.run.plan import Plan
 from engram_exp.steps.lookup.triton import TritonLookup
 
@@ -141,7 +142,7 @@ def test_where_measuring_takes_too_much_memory_a_case_ends_and_not_the_run(run_i
 def test_failed_rows_are_of_the_same_subjects_as_others(configure, tmp_path, options):
     config = configure(*TINY, *options, "graph_calls=8", "cases=all")
     plan, job = Plan(config), Job.create(config, {}, tmp_path)
-    failed = {row["case"]: row["graph_calls"] for row in job.failed_rows("timeout", "")}
+    failed = {row["case"]: row["graph_calls"] for row in failed_rows(job, "timeout", "")}
     assert failed == {case: graph_calls_of(plan, case) for case in job.cases}
     assert set(failed.values()) == {0, 8}
 

@@ -11,6 +11,7 @@ from omegaconf import OmegaConf
 from engram_exp import load_results
 from engram_exp.results import schema
 from engram_exp.run.job import Job
+from engram_exp.run.job_rows import failed_rows, job_columns
 from engram_exp.run.overridden import as_text
 
 GROUPED = schema.of_role(
@@ -33,7 +34,7 @@ def job_of(*overrides):
 
 
 def options_of(*overrides):
-    return job_of(*overrides).columns()["options"]
+    return job_columns(job_of(*overrides))["options"]
 
 
 @pytest.mark.slow
@@ -101,7 +102,9 @@ def test_presets_and_options_of_ones_own_are_told_too(tmp_path, overrides, optio
 
 def test_without_hydra_every_value_of_an_unknown_choice_is_told(configure):
     config = configure("model.hc_mult=1")
-    options = Job.create(config, {"strategy": "tiny", "model": "demo"}, Path("nowhere")).columns()["options"].split(" ")
+    options = job_columns(Job.create(config, {"strategy": "tiny", "model": "demo"}, Path("nowhere")))["options"].split(
+        " "
+    )
     assert "model.hc_mult=1" in options
     assert "model.heads=8" not in options
     assert {"strategy.projection=device", "dtype.name=bfloat16"} <= set(options)
@@ -111,12 +114,12 @@ def test_a_job_keeps_them_from_one_process_to_the_next(tmp_path):
     job = job_of("model.hc_mult=1", "tokens.path='x y'")
     found = Job.create(job.config, job.choices, tmp_path)
     found.save()
-    assert Job.load(tmp_path).columns() == found.columns()
+    assert job_columns(Job.load(tmp_path)) == job_columns(found)
 
 
 def test_failed_rows_tell_them_too():
     job = job_of("model.hc_mult=1", "model.heads=0")
-    assert {row["options"] for row in job.failed_rows("refused", "heads")} == {"model.hc_mult=1 model.heads=0"}
+    assert {row["options"] for row in failed_rows(job, "refused", "heads")} == {"model.hc_mult=1 model.heads=0"}
 
 
 def test_a_sweep_tells_its_runs_apart(call_here, tmp_path):
@@ -167,7 +170,7 @@ def test_two_configurations_that_differ_never_share_all_of_it(one, other, near):
     if near:  # but for one value
         other = {**one, **dict(list(other.items())[:1])}
     configs = [changed(changes) for changes in (one, other)]
-    rows = [Job.create(config, BASE.choices, Path("nowhere")).columns() for config in configs]
+    rows = [job_columns(Job.create(config, BASE.choices, Path("nowhere"))) for config in configs]
     told = [tuple((name, type(row.get(name)), row.get(name)) for name in GROUPED) for row in rows]
     assert (told[0] == told[1]) == (repr(configs[0]) == repr(configs[1]))
 

@@ -9,6 +9,7 @@ from engram_exp.layer.tokens import Batch
 from engram_exp.measure.limits import Limits
 from engram_exp.run.again import distinct_among
 from engram_exp.run.job import Job
+from engram_exp.run.job_rows import job_columns
 from engram_exp.steps.lookup.triton import TritonLookup
 
 
@@ -63,7 +64,7 @@ def test_what_auto_comes_to_is_the_same_in_kernel_card_and_rows(
 
 def test_an_order_that_follows_from_the_machine_is_not_told_before_it_is_known(configure, tmp_path):
     def told(*overrides):
-        return Job.create(configure(*TINY, *overrides), {}, tmp_path).columns()["row_order"]
+        return job_columns(Job.create(configure(*TINY, *overrides), {}, tmp_path))["row_order"]
 
     assert told("strategy=uva", "limits=cached") == ""
     assert told("strategy=uva", "limits=cached", "lookup.order=sorted") == "sorted"
@@ -74,7 +75,7 @@ def test_an_order_that_follows_from_the_machine_is_not_told_before_it_is_known(c
 
 def test_what_auto_decides_is_told_apart_from_what_is_typed(configure, tmp_path):
     def by_auto(*overrides):
-        return Job.create(configure(*TINY, *overrides), {}, tmp_path).columns()["by_auto"].split()
+        return job_columns(Job.create(configure(*TINY, *overrides), {}, tmp_path))["by_auto"].split()
 
     assert by_auto("strategy=uva") == ["row_order", "rows_per_program", "programs"]
     assert by_auto("strategy=uva", "lookup.order=sorted", "lookup.programs=null") == ["rows_per_program"]
