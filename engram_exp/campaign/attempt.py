@@ -17,7 +17,7 @@ from engram_exp.campaign.earlier import folder_for
 from engram_exp.campaign.nodes import OtherNodes
 from engram_exp.campaign.process import NO_RESULTS, Ending, interruption, measure_in_worker
 from engram_exp.campaign.turn import Turn
-from engram_exp.machine.environment import record, stamp
+from engram_exp.machine.environment import record
 from engram_exp.results.write import write_run
 from engram_exp.run.fingerprint import fingerprint
 from engram_exp.run.job import Job
@@ -107,7 +107,7 @@ def _require_rows(job: Job, ending: Ending, unwritten: list[dict[str, Any]]) -> 
     job, folder = job.as_begun(), Path(job.folder)
     is_gone = not folder.is_dir()
     error = f"{ending.error}; its folder was deleted meanwhile" if is_gone else ending.error
-    rows = [{**stamp(), **row} for row in failed_rows(job, ending.status, error)]
+    rows = failed_rows(job, ending.status, error)
     try:
         if is_gone:
             folder.mkdir(parents=True)

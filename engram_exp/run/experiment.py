@@ -30,7 +30,7 @@ from engram_exp.run.bench import Bench
 from engram_exp.run.card import make_card
 from engram_exp.run.graph_calls import graph_calls_of
 from engram_exp.run.job import Job
-from engram_exp.run.job_rows import job_case_columns, job_columns
+from engram_exp.run.job_rows import failed_rows, job_case_columns, job_columns
 from engram_exp.run.kept_tables import KeptTables
 from engram_exp.run.known_limits import known_limits
 from engram_exp.run.on_disk import disk_tables, proven
@@ -42,7 +42,6 @@ from engram_exp.run.requirements import check_plan, check_time
 from engram_exp.run.rows import (
     case_columns,
     failed_columns,
-    failed_rows,
     reading_columns,
     run_columns,
     sample_rows,
@@ -102,7 +101,7 @@ def run(
             raise
         if status_of(error) == CRASH:
             log.exception("the run crashed")
-        rows, samples = failed_rows(job, error), None
+        rows, samples = failed_rows(job, **failed_columns(error, job.choices)), None
     if ranks.rank != FIRST:
         return rows
     write_run(Path(job.folder), {"command": job.command, "load_before": load, **record()}, rows, samples)

@@ -21,6 +21,7 @@ from engram_exp.config.derived import (
     threads_of,
 )
 from engram_exp.config.mixed import strategy_in_words
+from engram_exp.machine.environment import stamp
 from engram_exp.results.schema import KEYS
 from engram_exp.run.job import Job
 from engram_exp.run.overridden import as_text
@@ -119,7 +120,7 @@ def job_case_columns(job: Job, case: str) -> dict[str, Any]:
 
 
 def failed_rows(job: Job, status: str, error: str) -> list[dict[str, Any]]:
-    """A row for every case of a run that gave none."""
+    """A row for every case of a run that gave none, as it is written."""
     of_case: dict[str, dict[str, Any]] = {}
     try:
         known, of_case = job_columns(job), {case: job_case_columns(job, case) for case in job.cases}
@@ -127,4 +128,4 @@ def failed_rows(job: Job, status: str, error: str) -> list[dict[str, Any]]:
         known = {"run_id": job.run_id, **job.choices, "started_at": job.started_at}
         known["options"] = as_text(job.overridden, known)
     ended = {"status": status, "error": error}
-    return [{**known, **of_case.get(case, {}), **ended, "case": case} for case in job.cases]
+    return [{**stamp(), **known, **of_case.get(case, {}), **ended, "case": case} for case in job.cases]

@@ -21,14 +21,13 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from engram_exp.config.derived import ranks_per_node
 from engram_exp.errors import ConfigError, text_of
-from engram_exp.machine.environment import record, stamp
+from engram_exp.machine.environment import record
 from engram_exp.machine.files import write_text
 from engram_exp.machine.rendezvous import Node
 from engram_exp.results.write import write_run
-from engram_exp.run import job_rows
 from engram_exp.run.job import Job, under_way
+from engram_exp.run.job_rows import failed_rows
 from engram_exp.run.rank import LAUNCHER, end_with_launcher
-from engram_exp.run.rows import failed_rows
 from engram_exp.run.terminal import Terminal
 from engram_exp.run.worker import EXIT_UNWRITTEN
 from engram_exp.vocabulary import CRASH
@@ -69,13 +68,13 @@ def launch(jobs: Sequence[Job]) -> int:
         write_text(node.ending_file(Path(job.folder)), json.dumps(ended))
     elif ended:
         job = under_way(jobs).as_begun()
-        return _write(job, [{**stamp(), **row} for row in job_rows.failed_rows(job, *ended)])
+        return _write(job, failed_rows(job, *ended))
     return 0
 
 
 def refuse(job: Job, error: ConfigError) -> int:
     """Leave the rows of a run that was refused before it began; the exit code."""
-    return _write(job, failed_rows(job, error))
+    return _write(job, failed_rows(job, error.status, text_of(error, job.choices)))
 
 
 def check_device_count(job: Job) -> None:

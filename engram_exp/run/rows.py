@@ -11,14 +11,12 @@ from typing import Any
 import torch
 
 from engram_exp.errors import status_of, text_of
-from engram_exp.machine.environment import gpus, stamp
+from engram_exp.machine.environment import gpus
 from engram_exp.machine.memory import peak_bytes
 from engram_exp.measure.limits import is_beaten, possible_ms
 from engram_exp.measure.loop import Timing
 from engram_exp.measure.rates import Limit
 from engram_exp.measure.statistics import paired, summarise
-from engram_exp.run import job_rows
-from engram_exp.run.job import Job
 from engram_exp.run.parts import Parts
 from engram_exp.run.plan import Distinct, Plan, bytes_moved, device_name, flops, work
 from engram_exp.run.step_plan import StepPlan
@@ -26,11 +24,6 @@ from engram_exp.stage import Task
 from engram_exp.vocabulary import FETCH, IN_STEP, OK, READY, SKIPPED, SUSPECT, THIS_STEP
 
 NO_LINK = "no accelerator: host and device are the same memory"
-
-
-def failed_rows(job: Job, error: BaseException) -> list[dict[str, Any]]:
-    """The rows of a run that gave nothing."""
-    return [{**stamp(), **row} for row in job_rows.failed_rows(job, status_of(error), text_of(error, job.choices))]
 
 
 def run_columns(plan: Plan, parts: Parts, table_bytes: int, distinct: Distinct | None) -> dict[str, Any]:

@@ -7,8 +7,9 @@ from engram_exp.errors import ConfigError
 from engram_exp.measure.rates import Limit
 from engram_exp.run.experiment import run
 from engram_exp.run.job import Job
+from engram_exp.run.job_rows import failed_rows
 from engram_exp.run.requirements import require_data_sheet
-from engram_exp.run.rows import failed_rows
+from engram_exp.run.rows import failed_columns
 from engram_exp.run.terminal import Terminal
 
 
@@ -96,7 +97,8 @@ def test_tensors_that_do_not_fit_are_refused_before_they_are_made(run_inline):
 def test_a_component_in_the_wrong_place_is_refused_by_the_name_that_was_typed(configure, tmp_path, component):
     config = configure(*TINY, f"lookup={component}")
     error = ConfigError("lookup", None, "runs on cpu, but this strategy places it on cuda")
-    rows = failed_rows(Job.create(config, {"lookup": component}, tmp_path), error)
+    job = Job.create(config, {"lookup": component}, tmp_path)
+    rows = failed_rows(job, **failed_columns(error, job.choices))
     assert rows[0]["error"] == f"lookup={component}: runs on cpu, but this strategy places it on cuda"
     assert {row["status"] for row in rows} == {"refused"}
 
