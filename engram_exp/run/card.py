@@ -14,7 +14,6 @@ from engram_exp.run.job import Job
 from engram_exp.run.plan import Plan, bytes_moved, flops
 from engram_exp.run.requirements import data_sheet
 from engram_exp.run.step_plan import StepPlan
-from engram_exp.stage import Task
 from engram_exp.strategy.footprint import Footprint
 from engram_exp.vocabulary import BESIDE, DECODER, FETCH, FULL, IN_STEP, OF_A_STEP, READY, WHOLES
 
@@ -46,7 +45,6 @@ def make_card(
     plan: Plan,
     needed: Footprint,
     free: tuple[int, int | None],
-    tasks_of: Callable[[str], Sequence[Task]],
     limit_of: Callable[[str], Limit | None],
 ) -> Card:
     """Fill in the card of a run.
@@ -56,13 +54,12 @@ def make_card(
         plan: what it comes to.
         needed: memory.
         free: host and device bytes; None where the CPU stands in for the device.
-        tasks_of: the steps of a case, and what is asked of them.
         limit_of: the shortest time that this machine allows a case, if it is known.
     """
     title = f"{job.choices['strategy']}  (run {job.run_id}, in {job.folder})"
     body = []
     for case in plan.cases:
-        tasks, limit = tasks_of(case), limit_of(case)
+        tasks, limit = plan.tasks_of(case), limit_of(case)
         operations = flops(tasks)
         done = f"{bytes_moved(tasks) / 1e9:.3g}", f"{operations / 1e9:.4g}" if operations else ""
         bound = (f"{limit.ms:.3g}", limit.by) if limit else ("", "")

@@ -35,7 +35,7 @@ from engram_exp.run.kept_tables import KeptTables
 from engram_exp.run.known_limits import known_limits
 from engram_exp.run.on_disk import disk_tables, proven
 from engram_exp.run.parts import Parts, tables_of
-from engram_exp.run.plan import Distinct, Plan, work
+from engram_exp.run.plan import Plan, work
 from engram_exp.run.rank_plan import free_here
 from engram_exp.run.ranked import check_rank, clock_of, of_all_ranks, whole_table_bytes
 from engram_exp.run.requirements import check_plan, check_time
@@ -51,7 +51,6 @@ from engram_exp.run.saved_tensors import save_tensors
 from engram_exp.run.step_bench import StepBench
 from engram_exp.run.terminal import Terminal
 from engram_exp.run.verify import Verifier
-from engram_exp.stage import Task
 from engram_exp.steps.lookup.in_front import keeps_recent
 from engram_exp.strategy.footprint import check_fits
 from engram_exp.vocabulary import CRASH, DEVICE, HOST, OK
@@ -121,7 +120,6 @@ class Experiment:
     """
 
     link: LinkLoad | None = None  # what else went through the link while samples were taken
-    distinct: Distinct | None = None  # how many of the rows that the batches ask for are; None: they ask for none
 
     def __init__(
         self,
@@ -161,7 +159,7 @@ class Experiment:
         with torch.inference_mode():
             bench = Bench(self.parts, clock, Verifier(self.parts, seed))
             bench.build()
-            step = StepBench(self.parts, plan.step, clock, seed, self.distinct) if plan.step else None
+            step = StepBench(self.parts, plan.step, clock, seed) if plan.step else None
             if step:
                 step.build()
             bench.capture()
@@ -193,14 +191,14 @@ class Experiment:
         self.ranks.agree()  # nobody has taken any of it yet
         log.info("%d batches of tokens", len(self.parts.batches))  # may be refused: before limits, which take time
         on_disk = disk_tables([self.parts])
-        plan.limits = known_limits(plan, on_disk, self.terminal.say)
+        limits = known_limits(plan, on_disk, self.terminal.say)
         for table in on_disk if config.memory_limit_gb is not None else ():
             table.make_cold()  # pages that others have read before count in no group of ours
-        if plan.step:
-            plan.step.know(plan.limits)
+        distinct = None
         if plan.looks_up:
-            self.distinct = distinct_among(self.parts.hash.plan, self.parts.batches, plan.geometry.rows)
-        self.terminal.card(make_card(self.job, plan, needed, free, self.tasks_of, self.limit_of))
+            distinct = distinct_among(self.parts.hash.plan, self.parts.batches, plan.geometry.rows)
+        plan.know(limits, distinct)
+        self.terminal.card(make_card(self.job, plan, needed, free, self.limit_of))
         check_time(config.timeout_s, {case: self.limit_of(case) for case in plan.cases})
 
     def _free_bytes(self) -> tuple[int, int | None]:
@@ -211,15 +209,11 @@ class Experiment:
         device = self.plan.device
         return (host, free_device_bytes(device) + kept[DEVICE]) if self.plan.has_link else (host + kept[DEVICE], None)
 
-    def tasks_of(self, case: str) -> list[Task]:
-        """The steps of a case, and what its batches ask of them."""
-        return self.plan.tasks_of(case, self.distinct)
-
     def limit_of(self, case: str) -> Limit | None:
         """The shortest time that this machine allows a case; None where it is not known."""
         if self.plan.limits is None:
             return None
-        tasks = self.tasks_of(case)
+        tasks = self.plan.tasks_of(case)
         return self.plan.limits.of(work(tasks), tasks[0].load)
 
     def _measure(self, benches: Sequence[Bench | StepBench], clock: Clock) -> dict[str, Timing]:
@@ -270,12 +264,12 @@ class Experiment:
             of_run: columns that all rows have in common, beside those that follow from the plan.
         """
         table_bytes = whole_table_bytes(self.plan)
-        run_wide = run_columns(self.plan, self.parts, table_bytes, self.distinct)
+        run_wide = run_columns(self.plan, self.parts, table_bytes)
         reached = self.link.reached_gb_per_s if self.link else None
         run_wide |= {**of_run, "link_load_reached_gb_per_s": reached}
         common = {**stamp(), **job_columns(self.job), **run_wide, "runs_before": self.before.runs}
         disk = {case: found for bench in benches for case, found in bench.files.found.items()}
-        distinct = self.distinct.in_first if self.distinct else None
+        distinct = self.plan.distinct.in_first if self.plan.distinct else None
         recent = keeps_recent(self.job.config.lookup)
         own = {
             case: proven(self._own(case, timings, errors), disk.get(case, {}), distinct, keeps_recent=recent)
@@ -295,5 +289,5 @@ class Experiment:
         if case in errors:
             return failed_columns(errors[case], self.job.choices)
         if case in timings:
-            return case_columns(self.plan, self.tasks_of(case), timings[case], self.limit_of(case))
+            return case_columns(self.plan, self.plan.tasks_of(case), timings[case], self.limit_of(case))
         return skipped_columns()

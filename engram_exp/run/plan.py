@@ -68,10 +68,12 @@ class Plan:
         config: checked by `config.checks.check`.
         choices, ranks: the option chosen in each group, for those who name one; of the run, and which of them it is.
 
-    limits: of this machine, once they are known.
+    limits, distinct: of this machine, and how many of the rows that batches ask for are distinct, once they are known;
+        until then, all are.
     """
 
     limits: Limits | None = None
+    distinct: Distinct | None = None
 
     def __init__(self, config: DictConfig, choices: Choices | None = None, ranks: Ranks = ALONE) -> None:
         self.config, self.choices, self.ranks = config, choices or {}, ranks
@@ -165,16 +167,20 @@ class Plan:
         in_step = self.step is not None and self.step.is_of(self)
         return in_step or any(self.task(stage).kind.reads_table for stage in stages)
 
-    def task(self, stage: PlannedStage, distinct: Distinct | None = None, *, staged: bool = False) -> Task:
+    def know(self, limits: Limits | None, distinct: Distinct | None) -> None:
+        """What this machine can do, and how many of the rows that batches ask for are distinct, is known now: all
+        layers of the model's step are planned by it."""
+        for plan in (self, *(self.step.layers.values() if self.step else ())):
+            plan.limits, plan.distinct = limits, distinct
+
+    def task(self, stage: PlannedStage, *, staged: bool = False) -> Task:
         """A stage's kind and what is asked of it.
 
         Args:
             stage: of the strategy, or an upload.
-            distinct: how many of the rows are; None: all, as far as is known.
             staged: in chunks.
         """
-        distinct = distinct or Distinct(1.0, 1.0, batches_of(self.config))
-        config = self.config
+        config, distinct = self.config, self.distinct or Distinct(1.0, 1.0, batches_of(self.config))
         step, node = step_of(stage), config.get(group_of(self, stage))
         load = Load(
             stage=stage,
@@ -194,13 +200,13 @@ class Plan:
         )
         return Task(step if node is None else kind_of(get_class(node._target_), step), load)
 
-    def tasks_of(self, case: str, distinct: Distinct | None = None) -> list[Task]:
+    def tasks_of(self, case: str) -> list[Task]:
         """What a case comes to: one stage, or all of a whole, or of a model's step."""
         if self.step and case in OF_A_STEP:
-            return self.step.costs_of(case, distinct)
+            return self.step.costs_of(case)
         if case in WHOLES:
-            return [self.task(stage, distinct, staged=self.cuts is not None) for stage in self.whole(case)]
-        return [self.task(stage, distinct) for stage in self.built if stage.name == case]
+            return [self.task(stage, staged=self.cuts is not None) for stage in self.whole(case)]
+        return [self.task(stage) for stage in self.built if stage.name == case]
 
     def reading(self, case: str) -> Reading | None:
         """How a kernel reads the rows of a case, as far as the lookup knows orders; chunk by chunk in a pipeline, where

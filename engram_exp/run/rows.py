@@ -18,7 +18,7 @@ from engram_exp.measure.loop import Timing
 from engram_exp.measure.rates import Limit
 from engram_exp.measure.statistics import paired, summarise
 from engram_exp.run.parts import Parts
-from engram_exp.run.plan import Distinct, Plan, bytes_moved, device_name, flops, work
+from engram_exp.run.plan import Plan, bytes_moved, device_name, flops, work
 from engram_exp.run.step_plan import StepPlan
 from engram_exp.stage import Task
 from engram_exp.vocabulary import FETCH, IN_STEP, OK, READY, SKIPPED, SUSPECT, THIS_STEP
@@ -26,15 +26,14 @@ from engram_exp.vocabulary import FETCH, IN_STEP, OK, READY, SKIPPED, SUSPECT, T
 NO_LINK = "no accelerator: host and device are the same memory"
 
 
-def run_columns(plan: Plan, parts: Parts, table_bytes: int, distinct: Distinct | None) -> dict[str, Any]:
+def run_columns(plan: Plan, parts: Parts, table_bytes: int) -> dict[str, Any]:
     """What is the same in all rows of a run, beside what its job knows.
 
     Args:
         plan, parts: of the run, after measuring.
         table_bytes: of its table, 0 without one.
-        distinct: how many of the rows asked for are; None where none were asked for.
     """
-    device, geometry = plan.device, plan.geometry
+    device, geometry, distinct = plan.device, plan.geometry, plan.distinct
     return {
         "device": str(device),
         "device_name": device_name(device),
@@ -115,7 +114,7 @@ def exposed_columns(timings: Mapping[str, Timing]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def least_exposed(step: StepPlan, windows_ms: Sequence[float], distinct: Distinct | None) -> Limit | None:
+def least_exposed(step: StepPlan, windows_ms: Sequence[float]) -> Limit | None:
     """The least that a model's step takes longer because its rows must be fetched, and what sets it: fetching those of
     the layers up to one takes at least so long on this machine, beyond the time until that one is reached. It is a
     bound if the decoder is as quick as with rows in place, and other ranks are as quick as this one. None where that is
@@ -125,13 +124,12 @@ def least_exposed(step: StepPlan, windows_ms: Sequence[float], distinct: Distinc
     Args:
         step: its plan.
         windows_ms: until each layer is reached, with the rows of all of them in place.
-        distinct: as `Plan.task` has it.
     """
     limits, tasks, found = step.plan.limits, list[Task](), list[Limit]()
     if limits is None or not (step.is_beside and step.is_alike) or step.plan.config.prefetch.lead != THIS_STEP:
         return None
     for layer, window_ms in zip(step.layers.values(), windows_ms, strict=True):
-        tasks += step.tasks_of(FETCH, layer, distinct)
+        tasks += step.tasks_of(FETCH, layer)
         if limit := limits.of(work(tasks), tasks[0].load):
             found.append(Limit(max(0.0, limit.ms - window_ms), limit.by))
     return max(found, default=None)

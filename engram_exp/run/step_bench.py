@@ -15,7 +15,6 @@ from engram_exp.measure.loop import Case, Timing
 from engram_exp.run.built import OF_THE_RUN
 from engram_exp.run.on_disk import Files, disk_tables
 from engram_exp.run.parts import Parts, parts_in_step
-from engram_exp.run.plan import Distinct
 from engram_exp.run.row_cache import SteadyAgain, counted_columns, is_in, require_kept, restore_of
 from engram_exp.run.rows import exposed_columns, exposed_verdict, least_exposed
 from engram_exp.run.step_layer import Looks, TableLayer, made_by
@@ -37,14 +36,12 @@ class StepBench:
         plan: of its step.
         clock: of its device.
         seed: of the tokens that are compared.
-        distinct: how many of the rows that the batches ask for are distinct, where that is known.
 
     reached: by case, when a step comes to each layer with a table.
     """
 
-    def __init__(self, parts: Parts, plan: StepPlan, clock: Clock, seed: int, distinct: Distinct | None = None) -> None:
+    def __init__(self, parts: Parts, plan: StepPlan, clock: Clock, seed: int) -> None:
         self.parts, self.plan, self.clock, self.ranks = parts, plan, clock, parts.plan.ranks
-        self.distinct = distinct
         self.layers = [
             TableLayer(of_layer, plan, seed + number)
             for number, of_layer in zip(plan.layers, parts_in_step(parts), strict=True)
@@ -123,7 +120,7 @@ class StepBench:
             if IN_STEP in self.reached:
                 found["waits_ms"] = self._by_layer([at.waits_ms for at in self.reached[IN_STEP]])
             windows_ms = [at.ms for at in self.reached.get(READY, ())]
-            if windows_ms and (least := least_exposed(self.plan, windows_ms, self.distinct)):
+            if windows_ms and (least := least_exposed(self.plan, windows_ms)):
                 found |= {"exposed_limit_ms": least.ms, "exposed_limit_by": least.by}
                 if READY in timings:
                     ready_ms = median(sample.wall_ms for sample in timings[READY].samples)

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 from engram_exp.config.derived import decoder_of, engram_layers_of, stages_of, value_bytes_of
 from engram_exp.decoder.shape import DecoderCost, DecoderShape
-from engram_exp.measure.limits import Limits
 from engram_exp.run.rank_plan import among
 from engram_exp.stage import Load, PlannedStage, Stage, Task
 from engram_exp.strategy.footprint import Footprint
@@ -31,7 +30,7 @@ from engram_exp.vocabulary import (
 )
 
 if TYPE_CHECKING:
-    from engram_exp.run.plan import Distinct, Plan
+    from engram_exp.run.plan import Plan
 
 
 # Copies of a layer's rows, beside those that are fetched: in place for `ready`, and for a step whose rows come ahead.
@@ -72,11 +71,6 @@ class StepPlan:
         the same table and strategy."""
         return {number: self.plan.of_layer(number) for number in sorted(engram_layers_of(self.plan.config))}
 
-    def know(self, limits: Limits | None) -> None:
-        """What this machine can do is known now: all layers read by it."""
-        for layer in self.layers.values():
-            layer.limits = limits
-
     @property
     def is_beside(self) -> bool:
         """Whether rows are fetched beside the decoder."""
@@ -86,9 +80,7 @@ class StepPlan:
         """Whether a layer's plan is this one."""
         return any(layer is plan for layer in self.layers.values())
 
-    def parted(
-        self, layer: Plan, case: str = IN_STEP, distinct: Distinct | None = None
-    ) -> tuple[list[Task], list[Task]]:
+    def parted(self, layer: Plan, case: str = IN_STEP) -> tuple[list[Task], list[Task]]:
         """What a layer's stages do: those that bring its rows to where it reads them, and those behind, up to the
         hidden state, or without a fusion up to keys and value. Ids are where the decoder reads them: none are uploaded.
 
@@ -96,7 +88,6 @@ class StepPlan:
             layer: its plan.
             case: `step`: as the strategy has them; `ready`: embeddings are in place on the device, which projects them
                 whatever the strategy, so that all strategies are held against the same.
-            distinct: as `Plan.task` has it.
         """
         config = layer.config
         if case == READY:
@@ -106,7 +97,7 @@ class StepPlan:
             stage for stage in stages_of(config) if not stage.is_upload or (layer.has_link and stage.needs != TOKEN_IDS)
         ]
         fetched = in_place(stages)
-        tasks = [layer.task(stage, distinct) for stage in stages]
+        tasks = [layer.task(stage) for stage in stages]
         return tasks[:fetched], tasks[fetched:]
 
     @property
@@ -116,16 +107,16 @@ class StepPlan:
         ready, in_step = ([task.load.stage for tasks in computing for task in tasks] for computing in of_case)
         return ready == in_step
 
-    def tasks_of(self, case: str, layer: Plan, distinct: Distinct | None = None) -> list[Task]:
+    def tasks_of(self, case: str, layer: Plan) -> list[Task]:
         """What a layer's stages do in a case."""
         if case == DECODER:
             return []
-        fetching, computing = self.parted(layer, case, distinct)
+        fetching, computing = self.parted(layer, case)
         return fetching if case == FETCH else computing if case == READY else [*fetching, *computing]
 
-    def costs_of(self, case: str, distinct: Distinct | None = None) -> list[Task]:
+    def costs_of(self, case: str) -> list[Task]:
         """What a case comes to in all: the stages of all layers, and the decoder."""
-        tasks = [task for layer in self.layers.values() for task in self.tasks_of(case, layer, distinct)]
+        tasks = [task for layer in self.layers.values() for task in self.tasks_of(case, layer)]
         return tasks if case == FETCH else [*tasks, self.decoder_task]
 
     @cached_property

@@ -16,7 +16,7 @@ from engram_exp.decoder.decoder import Step
 from engram_exp.errors import ConfigError
 from engram_exp.layer.tokens import Batch
 from engram_exp.measure.limits import Limits
-from engram_exp.run.plan import bytes_moved, flops
+from engram_exp.run.plan import Distinct, bytes_moved, flops
 from engram_exp.run.step_runs import steps_before
 from engram_exp.steps.lookup.gather import GatherLookup
 from engram_exp.strategy.fetch import HostFetch
@@ -136,10 +136,11 @@ def test_all_layers_know_the_machine_and_none_has_the_table_of_another(configure
     rows = min(first.plan.geometry.rows, second.plan.geometry.rows)
     assert not torch.equal(first.table.parts[0][:rows], second.table.parts[0][:rows])
     assert not torch.equal(first.weights.projection.weight, second.weights.projection.weight)
-    known = Limits({})
-    bench.plan.know(known)
-    assert all(layer.limits is known for layer in bench.plan.layers.values())
-    assert bench.plan.plan.limits is known
+    limits, distinct = Limits({}), Distinct(0.5, 0.25, 4)
+    bench.plan.plan.know(limits, distinct)
+    for plan in (bench.plan.plan, *bench.plan.layers.values()):
+        assert plan.limits is limits
+        assert plan.task(plan.stages[0]).load.distinct_rows == 0.5
 
 
 def test_a_layer_whose_own_strategy_is_the_run_s_is_the_run_s(configure):

@@ -29,9 +29,9 @@ def test_what_must_be_exposed_follows_from_limits_and_windows(configure, monkeyp
     plan = parts_of(configure(*TINY, *DECODE, "strategy=kv_on_gpu", *more, CASES)).plan
     row_ids = plan.tokens * plan.geometry.columns
     monkeypatch.setattr(Limits, "of", lambda self, work, load: Limit(work["host rows"] / row_ids, "host rows"))
-    assert least_exposed(plan.step, windows_ms, None) is None, "limits=none"
+    assert least_exposed(plan.step, windows_ms) is None, "limits=none"
     plan.limits = Limits({})
-    found = least_exposed(plan.step, windows_ms, None)
+    found = least_exposed(plan.step, windows_ms)
     assert found == (None if least is None else (pytest.approx(least), "host rows"))
 
 
