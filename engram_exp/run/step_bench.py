@@ -13,10 +13,10 @@ from engram_exp.layer.tokens import Batch
 from engram_exp.measure.clock import Clock
 from engram_exp.measure.loop import Case, Timing
 from engram_exp.run.built import OF_THE_RUN
+from engram_exp.run.exposed import exposed_columns, exposed_verdict, least_exposed
 from engram_exp.run.on_disk import Files, disk_tables
 from engram_exp.run.parts import Parts, parts_in_step
 from engram_exp.run.row_cache import SteadyAgain, counted_columns, is_in, require_kept, restore_of
-from engram_exp.run.rows import exposed_columns, exposed_verdict, least_exposed
 from engram_exp.run.step_layer import Looks, TableLayer, made_by
 from engram_exp.run.step_plan import StepPlan
 from engram_exp.run.step_runs import StepRuns, steps_before

@@ -7,7 +7,7 @@ from places import parts_of
 
 from engram_exp.measure.limits import Limits
 from engram_exp.measure.rates import Limit
-from engram_exp.run.rows import exposed_verdict, least_exposed
+from engram_exp.run.exposed import exposed_verdict, least_exposed
 from engram_exp.vocabulary import SUSPECT
 
 pytestmark = pytest.mark.usefixtures("few_looks")
@@ -37,7 +37,7 @@ def test_what_must_be_exposed_follows_from_limits_and_windows(configure, monkeyp
 
 def test_a_step_in_which_rows_came_sooner_than_they_can_is_suspect(run_inline, monkeypatch):
     monkeypatch.setattr("engram_exp.run.step_bench.least_exposed", lambda *_: Limit(1e6, "link"))
-    monkeypatch.setattr("engram_exp.run.rows.paired", lambda *_: (1.0, 0.5, 1.5))  # of few samples there is none
+    monkeypatch.setattr("engram_exp.run.exposed.paired", lambda *_: (1.0, 0.5, 1.5))  # of few samples there is none
     rows = {row["case"]: row for row in run_inline(*DECODE, "strategy=kv_on_gpu", "cases=[ready,step]", *QUICK)}
     assert rows["step"]["exposed_limit_ms"] == 1e6
     assert [rows[case]["status"] for case in ("ready", "step")] == ["ok", SUSPECT]

@@ -9,7 +9,7 @@ from in_step import CASES, DECODE, PROMPT, bench_of
 
 from engram_exp.measure.clock import Clock
 from engram_exp.measure.loop import measure
-from engram_exp.run.rows import exposed_columns
+from engram_exp.run.exposed import exposed_columns
 from engram_exp.strategy.step import Ahead
 
 
