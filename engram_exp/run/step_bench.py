@@ -9,21 +9,21 @@ from typing import Any
 
 import torch
 
-from engram_exp.layer.tokens import Batch
 from engram_exp.measure.clock import Clock
 from engram_exp.measure.loop import Case, Timing
 from engram_exp.run.built import OF_THE_RUN
 from engram_exp.run.exposed import exposed_columns, exposed_verdict, least_exposed
 from engram_exp.run.on_disk import Files, disk_tables
 from engram_exp.run.parts import Parts, parts_in_step
-from engram_exp.run.row_cache import SteadyAgain, counted_columns, is_in, require_kept, restore_of
+from engram_exp.run.row_cache import counted_columns
+from engram_exp.run.step_caches import StepCaches
 from engram_exp.run.step_layer import Looks, TableLayer, made_by
 from engram_exp.run.step_plan import StepPlan
 from engram_exp.run.step_runs import StepRuns, steps_before
 from engram_exp.run.verify import require_close
 from engram_exp.stage import Tensors
 from engram_exp.strategy.step import InStep, Reached, Series
-from engram_exp.vocabulary import DECODER, FETCH, IN_SERIES, IN_STEP, READY, STEADY, WARM
+from engram_exp.vocabulary import DECODER, FETCH, IN_SERIES, IN_STEP, READY
 
 WINDOWS = 5  # steps whose windows are looked at
 
@@ -60,6 +60,7 @@ class StepBench:
         failed = None
         try:
             self.built = StepRuns(self.parts, self.plan, self.layers)
+            self.caches = StepCaches(self.layers, self.built, self.clock)
             self.hidden = self.built.hidden(self.built.batches[0]).clone()
             self.looks = {case: self._looks(case) for case in self.cases}
         except OF_THE_RUN:
@@ -71,42 +72,22 @@ class StepBench:
         for case in self._right():
             self._try(case, self._verify)
         for case in self._right():
-            self._try(case, self._warm_rows)
+            self._try(case, self.caches.warm)
         if self.plan.plan.device.type == "cuda":
             torch.cuda.empty_cache()  # of what ran without graphs
 
     def timed(self, case: str) -> Case:
         """A case as it is timed: `fetch` by itself, the others one step behind the other, as a server runs them."""
-        look, run, last = self.looks[case], self.built.runs[case], self._inputs(case)
+        look, run, last = self.looks[case], self.built.runs[case], self.caches.inputs(case)
         steps = self.plan.plan.config.steps_per_sample if case in IN_SERIES else 1
         before = steps_before(last, steps) if case == IN_STEP else lambda batch: [batch] * (steps - 1)
         # Of a sample's steps the last; the next sample goes on with the batch behind it.
         last = [last[(steps * (number + 1) - 1) % len(last)] for number in range(len(last))]
         calls = [partial(Series(run, before), batch) for batch in last]
         looks = self.ranks.agreed(look.before), self.ranks.agreed(look.behind)
-        restore = self.ranks.agreed(self._restore(case, before))
+        restore = self.ranks.agreed(self.caches.restore(case, before))
         timed = Case(case, calls, True, *looks, steps, may_be_quick=False, restore=restore)
         return self.files.timed(timed, self.plan.costs_of(case))
-
-    def _restore(
-        self, case: str, before: Callable[[Batch], Sequence[Batch]]
-    ) -> Callable[[partial[Tensors]], None] | None:
-        """What is done before each call: the rows of its first step are fetched, if the step before that does it; rows
-        that are to be fetched again are forgotten."""
-        if self._is_in(case, STEADY):
-            return SteadyAgain(self._warm_steady, lambda call: (*before(*call.args), *call.args))
-        forget = restore_of([layer.counting[case] for layer in self._counting(case)])
-        ahead = self.built.ahead
-        if case != IN_STEP or not ahead:
-            return forget
-
-        def restore(call: partial[Tensors]) -> None:
-            (batch,) = call.args
-            ahead.expect((*before(batch), batch)[0])
-            if forget:
-                forget(call)
-
-        return restore
 
     def columns(self, case: str, timings: Mapping[str, Timing]) -> dict[str, Any]:
         """What is told of a case beside its times: when its layers are reached; of a step, what it takes longer than
@@ -143,9 +124,8 @@ class StepBench:
 
     def _look_when_reached(self, case: str) -> None:
         """When steps come to each layer, with rows that no step before them asked for."""
-        step, batches = self.built.runs[case], self._inputs(case)
-        forget = restore_of([layer.counting[case] for layer in self._counting(case)])
-        is_restored = self.files.tables or forget or self._is_in(case, STEADY)
+        step, batches = self.built.runs[case], self.caches.inputs(case)
+        is_restored = self.files.tables or self.caches.are_restored(case)
         if not isinstance(step, InStep) or (case == IN_STEP and is_restored):
             return  # rows that come ahead are there; files and caches are not as they are in timed calls
         times = [step.reached(batches[number % len(batches)]) for number in range(WINDOWS)]
@@ -160,7 +140,7 @@ class StepBench:
                 layer.renew(self.built.batches[0])
             self._try(case, self._verify)
         for case in self._right():
-            self._try(case, self._verify_kept)
+            self._try(case, self.caches.require_kept)
 
     def _right(self) -> list[str]:
         return [case for case in self.cases if case not in self.errors]
@@ -175,50 +155,10 @@ class StepBench:
         if known := self.ranks.known(failed):
             self.errors[case] = known
 
-    def _inputs(self, case: str) -> list[Batch]:
-        """The batches of a case: all where each has rows of its own to be fetched; behind those that caches have seen,
-        if they are to be steady."""
-        batches = self.built.batches
-        if case not in (FETCH, IN_STEP):
-            return batches[:1]
-        return batches[len(batches) // 2 :] if self._is_in(case, STEADY) else batches
-
     def _looks(self, case: str) -> Looks:
-        inputs = self._inputs(case)
+        inputs = self.caches.inputs(case)
         hidden = self.hidden if inputs[0] is self.built.batches[0] else self.built.hidden(inputs[0]).clone()
         return Looks(case, self.layers, inputs, None if case == FETCH else hidden)
-
-    def _counting(self, case: str) -> list[TableLayer]:
-        """The layers whose rows a case fetches with a lookup that counts."""
-        return [layer for layer in self.layers if case in layer.counting]
-
-    def _warm_rows(self, case: str) -> None:
-        """Let the caches of a case that are not to be cold see the batches that they are to have seen."""
-        if self._is_in(case, STEADY):
-            self._warm_steady()
-        elif self._is_in(case, WARM):
-            for batch in self._inputs(case):
-                self.built.runs[case](batch)
-                self.clock.synchronize()
-
-    def _is_in(self, case: str, state: str) -> bool:
-        """Whether some caches of a case are to be found so."""
-        return any(is_in(layer.counting[case], state) for layer in self._counting(case))
-
-    def _warm_steady(self) -> None:
-        """Empty the caches, and show them the first half of the batches."""
-        for layer in self._counting(FETCH):
-            if is_in(layer.counting[FETCH], STEADY):
-                layer.counting[FETCH].reset()
-        for batch in self.built.batches[: len(self.built.batches) // 2]:
-            self.built.runs[FETCH](batch)
-            self.clock.synchronize()
-
-    def _verify_kept(self, case: str) -> None:
-        """Compare all rows that the caches of a case keep."""
-        for layer in self._counting(case):
-            if layer.counting[case].keeps_rows:
-                require_kept(case, layer.counting[case], layer.parts.table)
 
     def _verify(self, case: str) -> None:
         """Compare what a case makes of the first batch."""

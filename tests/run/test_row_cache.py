@@ -259,7 +259,7 @@ def test_a_line_of_any_layer_that_is_damaged_is_a_mismatch_of_the_step(run_inlin
             lookup.cache.lines.view(torch.uint8)[int((lookup.cache.tags.flatten() >= 0).nonzero()[0]), 0] ^= 1
         require_kept(case, lookup, table)
 
-    monkeypatch.setattr("engram_exp.run.step_bench.require_kept", flip_a_bit_of_the_second_layer)
+    monkeypatch.setattr("engram_exp.run.step_caches.require_kept", flip_a_bit_of_the_second_layer)
     rows = run_inline(*CACHED, *DECODE, *IN_A_STEP, "cases=[step]")
     assert statuses(rows) == {"step": "mismatch"}
     assert "rows in the cache differ from the table" in rows[0]["error"]
