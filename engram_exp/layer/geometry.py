@@ -1,4 +1,4 @@
-"""The numbers of one Engram layer: how large each of its values is, and what its matrix product costs.
+"""The numbers of one Engram layer: the rows of its table, and how large each of its values is.
 
 Symbols, as in "Conditional Memory via Scalable Lookup" (arXiv 2601.07372): T tokens, H hash columns (orders x heads),
 D values per row, C hidden size, M hyper-connection copies.
@@ -14,7 +14,6 @@ from engram_exp.errors import ConfigError
 from engram_exp.vocabulary import EMBEDDINGS, HIDDEN, KV, PARTS, ROW_IDS, ROWS, TOKEN_IDS
 
 TOKEN_ID_BYTES = 8  # ids are int64
-SCALE_BYTES = 4  # of a gated value's norm, float32
 ONE_SCALES = 1e-30, 1e30  # times an e4m3 value, neither leaves the range of bfloat16
 
 PrimeSource = Callable[[int, tuple[int, ...], int], Sequence[Sequence[int]]]
@@ -212,10 +211,6 @@ class EngramGeometry:
         """Bytes of the row ids of T tokens."""
         return tokens * self.columns * self.row_id_bytes
 
-    def sort_bytes(self, tokens: int) -> int:
-        """Bytes of the sorted row ids of T tokens and their positions (int64), and of a radix sort's copies of both."""
-        return 2 * tokens * self.columns * (self.row_id_bytes + 8)
-
     def stored_bytes(self, tokens: int) -> int:
         """Bytes of the rows that T tokens look up, as they are stored."""
         return tokens * self.columns * self.row_bytes
@@ -228,44 +223,9 @@ class EngramGeometry:
         """Bytes of the keys and value of T tokens."""
         return tokens * self.kv_width * self.value_bytes
 
-    def history_bytes(self, tokens: int, sequences: int) -> int:
-        """Bytes that the convolution of T tokens in B sequences reads of what was before them: of each such token its
-        value and, in float32, M scales."""
-        if self.conv_kernel is None or self.conv_dilation is None:
-            return 0
-        length = min(tokens // sequences, self.conv_reach)  # behind these, no token reads so far back
-        backs = range(0, self.conv_reach + 1, self.conv_dilation)
-        read = {position - back for position in range(length) for back in backs if position < back}
-        return sequences * len(read) * (self.hidden_size * self.value_bytes + self.hc_mult * SCALE_BYTES)
-
-    @property
-    def fusion_weights(self) -> int:
-        """Numbers in the fusion's weights, but for the key norms, which count with the projection's."""
-        conv = 0 if self.conv_kernel is None else 1 + self.conv_kernel
-        return (1 + conv) * self.hc_mult * self.hidden_size
-
-    def fusion_flops(self, tokens: int) -> int:
-        """Multiplications and additions of the fusion: two norms and their product, the gated sum, the convolution."""
-        return (3 * 2 + 2 + 2 * (self.conv_kernel or 0)) * tokens * self.hc_mult * self.hidden_size
-
     def hidden_bytes(self, tokens: int) -> int:
         """Bytes of the hidden state of T tokens."""
         return tokens * self.hc_mult * self.hidden_size * self.value_bytes
-
-    @property
-    def weights(self) -> int:
-        """Numbers in the projection's weight, bias and key norms."""
-        bias = self.kv_width if self.bias else 0
-        return self.kv_width * self.embedding_width + bias + self.hc_mult * self.hidden_size
-
-    @property
-    def weights_bytes(self) -> int:
-        """Bytes of the projection's weight, bias and key norms."""
-        return self.weights * self.value_bytes
-
-    def projection_flops(self, tokens: int) -> int:
-        """Multiplications and additions of the projection's matrix product."""
-        return 2 * tokens * self.embedding_width * self.kv_width
 
     def bytes_of(self, value: str, tokens: int, sequences: int) -> int:
         """Bytes of a value of T tokens in B sequences."""

@@ -18,6 +18,7 @@ from engram_exp.layer.row_format import RowFormat
 from engram_exp.machine.placement import Placement
 from engram_exp.run.row_cache import require_kept
 from engram_exp.steps.lookup.split import SplitLookup, near_rows
+from engram_exp.steps.lookup.step import sort_bytes
 from engram_exp.steps.tables.host import HostTable
 
 PINNABLE = Placement(torch.device("cpu"), pinned=KERNEL_DEVICE.type == "cuda")
@@ -96,7 +97,7 @@ def test_it_knows_what_it_keeps_and_what_crosses():
     tasks = tasks_of(places, {"lookup": SplitLookup}, options=half)
     plain = tasks_of(places, {})
     load, whole = (next(t.load for t in each if t.load.stage.name == "lookup") for each in (tasks, plain))
-    kept = SplitLookup.keeps(load)["device"] - load.bytes_of(load.stage.makes) - geometry.sort_bytes(load.tokens)
+    kept = SplitLookup.keeps(load)["device"] - load.bytes_of(load.stage.makes) - sort_bytes(load)
     assert kept == pytest.approx(geometry.table_bytes / 2, rel=1e-4)
     crossing = SplitLookup.work(load)["link rows"] / SplitLookup.__mro__[1].work(whole)["link rows"]
     assert crossing == pytest.approx(0.5, rel=1e-4)

@@ -9,9 +9,11 @@ from common import demo_geometry
 from hypothesis import given
 from hypothesis import strategies as st
 
+from engram_exp.config.derived import geometry_of
 from engram_exp.errors import MismatchError
 from engram_exp.layer.excerpt import by_token
 from engram_exp.stage import BuiltStage, Stage, Strategy, kind_of
+from engram_exp.steps.fusion.step import history_bytes
 from engram_exp.steps.lookup.step import Lookup
 from engram_exp.vocabulary import BY_SEQUENCE
 
@@ -52,11 +54,29 @@ def test_a_fusion_reads_what_it_needs_once_and_writes_once():
     for geometry, taps in ((demo_geometry(), 0), (conv, 4)):
         kind, load = task("fusion", UVA, tokens=64, sequences=64, geometry=geometry, fuses=True)
         weights = (2 if taps else 1) + taps
-        moved = 2 * (64 * 5 + 2 * 64 * 4 + 4 * weights) * 1024 + geometry.history_bytes(64, 64)
+        moved = 2 * (64 * 5 + 2 * 64 * 4 + 4 * weights) * 1024 + history_bytes(load)
         assert kind.bytes_moved(load) == moved
         assert kind.work(load) == {"device memory": moved}
         assert kind.flops(load) == (8 + 2 * taps) * 64 * 4 * 1024
         assert kind.keeps(load) == {"device": 64 * 4 * 1024 * 2}
+
+
+def test_what_a_convolution_reads_of_earlier_steps():
+    def read(tokens, sequences, **changes):
+        _, load = task("fusion", UVA, tokens=tokens, sequences=sequences, geometry=demo_geometry(**changes), fuses=True)
+        return history_bytes(load)
+
+    conv, token_bytes = {"conv_kernel": 4, "conv_dilation": 3}, 1024 * 2 + 4 * 4
+    assert read(64, 64, **conv) == 64 * 3 * token_bytes, "3, 6 and 9 tokens back"
+    assert read(2 * 2, 2, **conv) == 2 * 6 * token_bytes
+    assert read(64 * 4096, 64, **conv) == 64 * 9 * token_bytes
+    assert read(64, 64) == 0
+
+
+def test_the_projection_of_v41_costs_what_is_published(configure):
+    geometry = geometry_of(configure("model=deepseek_v41_flash"))
+    kind, load = task("projection", DEVICE, tokens=1, sequences=1, geometry=geometry)
+    assert kind.flops(load) == pytest.approx(315e6, rel=0.01)
 
 
 def test_a_convolution_reads_tokens_of_its_own_sequence_alone():

@@ -9,6 +9,7 @@ import torch
 
 from engram_exp.layer.excerpt import excerpt
 from engram_exp.layer.fusion import gate_of
+from engram_exp.layer.geometry import EngramGeometry
 from engram_exp.stage import Load, Reference, Stage, Tensors, Tolerance
 from engram_exp.vocabulary import HIDDEN, HOST
 
@@ -31,9 +32,8 @@ class Fusion(Stage):
     @classmethod
     def bytes_moved(cls, load: Load) -> int:
         """Keys, value, hidden state, weights and history read, hidden state written."""
-        geometry = load.geometry
-        brought = load.bytes_of(HIDDEN) + geometry.history_bytes(load.tokens, load.sequences)
-        return super().bytes_moved(load) + brought + geometry.fusion_weights * geometry.value_bytes
+        weights = count_weights(load.geometry) * load.geometry.value_bytes
+        return super().bytes_moved(load) + load.bytes_of(HIDDEN) + history_bytes(load) + weights
 
     @classmethod
     def work(cls, load: Load) -> dict[str, float]:
@@ -43,16 +43,17 @@ class Fusion(Stage):
     @classmethod
     def flops(cls, load: Load) -> int:
         """Multiplications and additions on vectors."""
-        return load.geometry.fusion_flops(load.tokens)
+        geometry = load.geometry
+        of_value = 3 * 2 + 2 + 2 * (geometry.conv_kernel or 0)  # two norms and their product, the gated sum, the taps
+        return of_value * load.tokens * geometry.hc_mult * geometry.hidden_size
 
     @classmethod
     def shares(cls, load: Load) -> dict[str, int]:
         """The model's hidden state and history; the weights, the host's copy of them, and one in float32."""
         geometry, kept = load.geometry, Counter({load.stage.side: load.bytes_of(HIDDEN)})
-        token_bytes = geometry.hidden_size * geometry.value_bytes + geometry.hc_mult * FLOAT32_BYTES
-        kept[load.stage.side] += load.sequences * geometry.conv_reach * token_bytes
-        kept[load.stage.side] += geometry.fusion_weights * geometry.value_bytes
-        kept[HOST] += geometry.fusion_weights * (geometry.value_bytes + FLOAT32_BYTES)
+        kept[load.stage.side] += load.sequences * geometry.conv_reach * _history_token_bytes(geometry)
+        kept[load.stage.side] += count_weights(geometry) * geometry.value_bytes
+        kept[HOST] += count_weights(geometry) * (geometry.value_bytes + FLOAT32_BYTES)
         return dict(kept)
 
     @classmethod
@@ -102,6 +103,29 @@ class Fusion(Stage):
         swing = gate_of(products[at] + tolerance) - gate_of(products[at] - tolerance)
         slack = swing * value[at].norm(dim=-1, keepdim=True) / fused.norm(dim=-1)
         return (fused,), tolerance + slack
+
+
+def count_weights(geometry: EngramGeometry) -> int:
+    """Numbers in the weights, but for the key norms, which count with the projection's."""
+    conv = 0 if geometry.conv_kernel is None else 1 + geometry.conv_kernel
+    return (1 + conv) * geometry.hc_mult * geometry.hidden_size
+
+
+def history_bytes(load: Load) -> int:
+    """Bytes that the convolution reads of what was before the tokens of a call: of each such token its value and, in
+    float32, M scales."""
+    geometry = load.geometry
+    if geometry.conv_kernel is None or geometry.conv_dilation is None:
+        return 0
+    length = min(load.tokens // load.sequences, geometry.conv_reach)  # behind these, no token reads so far back
+    backs = range(0, geometry.conv_reach + 1, geometry.conv_dilation)
+    read = {position - back for position in range(length) for back in backs if position < back}
+    return load.sequences * len(read) * _history_token_bytes(geometry)
+
+
+def _history_token_bytes(geometry: EngramGeometry) -> int:
+    """Bytes that a sequence hands on of each of its last tokens."""
+    return geometry.hidden_size * geometry.value_bytes + geometry.hc_mult * FLOAT32_BYTES
 
 
 def _taps(load: Load, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -11,7 +11,7 @@ from engram_exp.machine.placement import Placement
 from engram_exp.stage import Load
 from engram_exp.steps.lookup.gather import GatherLookup
 from engram_exp.steps.lookup.order import ReadTimes
-from engram_exp.steps.lookup.step import Lookup
+from engram_exp.steps.lookup.step import Lookup, sort_bytes
 from engram_exp.vocabulary import DEVICE
 
 
@@ -52,7 +52,7 @@ class AnywhereLookup(Lookup):
     @classmethod
     def keeps(cls, load: Load) -> dict[str, int]:
         """What it makes, and on the GPU row ids in order."""
-        sort = load.geometry.sort_bytes(load.tokens) if load.stage.side == DEVICE else 0
+        sort = sort_bytes(load) if load.stage.side == DEVICE else 0
         return {load.stage.side: load.bytes_of(load.stage.makes) + sort}
 
     def __call__(self, row_ids: torch.Tensor) -> torch.Tensor:

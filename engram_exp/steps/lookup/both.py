@@ -13,7 +13,7 @@ from engram_exp.machine.placement import Placement, kept_stream
 from engram_exp.stage import Load
 from engram_exp.steps.lookup.gather import TOGETHER_FROM_ROWS, GatherLookup
 from engram_exp.steps.lookup.order import ReadTimes
-from engram_exp.steps.lookup.step import Lookup, crossing_rows
+from engram_exp.steps.lookup.step import Lookup, crossing_rows, sort_bytes
 from engram_exp.steps.lookup.triton import TritonLookup
 from engram_exp.steps.loops import Threads, threads_for
 from engram_exp.steps.tables.host import HostTable
@@ -91,7 +91,7 @@ class BothLookup(Lookup):
     def keeps(cls, load: Load) -> dict[str, int]:
         """Rows on the device, row ids there as asked for and in order; on the host at most all rows once more."""
         rows, row_ids = load.bytes_of(load.stage.makes), load.geometry.row_ids_bytes(load.tokens)
-        return {load.stage.side: rows + row_ids + load.geometry.sort_bytes(load.tokens), HOST: rows}
+        return {load.stage.side: rows + row_ids + sort_bytes(load), HOST: rows}
 
     def __call__(self, row_ids: torch.Tensor) -> torch.Tensor:
         """Stored rows [T, H * width] of row ids [B, L, H] on the host; overwritten by the next call, before which what

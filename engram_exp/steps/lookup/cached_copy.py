@@ -15,6 +15,7 @@ from engram_exp.steps.lookup.distinct_copy import DistinctCopyLookup
 from engram_exp.steps.lookup.gather import GatherLookup
 from engram_exp.steps.lookup.numbering import Numbering, ReadBack
 from engram_exp.steps.lookup.row_cache_triton import HIT
+from engram_exp.steps.lookup.step import sort_bytes
 from engram_exp.steps.lookup.words import Part
 from engram_exp.steps.loops import Threads
 from engram_exp.steps.tables.host import HostTable
@@ -76,7 +77,7 @@ class CachedCopyLookup(CachedLookup):
         """Beside what `CachedLookup` keeps, row ids that miss, what finds the distinct ones of them, and the rows of
         these; on the host those row ids and rows."""
         rows, row_ids = load.bytes_of(load.stage.makes), load.geometry.row_ids_bytes(load.tokens)
-        finding = Numbering.bytes(load.row_ids, load.geometry.row_id_bytes) + load.geometry.sort_bytes(load.tokens)
+        finding = Numbering.bytes(load.row_ids, load.geometry.row_id_bytes) + sort_bytes(load)
         return {load.stage.side: super().keeps(load)[load.stage.side] + rows + row_ids + finding, HOST: rows + row_ids}
 
     def __call__(self, row_ids: torch.Tensor) -> torch.Tensor:

@@ -10,7 +10,7 @@ from engram_exp.machine.placement import Placement
 from engram_exp.stage import Load
 from engram_exp.steps.lookup.gather import GatherLookup
 from engram_exp.steps.lookup.numbering import Numbering
-from engram_exp.steps.lookup.step import Lookup
+from engram_exp.steps.lookup.step import Lookup, sort_bytes
 from engram_exp.steps.lookup.words import Words
 from engram_exp.steps.tables.device import DeviceTable
 from engram_exp.steps.tables.host import HostTable
@@ -64,7 +64,7 @@ class DistinctLookup(Lookup):
     def keeps(cls, load: Load) -> dict[str, int]:
         """Rows, as read and as asked for; row ids twice, places, and on the GPU what a radix sort takes."""
         indices = Numbering.bytes(load.row_ids, load.geometry.row_id_bytes)
-        sort = load.geometry.sort_bytes(load.tokens) if load.stage.side == DEVICE else 0
+        sort = sort_bytes(load) if load.stage.side == DEVICE else 0
         return {load.stage.side: 2 * load.bytes_of(load.stage.makes) + indices + sort}
 
     def __call__(self, row_ids: torch.Tensor) -> torch.Tensor:

@@ -13,7 +13,7 @@ from engram_exp.steps.lookup.distinct_numba import DistinctFinder
 from engram_exp.steps.lookup.gather import TOGETHER_FROM_ROWS, GatherLookup
 from engram_exp.steps.lookup.near_or_far_triton import gather_near_or_far
 from engram_exp.steps.lookup.numbering import Numbering, ReadBack
-from engram_exp.steps.lookup.step import Lookup
+from engram_exp.steps.lookup.step import Lookup, sort_bytes
 from engram_exp.steps.lookup.words import Part, Words
 from engram_exp.steps.loops import Threads, threads_for
 from engram_exp.steps.tables.host import HostTable
@@ -91,7 +91,7 @@ class DistinctCopyLookup(Lookup):
         rows, geometry = load.bytes_of(load.stage.makes), load.geometry
         if load.options.get("find") == DEVICE:
             row_ids = geometry.row_ids_bytes(load.tokens)
-            finding = Numbering.bytes(load.row_ids, geometry.row_id_bytes) + geometry.sort_bytes(load.tokens)
+            finding = Numbering.bytes(load.row_ids, geometry.row_id_bytes) + sort_bytes(load)
             return {load.stage.side: 2 * rows + row_ids + finding, HOST: rows + row_ids}
         numbers = NUMBER_BYTES * (load.row_ids + 1)
         finding = DistinctFinder.bytes(load.tokens, geometry.columns, geometry.row_id_bytes)

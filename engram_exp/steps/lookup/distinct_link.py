@@ -13,7 +13,7 @@ from engram_exp.stage import Load
 from engram_exp.steps.lookup.near_or_far_triton import gather_near_or_far
 from engram_exp.steps.lookup.numbering import Numbering
 from engram_exp.steps.lookup.order import ReadTimes, reading
-from engram_exp.steps.lookup.step import Lookup
+from engram_exp.steps.lookup.step import Lookup, sort_bytes
 from engram_exp.steps.lookup.triton import TritonLookup
 from engram_exp.steps.lookup.words import Words
 from engram_exp.steps.tables.host import HostTable
@@ -93,7 +93,7 @@ class DistinctLinkLookup(Lookup):
         """Rows as asked for, and as many as there is room for as read; what sorts and numbers the row ids."""
         rows = load.bytes_of(load.stage.makes)
         room = ceil(load.options.get("bound", 1) * load.row_ids) * load.row_bytes
-        sort = load.geometry.sort_bytes(load.tokens)
+        sort = sort_bytes(load)
         return {load.stage.side: rows + room + Numbering.bytes(load.row_ids, load.geometry.row_id_bytes) + sort}
 
     def __call__(self, row_ids: torch.Tensor) -> torch.Tensor:

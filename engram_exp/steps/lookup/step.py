@@ -13,6 +13,8 @@ from engram_exp.stage import Load, Reference, Stage, Tensors
 from engram_exp.steps.tables import Table
 from engram_exp.vocabulary import COLD, DEVICE, DISK, EMBEDDINGS, HOST, PARTS, ROWS
 
+POSITION_BYTES = 8
+
 
 class Lookup(Stage):
     """Row ids -> rows as they are stored, exact to the bit.
@@ -108,6 +110,11 @@ def crossing_rows(load: Load) -> float:
     of_batch = load.distinct_rows * load.row_ids - kept
     of_round = min(load.distinct_rows, load.distinct_in_all) * load.row_ids - kept / load.batches
     return max(0.0, of_batch, of_round)
+
+
+def sort_bytes(load: Load) -> int:
+    """Bytes of the sorted row ids of a call and their positions (int64), and of a radix sort's copies of both."""
+    return 2 * load.row_ids * (load.geometry.row_id_bytes + POSITION_BYTES)
 
 
 def require_readable(table: Table, placement: Placement) -> None:

@@ -14,7 +14,7 @@ from engram_exp.machine.placement import Placement, multiprocessors
 from engram_exp.stage import Load
 from engram_exp.steps.lookup.order import ReadTimes, check_launch, check_order, reading
 from engram_exp.steps.lookup.partition_triton import Partition
-from engram_exp.steps.lookup.step import Lookup, require_readable
+from engram_exp.steps.lookup.step import Lookup, require_readable, sort_bytes
 from engram_exp.steps.lookup.words import Words
 from engram_exp.steps.tables import Table
 from engram_exp.steps.widening.triton import e4m3_as_float, ue8m0_as_float
@@ -53,7 +53,7 @@ class TritonLookup(Lookup):
     @classmethod
     def keeps(cls, load: Load) -> dict[str, int]:
         """What it makes, and row ids in order with what a radix sort takes."""
-        return {load.stage.side: load.bytes_of(load.stage.makes) + load.geometry.sort_bytes(load.tokens)}
+        return {load.stage.side: load.bytes_of(load.stage.makes) + sort_bytes(load)}
 
     def __init__(
         self,

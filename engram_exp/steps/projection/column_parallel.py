@@ -13,7 +13,7 @@ from engram_exp.machine.placement import Placement
 from engram_exp.machine.ranks import Ranks, all_gather
 from engram_exp.stage import Load
 from engram_exp.steps.projection.fused import fastest_norm
-from engram_exp.steps.projection.step import FLOAT32_BYTES, Projection
+from engram_exp.steps.projection.step import FLOAT32_BYTES, Projection, count_weights, weights_bytes
 from engram_exp.vocabulary import DEVICE, HOST, PEERS
 
 
@@ -45,7 +45,7 @@ class ColumnParallelProjection(Projection):
     @classmethod
     def bytes_moved(cls, load: Load) -> int:
         """Embeddings and this rank's weights read, keys and value written."""
-        others = load.geometry.weights_bytes * (load.among.ranks - 1) // load.among.ranks
+        others = weights_bytes(load.geometry) * (load.among.ranks - 1) // load.among.ranks
         return super().bytes_moved(load) - others
 
     @classmethod
@@ -67,9 +67,9 @@ class ColumnParallelProjection(Projection):
     @classmethod
     def shares(cls, load: Load) -> dict[str, int]:
         """This rank's weights; the host has all of them, and a copy in float32 for the reference."""
-        kept = Counter({load.stage.side: load.geometry.weights_bytes // load.among.ranks})
-        kept[HOST] += FLOAT32_BYTES * load.geometry.weights
-        kept[HOST] += load.geometry.weights_bytes if load.stage.side == DEVICE else 0
+        kept = Counter({load.stage.side: weights_bytes(load.geometry) // load.among.ranks})
+        kept[HOST] += FLOAT32_BYTES * count_weights(load.geometry)
+        kept[HOST] += weights_bytes(load.geometry) if load.stage.side == DEVICE else 0
         return dict(kept)
 
     def __call__(self, embeddings: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

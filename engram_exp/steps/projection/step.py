@@ -7,6 +7,7 @@ from typing import ClassVar
 
 import torch
 
+from engram_exp.layer.geometry import EngramGeometry
 from engram_exp.stage import Load, Reference, Stage, Tensors
 from engram_exp.vocabulary import DEVICE, HOST
 
@@ -26,12 +27,12 @@ class Projection(Stage):
     @classmethod
     def bytes_moved(cls, load: Load) -> int:
         """Embeddings and weights read, keys and value written."""
-        return super().bytes_moved(load) + load.geometry.weights_bytes
+        return super().bytes_moved(load) + weights_bytes(load.geometry)
 
     @classmethod
     def flops(cls, load: Load) -> int:
         """Multiplications and additions of the matrix product."""
-        return load.geometry.projection_flops(load.tokens)
+        return 2 * load.tokens * load.geometry.embedding_width * load.geometry.kv_width
 
     @classmethod
     def work(cls, load: Load) -> dict[str, float]:
@@ -47,10 +48,10 @@ class Projection(Stage):
     @classmethod
     def shares(cls, load: Load) -> dict[str, int]:
         """The weights, the host's copy of what is on the device, and one in float32 for the reference."""
-        weights = Counter({load.stage.side: load.geometry.weights_bytes})
-        weights[HOST] += FLOAT32_BYTES * load.geometry.weights
-        weights[HOST] += load.geometry.weights_bytes if load.stage.side == DEVICE else 0
-        return dict(weights)
+        kept = Counter({load.stage.side: weights_bytes(load.geometry)})
+        kept[HOST] += FLOAT32_BYTES * count_weights(load.geometry)
+        kept[HOST] += weights_bytes(load.geometry) if load.stage.side == DEVICE else 0
+        return dict(kept)
 
     @classmethod
     def example(cls, reference: Reference, tokens: int) -> torch.Tensor:
@@ -69,3 +70,14 @@ class Projection(Stage):
         """Keys [T, M, C] and value [T, C] in float32."""
         (embeddings,) = inputs
         return reference.reference_weights.project(embeddings.float()), reference.tolerance
+
+
+def count_weights(geometry: EngramGeometry) -> int:
+    """Numbers in the weight, the bias and the key norms."""
+    bias = geometry.kv_width if geometry.bias else 0
+    return geometry.kv_width * geometry.embedding_width + bias + geometry.hc_mult * geometry.hidden_size
+
+
+def weights_bytes(geometry: EngramGeometry) -> int:
+    """Bytes of these, in the compute dtype."""
+    return count_weights(geometry) * geometry.value_bytes
