@@ -203,38 +203,20 @@ class EngramGeometry:
         """Bytes of the whole table at `table_scale`."""
         return self.rows * self.row_bytes
 
-    def ids_bytes(self, tokens: int, sequences: int) -> int:
-        """Bytes of the ids of T tokens in B sequences, each with its history of N - 1 ids."""
-        return (tokens + sequences * (self.max_order - 1)) * TOKEN_ID_BYTES
-
-    def row_ids_bytes(self, tokens: int) -> int:
-        """Bytes of the row ids of T tokens."""
-        return tokens * self.columns * self.row_id_bytes
-
     def stored_bytes(self, tokens: int) -> int:
         """Bytes of the rows that T tokens look up, as they are stored."""
         return tokens * self.columns * self.row_bytes
 
-    def embeddings_bytes(self, tokens: int) -> int:
-        """Bytes of the embeddings of T tokens in the compute dtype."""
-        return tokens * self.embedding_width * self.value_bytes
-
-    def kv_bytes(self, tokens: int) -> int:
-        """Bytes of the keys and value of T tokens."""
-        return tokens * self.kv_width * self.value_bytes
-
-    def hidden_bytes(self, tokens: int) -> int:
-        """Bytes of the hidden state of T tokens."""
-        return tokens * self.hc_mult * self.hidden_size * self.value_bytes
-
     def bytes_of(self, value: str, tokens: int, sequences: int) -> int:
-        """Bytes of a value of T tokens in B sequences."""
-        return {
-            TOKEN_IDS: self.ids_bytes(tokens, sequences),
-            ROW_IDS: self.row_ids_bytes(tokens),
-            ROWS: self.stored_bytes(tokens),
-            PARTS: self.stored_bytes(tokens),
-            EMBEDDINGS: self.embeddings_bytes(tokens),
-            KV: self.kv_bytes(tokens),
-            HIDDEN: self.hidden_bytes(tokens),
-        }[value]
+        """Bytes of a value of T tokens in B sequences, each of which has N - 1 token ids before it."""
+        if value == TOKEN_IDS:
+            return (tokens + sequences * (self.max_order - 1)) * TOKEN_ID_BYTES
+        of_token = {
+            ROW_IDS: self.columns * self.row_id_bytes,
+            ROWS: self.columns * self.row_bytes,
+            PARTS: self.columns * self.row_bytes,
+            EMBEDDINGS: self.embedding_width * self.value_bytes,
+            KV: self.kv_width * self.value_bytes,
+            HIDDEN: self.hc_mult * self.hidden_size * self.value_bytes,
+        }
+        return tokens * of_token[value]

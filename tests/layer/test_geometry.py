@@ -25,8 +25,8 @@ def test_rows_and_primes_of_real_models(configure, model, layer, rows, prefix):
 def test_published_figures_of_v41(configure):
     geometry = geometry_of(configure("model=deepseek_v41_flash"))
     assert geometry.columns == 24
-    assert geometry.kv_bytes(1) == 51_200
-    assert geometry.embeddings_bytes(1) == 2 * 6144
+    assert geometry.bytes_of("kv", 1, 1) == 51_200
+    assert geometry.bytes_of("embeddings", 1, 1) == 2 * 6144
     assert (geometry.embedding_width, geometry.kv_width) == (6144, 25_600)
     assert geometry.row_id_bytes == 4
 
@@ -42,7 +42,8 @@ def test_values_have_the_sizes_that_the_original_moved():
 def test_published_figures_of_the_gate(configure):
     geometry = geometry_of(configure("model=deepseek_v41_flash"))
     assert geometry.conv_kernel is None
-    assert 8192 * (geometry.kv_bytes(1) + 2 * geometry.hidden_bytes(1)) == pytest.approx(1.09e9, rel=0.01)
+    kv, hidden = (geometry.bytes_of(value, 8192, 1) for value in ("kv", "hidden"))
+    assert kv + 2 * hidden == pytest.approx(1.09e9, rel=0.01)
     demo = geometry_of(configure("model=demo"))
     assert (geometry.conv_reach, demo.conv_reach) == (0, 9)
     assert (demo.conv_kernel, demo.conv_dilation) == (4, max(demo.orders))

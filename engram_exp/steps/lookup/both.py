@@ -90,7 +90,7 @@ class BothLookup(Lookup):
     @classmethod
     def keeps(cls, load: Load) -> dict[str, int]:
         """Rows on the device, row ids there as asked for and in order; on the host at most all rows once more."""
-        rows, row_ids = load.bytes_of(load.stage.makes), load.geometry.row_ids_bytes(load.tokens)
+        rows, row_ids = load.bytes_of(load.stage.makes), load.bytes_of(load.stage.needs)
         return {load.stage.side: rows + row_ids + sort_bytes(load), HOST: rows}
 
     def __call__(self, row_ids: torch.Tensor) -> torch.Tensor:

@@ -76,7 +76,7 @@ class CachedCopyLookup(CachedLookup):
     def keeps(cls, load: Load) -> dict[str, int]:
         """Beside what `CachedLookup` keeps, row ids that miss, what finds the distinct ones of them, and the rows of
         these; on the host those row ids and rows."""
-        rows, row_ids = load.bytes_of(load.stage.makes), load.geometry.row_ids_bytes(load.tokens)
+        rows, row_ids = load.bytes_of(load.stage.makes), load.bytes_of(load.stage.needs)
         finding = Numbering.bytes(load.row_ids, load.geometry.row_id_bytes) + sort_bytes(load)
         return {load.stage.side: super().keeps(load)[load.stage.side] + rows + row_ids + finding, HOST: rows + row_ids}
 

@@ -90,7 +90,7 @@ class DistinctCopyLookup(Lookup):
         distinct ones."""
         rows, geometry = load.bytes_of(load.stage.makes), load.geometry
         if load.options.get("find") == DEVICE:
-            row_ids = geometry.row_ids_bytes(load.tokens)
+            row_ids = load.bytes_of(load.stage.needs)
             finding = Numbering.bytes(load.row_ids, geometry.row_id_bytes) + sort_bytes(load)
             return {load.stage.side: 2 * rows + row_ids + finding, HOST: rows + row_ids}
         numbers = NUMBER_BYTES * (load.row_ids + 1)
