@@ -12,7 +12,8 @@ from omegaconf import DictConfig, OmegaConf
 from engram_exp.config.schema import COMPONENTS, HASH_KEYS, MAY_BE_NONE
 from engram_exp.decoder.shape import DecoderShape
 from engram_exp.errors import ConfigError
-from engram_exp.layer.geometry import EngramGeometry, PrimeSource, search_primes
+from engram_exp.layer.geometry import EngramGeometry
+from engram_exp.layer.primes import PrimeSource, search_primes
 from engram_exp.machine import cgroup
 from engram_exp.machine.affinity import own_cpus
 from engram_exp.steps.lookup.order import Reading, ReadTimes, reading

@@ -6,39 +6,15 @@ D values per row, C hidden size, M hyper-connection copies.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import cache, cached_property
+from functools import cached_property
 
 from engram_exp.errors import ConfigError
+from engram_exp.layer.primes import PrimeSource, search_primes
 from engram_exp.vocabulary import EMBEDDINGS, HIDDEN, KV, PARTS, ROW_IDS, ROWS, TOKEN_IDS
 
 TOKEN_ID_BYTES = 8  # ids are int64
 ONE_SCALES = 1e-30, 1e30  # times an e4m3 value, neither leaves the range of bfloat16
-
-PrimeSource = Callable[[int, tuple[int, ...], int], Sequence[Sequence[int]]]
-
-
-@cache  # seconds for the largest models
-def search_primes(layers: int, vocab_per_order: tuple[int, ...], heads: int) -> tuple[tuple[int, ...], ...]:
-    """Rows of every hash column, [layers][H]: for each layer and order in turn, the next `heads` primes from the
-    order's vocab on that no column before has taken."""
-    from sympy import nextprime  # slow to import, and seldom needed: `Builder` keeps what it found on disk
-
-    taken: set[int] = set()
-    primes = []
-    for _ in range(layers):
-        columns = []
-        for vocab in vocab_per_order:
-            prime = vocab - 1
-            for _ in range(heads):
-                prime = nextprime(prime)
-                while prime in taken:
-                    prime = nextprime(prime)
-                taken.add(prime)
-                columns.append(int(prime))
-        primes.append(tuple(columns))
-    return tuple(primes)
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,6 @@ from functools import cached_property
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from hydra.utils import get_class
 from omegaconf import DictConfig
@@ -24,8 +23,8 @@ from engram_exp.config.derived import (
 )
 from engram_exp.config.mixed import config_of_layer
 from engram_exp.config.options import CPU, resolve_device
-from engram_exp.layer.cache import cached_array
-from engram_exp.layer.geometry import EngramGeometry, search_primes
+from engram_exp.layer.geometry import EngramGeometry
+from engram_exp.layer.primes import kept_primes
 from engram_exp.layer.row_format import RowFormat
 from engram_exp.machine.environment import code_cache, cpu_name
 from engram_exp.machine.placement import Placement, cache_bytes, multiprocessors
@@ -95,14 +94,7 @@ class Plan:
     @cached_property
     def geometry(self) -> EngramGeometry:
         """The layer's numbers; its primes are kept on disk."""
-        folder = code_cache(self.config.cache_dir)
-
-        def primes(layers: int, vocab_per_order: tuple[int, ...], heads: int) -> list[list[int]]:
-            key = f"primes-{layers}-{'-'.join(map(str, vocab_per_order))}-{heads}"
-            found = cached_array(folder, key, lambda: np.array(search_primes(layers, vocab_per_order, heads)))
-            return found.tolist()
-
-        return geometry_of(self.config, primes)
+        return geometry_of(self.config, kept_primes(code_cache(self.config.cache_dir)))
 
     @cached_property
     def row_format(self) -> RowFormat:
