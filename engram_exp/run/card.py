@@ -11,9 +11,10 @@ from engram_exp.machine.data_sheets import DataSheet
 from engram_exp.measure.rates import Limit
 from engram_exp.run.graph_calls import graph_calls_of
 from engram_exp.run.job import Job
-from engram_exp.run.plan import Plan, bytes_moved, flops
+from engram_exp.run.plan import Plan
 from engram_exp.run.requirements import data_sheet
 from engram_exp.run.step_plan import StepPlan
+from engram_exp.strategy.costs import bytes_moved, flops
 from engram_exp.strategy.footprint import Footprint
 from engram_exp.vocabulary import BESIDE, DECODER, FETCH, FULL, IN_STEP, OF_A_STEP, READY, WHOLES
 

@@ -35,7 +35,7 @@ from engram_exp.run.kept_tables import KeptTables
 from engram_exp.run.known_limits import known_limits
 from engram_exp.run.on_disk import disk_tables, proven
 from engram_exp.run.parts import Parts, tables_of
-from engram_exp.run.plan import Plan, work
+from engram_exp.run.plan import Plan
 from engram_exp.run.rank_plan import free_here
 from engram_exp.run.ranked import check_rank, clock_of, of_all_ranks, whole_table_bytes
 from engram_exp.run.requirements import check_plan, check_time
@@ -52,6 +52,7 @@ from engram_exp.run.step_bench import StepBench
 from engram_exp.run.terminal import Terminal
 from engram_exp.run.verify import Verifier
 from engram_exp.steps.lookup.in_front import keeps_recent
+from engram_exp.strategy.costs import work
 from engram_exp.strategy.footprint import check_fits
 from engram_exp.vocabulary import CRASH, DEVICE, HOST, OK
 

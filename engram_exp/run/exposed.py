@@ -10,9 +10,9 @@ from engram_exp.measure.limits import is_beaten
 from engram_exp.measure.loop import Timing
 from engram_exp.measure.rates import Limit
 from engram_exp.measure.statistics import paired
-from engram_exp.run.plan import work
 from engram_exp.run.step_plan import StepPlan
 from engram_exp.stage import Task
+from engram_exp.strategy.costs import work
 from engram_exp.vocabulary import FETCH, IN_STEP, READY, SUSPECT, THIS_STEP
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from types import MappingProxyType
@@ -246,25 +245,6 @@ class Plan:
             ring,
         )
         return found.plus(self.step.footprint()) if self.step else found
-
-
-def bytes_moved(tasks: Sequence[Task]) -> int:
-    """The fewest bytes that these stages read and write."""
-    return sum(kind.bytes_moved(load) for kind, load in tasks)
-
-
-def flops(tasks: Sequence[Task]) -> int:
-    """Floating-point operations of these stages."""
-    return sum(kind.flops(load) for kind, load in tasks)
-
-
-def work(tasks: Sequence[Task]) -> dict[str, float]:
-    """The least that these stages must do, by resource."""
-    total: dict[str, float] = defaultdict(float)
-    for kind, load in tasks:
-        for resource, amount in kind.work(load).items():
-            total[resource] += amount
-    return dict(total)
 
 
 def device_name(device: torch.device) -> str:

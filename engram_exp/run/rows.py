@@ -18,8 +18,9 @@ from engram_exp.measure.loop import Timing
 from engram_exp.measure.rates import Limit
 from engram_exp.measure.statistics import summarise
 from engram_exp.run.parts import Parts
-from engram_exp.run.plan import Plan, bytes_moved, device_name, flops, work
+from engram_exp.run.plan import Plan, device_name
 from engram_exp.stage import Task
+from engram_exp.strategy.costs import bytes_moved, flops, work
 from engram_exp.vocabulary import OK, SKIPPED, SUSPECT
 
 NO_LINK = "no accelerator: host and device are the same memory"

@@ -15,10 +15,10 @@ from engram_exp.errors import ConfigError
 from engram_exp.machine import disk
 from engram_exp.measure.loop import Case
 from engram_exp.run.on_disk import Files, disk_tables, proven, reads_disk
-from engram_exp.run.plan import work
 from engram_exp.run.row_cache import require_kept
 from engram_exp.steps.lookup.hot_rows import FINDING_BYTES
 from engram_exp.steps.tables.row_file import RowFile
+from engram_exp.strategy.costs import work
 
 DISK = ("strategy=disk", "model.vocab_per_order=[5000,7000]", "schedule=serial")
 

@@ -16,9 +16,10 @@ from engram_exp.decoder.decoder import Step
 from engram_exp.errors import ConfigError
 from engram_exp.layer.tokens import Batch
 from engram_exp.measure.limits import Limits
-from engram_exp.run.plan import Distinct, bytes_moved, flops
+from engram_exp.run.plan import Distinct
 from engram_exp.run.step_runs import steps_before
 from engram_exp.steps.lookup.gather import GatherLookup
+from engram_exp.strategy.costs import bytes_moved, flops
 from engram_exp.strategy.fetch import HostFetch
 from engram_exp.strategy.step import Ahead, InStep
 from engram_exp.vocabulary import OF_A_STEP
