@@ -78,7 +78,7 @@ class Bench:
         return case in WHOLES or self.built.stages[case].planned.side != HOST
 
     def columns(self, case: str, timings: object) -> dict[str, Any]:
-        """What is told of a case beside its times."""
+        """What is told of a case beside its times. Unlike of a step, none of it follows from the times of all cases."""
         looked_at = [self.glances[case]] if case in self.glances else []
         return {**self.built.whole_peaks.get(case, {}), **counted_columns(looked_at)}
 

@@ -151,10 +151,7 @@ def reading(
     if order == AUTO:
         is_few = rows < (SORT_FROM_ROWS if sort_from_rows == AUTO else int(sort_from_rows))
         usual_order = AS_ASKED if table != HOST or is_few else near
-    rules: tuple[Rule, ...] = UNORDERED if usual_order == AS_ASKED else ORDERED
-    if table != HOST or beside:
-        rules = (BESIDE_OTHERS,) if table == HOST else (ON_THE_DEVICE,)
-    rule = next(rule for rule in rules if table_bytes <= rule.table_bytes and rows <= rule.rows)
+    rule = _rule_of(usual_order, rows, table, table_bytes, beside=beside)
     usual = Reading(
         usual_order,
         rule.rows_per_program if isinstance(rows_per_program, str) else rows_per_program,
@@ -170,6 +167,16 @@ def reading(
     }
     best = min(costs, key=costs.__getitem__, default=usual)
     return best if costs and costs.get(usual, math.inf) > CLEARLY_SLOWER * costs[best] else usual
+
+
+def _rule_of(order: str, rows: int, table: str, table_bytes: int, *, beside: bool) -> Rule:
+    """The rule for so many rows of a table."""
+    if table != HOST:
+        return ON_THE_DEVICE
+    if beside:
+        return BESIDE_OTHERS
+    rules = UNORDERED if order == AS_ASKED else ORDERED
+    return next(rule for rule in rules if table_bytes <= rule.table_bytes and rows <= rule.rows)
 
 
 def _share_held(how: Reading, rows: int, multiprocessors: int) -> float:
