@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from engram_exp.analysis.advice import Advice
@@ -195,8 +195,7 @@ def _engines(use: str, steps: Sequence[Step], gpus: Gpus) -> list[tuple[str, str
         for (name, is_own, is_choice), of_sizes in sizes.items():
             us = ", ".join(_longer(one.time) for _, one, _ in of_sizes)
             at = ", ".join(f"{step.tokens:,}" for step, _, _ in of_sizes)
-            bundle = settings[name].own.get("components")
-            by = f", its own way (components={bundle})" if is_own else ", not its own way" if bundle else ""
+            by = ", its own way" if is_own else ", not its own way" if settings[name].own else ""
             then = "; the choice" if is_choice else _saved(of_sizes) if is_own else ""
             found.append((f"{release} as {name}{by}, {us} us at {at} tokens{then}:", settings[name].flags))
     return found
@@ -204,11 +203,13 @@ def _engines(use: str, steps: Sequence[Step], gpus: Gpus) -> list[tuple[str, str
 
 def _saved(sizes: Sequence[tuple[Step, OfEngine, Exposed]]) -> str:
     """How much less a step takes longer as chosen than in an engine's own way."""
-    us, percents, undecided = [], [], []
-    for step, one, best in sizes:
-        ms = one.time.more_than(best.time)
-        us.append(microseconds(ms))
-        percents.append(f"{ms / best.ready_ms * 100:.2f}")
-        undecided += [f"{step.tokens:,}"] if one.time.is_open_against(best.time) else []
+    saved = [(one.time.more_than(best.time), best.ready_ms) for _, one, best in sizes]
+    us = _from_to([ms for ms, _ in saved], microseconds)
+    share = _from_to([ms / ready_ms for ms, ready_ms in saved], lambda share: f"{share * 100:.2f}")
+    undecided = [f"{step.tokens:,}" for step, one, best in sizes if one.time.is_open_against(best.time)]
     unsure = f"; undecided at {', '.join(undecided)}" if undecided else ""
-    return f"; the choice saves {', '.join(us)} us ({', '.join(percents)} % of the step{unsure})"
+    return f"; the choice saves {us} us ({share} % of the step{unsure})"
+
+
+def _from_to(values: Sequence[float], spelled: Callable[[float], str]) -> str:
+    return " to ".join(dict.fromkeys(map(spelled, (min(values), max(values)))))

@@ -172,7 +172,7 @@ def test_of_several_ways_the_one_that_is_meant_is_told():
 def test_the_nearest_that_an_engine_can_do_is_told_with_its_way():
     frame = pd.concat([three(), rows("uva", {65536: 65.0}, table="pinned")])
     assert lines_with(
-        "the nearest is uva, not its own way, 64 ms a layer, as table=huge, ahead of table=pinned: -",
+        "the nearest is uva, not its own way, 64 ms a layer, as table=huge, undecided against table=pinned: -",
         ask(frame),
     )
 
