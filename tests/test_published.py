@@ -77,7 +77,7 @@ def test_the_picture_shows_the_published_numbers():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("campaign", "lines"), [("h100_engines", 27), ("h200_engines", 33)])
+@pytest.mark.parametrize(("campaign", "lines"), [("h100_engines", 51), ("h200_engines", 33)])
 def test_what_several_runs_on_each_side_decide_is_what_compare_says(campaign, lines):
     text = (REFERENCE / campaign / "README.md").read_text()
     found = list(VERDICT.finditer(text))
@@ -89,6 +89,19 @@ def test_what_several_runs_on_each_side_decide_is_what_compare_says(campaign, li
             now = compared.loc[int(tokens)]
             interval = "none" if pd.isna(now["ratio_lo"]) else f"{now['ratio_lo']:.3f} .. {now['ratio_hi']:.3f}"
             assert shown == [f"{now['ratio']:.3f}", interval, now["verdict"]]
+
+
+def test_what_engines_ways_expose_beyond_ours_is_what_compare_says():
+    folder = REFERENCE / "h100_engines_step"
+    text = " ".join((folder / "README.md").read_text().split())
+    for engine, sizes in {"vllm_0_33": (64, 256), "sglang_0_5_23": (64,)}.items():
+        compared = compare_values(load_results(folder), "components", engine, "tuned_uva")
+        exposed = compared[compared["case"] == "exposed"].set_index("batch_size")
+        for size in sizes:
+            least, most = -exposed.loc[size, "longer_ms_hi"], -exposed.loc[size, "longer_ms_lo"]
+            assert f"{-exposed.loc[size, 'longer_ms']:.3f} " in text
+            assert f"({least:.3f} to {most:.3f})" in text
+            assert exposed.loc[size, "verdict"] == "faster"
 
 
 def above(text, row):

@@ -9,8 +9,10 @@ import sys
 import pytest
 from common import ONE_THREAD, ROOT, TINY
 
-from engram_exp import load_results
+from engram_exp import load_results, load_samples
 from engram_exp.analysis.compare import compare_values
+from engram_exp.analysis.paper import paper_table
+from engram_exp.analysis.replay import draw, steps_of
 from engram_exp.machine.environment import gpus
 
 README = (ROOT / "README.md").read_text()
@@ -152,7 +154,7 @@ def test_how_far_apart_runs_of_the_first_way_are_is_told():
     h100, h200 = (sorted(step_ms[found["device_name"].str.contains(card).to_numpy()][MIX]) for card in ("H100", "H200"))
     several = f"{h100[0]:.2f}, {h100[1]:.2f} and {h100[2]:.2f} on the H100, {h200[0]:.2f} to {h200[-1]:.2f} on the H200"
     assert f"of 64 sequences the first way took {several}" in text
-    assert f"With tables in the H200's own memory 64 take {step_ms['device']:.2f} longer" in text
+    assert f"{several}, where tables in the GPU's own memory take {step_ms['device']:.2f}" in text
 
 
 def test_what_two_gpus_change_is_what_their_campaign_holds():
@@ -171,12 +173,39 @@ def test_what_two_gpus_change_is_what_their_campaign_holds():
     assert f"sequences takes {peer:.2f} and {exposed['host_shared']:.2f} ms longer (one run each)" in text
 
 
-def test_what_engines_ways_cost_is_what_their_campaign_holds():
-    found = load_results(ROOT / "outputs/reference/h100_engines/engines").query("case == 'full' and batch_size == 8192")
-    ms = found.groupby("components")["wall_ms_median"].median()
-    vllm, sglang, staged, ours = (ms[of] for of in ("vllm_0_33", "sglang_0_5_23", "sglang_staged", "tuned"))
-    told = f"vLLM 0.33.0's {vllm:.1f} ms, SGLang 0.5.23's {sglang:.1f} (with its staging {staged:.1f}), ours "
-    assert f"{told}{ms['tuned_uva']:.1f} through the link and {ours:.1f} by the CPU." in README
+def test_what_engines_ways_cost_is_what_their_campaigns_hold():
+    text = " ".join(README.split())
+    steps = load_results(ROOT / "outputs/reference/h100_engines_step").query("case == 'step'")
+    longer = steps.groupby(["components", "batch_size"])["exposed_ms_median"].median()
+    ours, vllm, sglang = (
+        f"{longer[of][64]:.2f} and {longer[of][256]:.2f}" for of in ("tuned_uva", "vllm_0_33", "sglang_0_5_23")
+    )
+    assert f"ours through the link takes {ours} longer, vLLM 0.33.0's {vllm}, SGLang 0.5.23's {sglang}." in text
+    found = load_results(ROOT / "outputs/reference/h100_engines/text").query("case == 'full' and batch_size == 8192")
+    ms = found.groupby("components")["wall_ms_median"].median().map("{:.1f}".format)
+    engines = f"vLLM's {ms['vllm_0_33']}, SGLang's {ms['sglang_0_5_23']} (staged {ms['sglang_staged']})"
+    assert f"{engines}, ours {ms['tuned_uva']} through the link, {ms['tuned']} by the CPU." in text
+
+
+def test_what_the_paper_s_workload_loses_is_what_its_replay_says():
+    folder = ROOT / "outputs/reference/h100_paper"
+    steps = steps_of(draw(512, 100, 1024, seed=0), most_sequences=256, most_tokens=8192)
+    table = paper_table(load_results(folder), load_samples(folder), list(steps))
+    lost = table.set_index(["strategy", "decoder"])[["loss_percent", "paper_loss_percent"]]
+    link, cpu = (lost.loc[strategy].loc[["dense_8b", "dense_4b"]] for strategy in ("uva", "kv_on_gpu"))
+    told = [
+        " and ".join(map("{:.1f}".format, each))
+        for each in (link["paper_loss_percent"], *(of["loss_percent"] for of in (link, cpu)))
+    ]
+    text = " ".join(README.split())
+    assert f"loses {told[0]} % of the throughput" in text
+    assert f"{told[1]} % through the link, {told[2]} % by the CPU" in text
+    page = (folder / "README.md").read_text()
+    for row in table.itertuples():
+        speeds = (row.tokens_per_s_without, row.tokens_per_s_in_place, row.tokens_per_s)
+        percents = (row.loss_percent, row.exposed_percent, row.paper_loss_percent)
+        cells = [row.decoder, row.strategy, *map("{:,.0f}".format, speeds), *map("{:.2f} %".format, percents)]
+        assert f"| {' | '.join(cells)} |" in page
 
 
 @pytest.mark.slow

@@ -11,12 +11,12 @@ from typing import Any
 import pandas as pd
 
 from engram_exp.analysis.disturbed import disturbance
-from engram_exp.analysis.exposed_rows import EXPOSED, exposed_rows
+from engram_exp.analysis.exposed_rows import EXPOSED, with_exposed
 from engram_exp.analysis.ratios import Difference, Ratio, difference_of, ratio_of
 from engram_exp.analysis.subjects import as_typed, asks, listed, load_campaign, spelled, with_nulls, without
 from engram_exp.results import schema
 from engram_exp.results.schema import OPTIONS, of_role
-from engram_exp.vocabulary import OK
+from engram_exp.vocabulary import CASES, IN_STEP, OK, READY
 
 THRESHOLD = 0.02
 OF_A_STEP = 0.001  # a share of a step that matters, of what is exposed in it
@@ -57,6 +57,7 @@ def compare(
     *,
     threshold: float = THRESHOLD,
     other_machine: bool = False,
+    case: str | None = None,
 ) -> pd.DataFrame:
     """Compare every case of every configuration that both sides have.
 
@@ -68,6 +69,7 @@ def compare(
             below this share, if that is less.
         other_machine: compare although machines or libraries differ; `marked` then says in what. What a machine sets by
             default (threads, batches) is then a choice like others.
+        case: that is compared alone; `exposed` is one, too.
 
     Returns:
         One row for each case and each pair of ways in which it was measured: the workload, the choices (`A / B` where
@@ -79,11 +81,11 @@ def compare(
         `attrs["disturbed"]` which times of either side were; they are empty where there is nothing to say.
 
     Raises:
-        ComparisonError: nothing in common, or different machines.
+        ComparisonError: nothing in common, no such case, or different machines.
         FileNotFoundError, ValueError: of a folder, naming its side: it does not exist, or holds no results.
     """
     free = SET_BY_MACHINE if other_machine else ()
-    return _compare(_rows_of(a, "A"), _rows_of(b, "B"), threshold, other_machine, free, lambda option: False)
+    return _compare(_rows_of(a, "A"), _rows_of(b, "B"), threshold, other_machine, case, free, lambda option: False)
 
 
 def _rows_of(side: pd.DataFrame | str | Path, name: str) -> pd.DataFrame:
@@ -100,22 +102,21 @@ def _compare(
     b: pd.DataFrame,
     threshold: float,
     other_machine: bool,
+    case: str | None,
     free: Sequence[str],
     goes_along: Callable[[str], bool],
 ) -> pd.DataFrame:
     """As `compare`; columns that are free, and options that go along with what is compared, are choices, the others are
     part of the workload."""
-    for name, side in (("A", a), ("B", b)):
-        if not (side["status"] == OK).any():
-            counts = ", ".join(f"{number} {status}" for status, number in side["status"].value_counts().items())
-            raise ComparisonError(f"side {name} holds no measured case ({counts or 'no row'})")
-    a, b = (as_typed(_with_exposed(side[side["status"] == OK])) for side in (a, b))
+    a, b = (as_typed(_measured(side, name)) for side, name in ((a, "A"), (b, "B")))
     by_default = SET_BY_MACHINE if other_machine else ()
     marked = [name for name in (*MACHINE, *by_default) if set(_plain(a[name])) != set(_plain(b[name]))]
     if marked and not other_machine:
         raise ComparisonError(f"the sides differ in {', '.join(marked)}; --other-machine compares them nevertheless")
-    timed = (("A", a[a["case"] != EXPOSED]), ("B", b[b["case"] != EXPOSED]))
-    notes = [f"{name}: {text}" for name, side in timed if (text := disturbance(side))]
+    timed = {EXPOSED: (READY, IN_STEP), None: CASES}.get(case, (case,))
+    timings = (("A", a[a["case"].isin(timed)]), ("B", b[b["case"].isin(timed)]))
+    notes = [f"{name}: {text}" for name, side in timings if (text := disturbance(side))]
+    a, b = (_of_case(with_exposed(side), name, case) for side, name in ((a, "A"), (b, "B")))
     a, b = (side.assign(**{OTHERS: without(side[OPTIONS], goes_along)}) for side in (a, b))
     fixed = "strategy" not in _different(a, b, ["strategy"])
     asked = [name for name in WORKLOAD if name not in (*free, OPTIONS)]
@@ -127,10 +128,19 @@ def _compare(
     return found
 
 
-def _with_exposed(rows: pd.DataFrame) -> pd.DataFrame:
-    """The rows, and behind them what their steps expose, if any do."""
-    exposed = exposed_rows(rows)
-    return rows if exposed.empty else pd.concat([rows, exposed], ignore_index=True)
+def _measured(side: pd.DataFrame, name: str) -> pd.DataFrame:
+    rows = side[side["status"] == OK]
+    if rows.empty:
+        counts = ", ".join(f"{number} {status}" for status, number in side["status"].value_counts().items())
+        raise ComparisonError(f"side {name} holds no measured case ({counts or 'no row'})")
+    return rows
+
+
+def _of_case(rows: pd.DataFrame, name: str, case: str | None) -> pd.DataFrame:
+    """The rows of a side that are of one case, if it is named."""
+    if case and case not in set(rows["case"]):
+        raise ComparisonError(f"side {name} holds no measured case {case}; it has {listed(rows['case'])}")
+    return rows[rows["case"] == case] if case else rows
 
 
 def _compared(a: pd.DataFrame, b: pd.DataFrame, keys: list[str], ways: list[str], threshold: float) -> pd.DataFrame:
@@ -189,8 +199,8 @@ def _against(a: Any, b: Any) -> Any:
 
 
 def _unpaired(a: pd.DataFrame, b: pd.DataFrame, ways: Sequence[str]) -> str:
-    """How many cases of either side have no partner, and the columns in which these have values that the other has
-    not; what differs throughout needs no word."""
+    """How many cases of either side have no partner, which these are unless they are all, and the columns in which they
+    have values that the other has not; what differs throughout needs no word."""
     alone = [side[side[ALONE]] for side in (a, b)]
     if not any(map(len, alone)):
         return ""
@@ -201,7 +211,9 @@ def _unpaired(a: pd.DataFrame, b: pd.DataFrame, ways: Sequence[str]) -> str:
         if set(alone[0][name]) - set(b[name]) or set(alone[1][name]) - set(a[name])
     ]
     where = ", ".join(apart) or "how values of several columns are combined"
-    return f"{len(alone[0])} of A, {len(alone[1])} of B; they differ in {where}"
+    cases, of_all = (set().union(*(side["case"] for side in sides)) for sides in (alone, (a, b)))
+    of_cases = f" ({listed(cases)})" if cases != of_all else ""
+    return f"{len(alone[0])} of A, {len(alone[1])} of B{of_cases}; they differ in {where}"
 
 
 def compare_values(
@@ -212,6 +224,7 @@ def compare_values(
     *,
     threshold: float = THRESHOLD,
     other_machine: bool = False,
+    case: str | None = None,
 ) -> pd.DataFrame:
     """Compare two values of a column within one campaign; otherwise as `compare`. Options that go with the column may
     differ along with it: those of the model with `model`, those of how it is done with a strategy or a component. What
@@ -232,7 +245,8 @@ def compare_values(
         ignored = dict.fromkeys([column, *GOES_WITH.get(column, ())], "")
         sides = [side.assign(**ignored) for side in sides]
     free = (*(SET_BY_MACHINE if other_machine else ()), *(WITH_RANKS if column in RANKS else ()))
-    return _compare(sides[0], sides[1], threshold, other_machine, [*dict.fromkeys(free)], partial(_goes_along, column))
+    options = threshold, other_machine, case, [*dict.fromkeys(free)], partial(_goes_along, column)
+    return _compare(sides[0], sides[1], *options)
 
 
 def _goes_along(column: str, option: str) -> bool:

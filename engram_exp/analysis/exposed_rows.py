@@ -61,6 +61,12 @@ def exposed_rows(rows: pd.DataFrame) -> pd.DataFrame:
     return exposed_times(steps).assign(case=EXPOSED, ready_ms=steps["run_id"].map(ready_ms))
 
 
+def with_exposed(rows: pd.DataFrame) -> pd.DataFrame:
+    """Measured rows, and behind them what their steps expose, if any do."""
+    exposed = exposed_rows(rows)
+    return rows if exposed.empty else pd.concat([rows, exposed], ignore_index=True)
+
+
 def exposed_times(steps: pd.DataFrame) -> pd.DataFrame:
     """Rows of `step` with what is exposed, and its interval, in place of their times."""
     exposed = {name: name.replace("wall", "exposed") for name in ("wall_ms_median", "wall_ms_lo", "wall_ms_hi")}

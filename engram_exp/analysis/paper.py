@@ -3,14 +3,14 @@ that the campaign measured."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from engram_exp.analysis.replay import DECODE, PROMPT, Replay, Shape, Step
+from engram_exp.analysis.replay import DECODE, MOST_NAMED, PROMPT, SIZES_OF, Replay, Shape, Step
 from engram_exp.analysis.subjects import ABOUT, WAYS, about_of, as_typed, listed, spelled
 from engram_exp.results import schema
 from engram_exp.results.schema import of_role
@@ -58,7 +58,8 @@ def paper_table(frame: pd.DataFrame, samples: pd.DataFrame, steps: Sequence[Step
         One row for each: the columns `SUBJECT` and `strategy`; `tokens_per_s_without` a table, with its rows
         `_in_place` before each step, and as the strategy has them (`tokens_per_s`); `loss_percent` by the layer and its
         table, `exposed_percent` by its rows not being in place, either with `_lo` and `_hi` (95 %; NaN where a process
-        has too few samples); `processes`, the fewest that measured a shape; `paper_loss_percent`. The intervals come
+        has too few samples); `processes`, the fewest that measured a shape; `few_rounds`, of which shapes a process has
+        too few samples, and how many, in words; `paper_loss_percent`. The intervals come
         from drawing processes, and in each of them rounds, with replacement: of one process they hold what changes
         between its rounds alone, and of few processes they are rather too narrow.
 
@@ -117,14 +118,22 @@ def _line(rows: pd.DataFrame, rounds: dict[str, Times], steps: Sequence[Step], s
     speeds = replay.tokens_per_s(times)
     line = dict(zip(("tokens_per_s_without", "tokens_per_s_in_place", "tokens_per_s"), speeds, strict=True))
     drawn = np.full((1, len(CASES)), np.nan)
-    if all(len(of_run) >= FEWEST_ROUNDS for each in measured.values() for of_run in each.rounds):
+    few_rounds = _few_rounds(measured)
+    if not few_rounds:
         random = np.random.default_rng(seed)
         resampled = np.stack([_resampled(each.rounds, random) for each in measured.values()], axis=-1)
         drawn = replay.tokens_per_s(resampled)
     for name, base in (("loss", 0), ("exposed", 1)):
         low, high = np.percentile(_lost(drawn, base), TAILS)
         line |= {f"{name}_percent": _lost(speeds, base), f"{name}_lo": low, f"{name}_hi": high}
-    return line | {"processes": min(len(each.medians) for each in measured.values())}
+    return line | {"processes": min(len(each.medians) for each in measured.values()), "few_rounds": few_rounds}
+
+
+def _few_rounds(measured: Mapping[Shape, Measured]) -> str:
+    """The shapes of which a process has too few rounds for an interval, and how many it has; "": there is none."""
+    fewest = {shape: min(map(len, each.rounds)) for shape, each in measured.items()}
+    few = [f"{SIZES_OF[kind].format(size)} ({n})" for (kind, size), n in fewest.items() if n < FEWEST_ROUNDS]
+    return ", ".join(few[:MOST_NAMED]) + (f" and {len(few) - MOST_NAMED} more" if len(few) > MOST_NAMED else "")
 
 
 def _lost(speeds: Times, base: int) -> Any:

@@ -41,6 +41,7 @@ class Campaign:
     def __init__(self) -> None:
         self.was_copied = self.has_attended = False
         self.planned: list[Planned] = []
+        self.values: dict[str, set[str]] = {}  # that keys were set to, of all configurations
         self.statuses: set[str] = set()
         self.unwritten: list[dict[str, Any]] = []
         self.known: Mapping[str, set[str]] = {}
@@ -54,6 +55,8 @@ class Campaign:
         hydra = HydraConfig.get()
         self.is_sweep = hydra.mode == RunMode.MULTIRUN
         self.root = Path(hydra.sweep.dir if self.is_sweep else hydra.runtime.output_dir)
+        for key, _, value in (text.lstrip("+").partition("=") for text in hydra.overrides.task):
+            self.values.setdefault(key, set()).add(value)
         folder = Path(hydra.runtime.output_dir)
         for repeat in range(config.repeats):
             place = folder / str(repeat) if config.repeats > 1 else folder
@@ -127,7 +130,7 @@ class Campaign:
         except OSError as error:
             frame, end = gather_sweep(root, self.unwritten), f"{root}/{SWEEP} cannot be written: {error}"
             self.statuses.add(CRASH)
-        terminal.summary(frame)
+        terminal.summary(frame, [key for key, values in self.values.items() if len(values) > 1])
         terminal.say(end)
 
     def _look_around(self) -> None:

@@ -29,11 +29,12 @@ from engram_exp.results.schema import OPTIONS
 
 
 def _telling_apart(found: pd.DataFrame) -> list[str]:
-    """The columns that are needed to tell the compared configurations apart, and those that differ in some of them."""
+    """The columns that are needed beside the case to tell what is compared apart, and those that differ in some of
+    it."""
     told: list[str] = []
-    groups = 1
+    groups = found["case"].nunique()
     for name in dict.fromkeys(["strategy", "batch_size", "seq_len", *WORKLOAD, *CHOICES]):
-        if (more := len(found[[*told, name]].drop_duplicates())) > groups:
+        if (more := len(found[["case", *told, name]].drop_duplicates())) > groups:
             told, groups = [*told, name], more
     differs = {name: found[name].astype(str).str.contains(AGAINST, regex=False) for name in (*CHOICES, OPTIONS)}
     shown = [name for name in differs if differs[name].nunique() > 1 or (name == OPTIONS and differs[name].any())]
@@ -49,6 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     text = "a share that matters (default: %(default)s)"
     parser.add_argument("--threshold", type=share, default=THRESHOLD, metavar="SHARE", help=text)
     parser.add_argument("--other-machine", action="store_true", help="although machines or libraries differ")
+    parser.add_argument("--case", help=f"only this case; {EXPOSED} is one, too, where steps of a model were timed")
     add_only(parser)
     parser.add_argument("--csv", action="store_true", help="print CSV")
 
@@ -59,7 +61,7 @@ def run(arguments: argparse.Namespace) -> None:
     Raises:
         ComparisonError, FileNotFoundError, ValueError: as `compare` and `load_campaign`.
     """
-    options: dict[str, Any] = {"threshold": arguments.threshold, "other_machine": arguments.other_machine}
+    options: dict[str, Any] = {name: getattr(arguments, name) for name in ("threshold", "other_machine", "case")}
     if arguments.by:
         frame = load_campaign(arguments.folder, arguments.only)
         found = compare_values(frame, arguments.by, arguments.a, arguments.b, **options)

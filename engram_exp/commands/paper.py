@@ -14,11 +14,11 @@ from engram_exp.analysis.compare import MIXED
 from engram_exp.analysis.disturbed import ONE_PROCESS, disturbance
 from engram_exp.analysis.paper import CASES, FEWEST_ROUNDS, SUBJECT, paper_table
 from engram_exp.analysis.replay import DECODE, PROMPT, Step, draw, steps_of
-from engram_exp.analysis.subjects import load_campaign, spelled
+from engram_exp.analysis.subjects import ABOUT, load_campaign, spelled
 from engram_exp.commands.arguments import add_only, at_least
 from engram_exp.results.load import load_samples
 
-ALWAYS_TOLD = ("decoder", "table_scale", "row_bytes")
+ALWAYS_TOLD = ("table_scale", "row_bytes")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -64,10 +64,11 @@ def run(arguments: argparse.Namespace) -> None:
         for note in notes:
             print(note, file=sys.stderr)
         return
+    told = _told(found)
     console = Console(width=None if Console().is_terminal else 200, highlight=False)
-    console.print(_table(found))
-    for note in notes:
-        console.print(note)
+    console.print(_table(found, told))
+    for note in (*_below(found, told), *notes):
+        console.print(note, markup=False, soft_wrap=True)
 
 
 def _share(text: str) -> float:
@@ -77,11 +78,16 @@ def _share(text: str) -> float:
     return share
 
 
-def _table(found: pd.DataFrame) -> Table:
-    varying = (name for name in SUBJECT if found[name].nunique(dropna=False) > 1)
-    told = list(dict.fromkeys([*ALWAYS_TOLD, *varying]))
-    speeds = "tokens/s without a table", "its rows in place", "as the strategy has them"
-    table = Table(*told, "strategy", *speeds, "loss %", "95 % interval", "exposed %", "95 % interval", "paper's %")
+def _told(found: pd.DataFrame) -> list[str]:
+    """The columns of the table beside the strategy: the decoder, and what differs between lines of one."""
+    several = found.groupby("decoder")[[*SUBJECT]].nunique(dropna=False) > 1
+    return ["decoder", *several.columns[several.any()]]
+
+
+def _table(found: pd.DataFrame, told: list[str]) -> Table:
+    speeds = "tokens/s\nwithout\na table", "its rows\nin place", "as the\nstrategy\nhas them"
+    losses = "loss\n%", "95 %\ninterval", "exposed\n%", "95 %\ninterval", "paper's\n%"
+    table = Table(*told, "strategy", *speeds, *losses)
     for row in found.to_dict("records"):
         cells = [f"{row[name]:.2f}" for name in ("tokens_per_s_without", "tokens_per_s_in_place", "tokens_per_s")]
         for name in ("loss", "exposed"):
@@ -91,6 +97,18 @@ def _table(found: pd.DataFrame) -> Table:
         cells.append("" if paper != paper else f"{paper:.2f}")
         table.add_row(*(spelled(row[name]) for name in told), row["strategy"], *cells)
     return table
+
+
+def _below(found: pd.DataFrame, told: list[str]) -> list[str]:
+    """What needs no column: values of all lines, and those that lines of one decoder share."""
+    numbers = found[[*SUBJECT]].nunique(dropna=False)
+    of_all = {name: found[name].iloc[0] for name in ALWAYS_TOLD if numbers[name] == 1}
+    differ = [name for name in SUBJECT if numbers[name] > 1 and name not in told]
+    values = {"in all lines": of_all, **found.drop_duplicates("decoder").set_index("decoder")[differ].to_dict("index")}
+    texts = {
+        of: [ABOUT[name].format(value) for name, value in own.items() if spelled(value)] for of, own in values.items()
+    }
+    return [f"{of}: {', '.join(text)}" for of, text in texts.items() if text]
 
 
 def _workload(arguments: argparse.Namespace, steps: list[Step]) -> str:
@@ -115,8 +133,12 @@ def _notes(found: pd.DataFrame, frame: pd.DataFrame) -> list[str]:
         f"intervals are {covers}; the paper gives none",
         "every decode step attends to a fixed context; prompts that share a step are timed as one of as many tokens",
     ]
-    if found["loss_lo"].isna().any():
-        notes.append(f"no interval: a process has fewer than {FEWEST_ROUNDS} rounds, or its samples are not there")
+    for few, lines in found[found["few_rounds"] != ""].groupby("few_rounds", sort=False):
+        of = "; ".join(lines["decoder"] + ", " + lines["strategy"])
+        notes.append(
+            f"no interval ({of}): a process needs {FEWEST_ROUNDS} rounds (a larger budget_s takes more), and has fewer "
+            f"of {few}"
+        )
     if (found["table_scale"] < 1).any():
         notes.append("table_scale is below 1: rows of a smaller table are read faster than those of the paper's")
     if mixed := [name for name in MIXED if steps[name].nunique() > 1]:

@@ -11,7 +11,17 @@ import pandas as pd
 from engram_exp.analysis.compare import GOES_WITH, WORKLOAD
 from engram_exp.analysis.curves import curves, stretches
 from engram_exp.analysis.engines import named_by_engine
-from engram_exp.analysis.subjects import ABOUT, STEP, WAYS, Subject, as_typed, fastest_ways, in_one_shape, over_runs
+from engram_exp.analysis.subjects import (
+    ABOUT,
+    STEP,
+    WAYS,
+    Subject,
+    as_typed,
+    fastest_ways,
+    in_one_shape,
+    over_runs,
+    spelled,
+)
 from engram_exp.pages.looks import (
     CASE_ORDER,
     DASHES,
@@ -238,8 +248,9 @@ def _alike_but_for(frame: pd.DataFrame, column: str) -> pd.DataFrame:
 def _pair_label(row: dict[Any, Any]) -> str:
     step = f"{row.pop('batch_size'):,} x {row.pop('seq_len'):,}"
     plain = [str(row.pop(name)) for name in ("case", "strategy") if name in row]
-    rest = [ABOUT[name].format(value) if name in ABOUT else f"{name}={value}" for name, value in row.items()]
-    return ", ".join([*plain, step, *filter(None, rest)])
+    told = {name: text for name, value in row.items() if (text := spelled(value))}
+    rest = [ABOUT[name].format(row[name]) if name in ABOUT else f"{name}={text}" for name, text in told.items()]
+    return ", ".join([*plain, step, *rest])
 
 
 def _medians(rows: pd.DataFrame, by: list[str]) -> pd.DataFrame:

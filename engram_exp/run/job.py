@@ -209,18 +209,17 @@ class Job:
 
     def case_columns(self, case: str) -> dict[str, Any]:
         """Of a step's cases: the strategies of its layers, if they differ; and of a file that is not cold, its state:
-        rows from memory are no rows from a disk. Of those that are no stage on the device, or are to find no row kept:
-        that they are in no graph of calls."""
+        rows from memory are no rows from a disk. Of those that are no stage on the device, are to find no row kept, or
+        wait for the host: that they are in no graph of calls."""
         chosen, config = self.choices["strategy"] or "", self.config
         told = strategy_in_words(chosen, config) if case in OF_A_STEP else chosen
         is_usual = config.strategy.table != DISK or config.cache_state == COLD
         on_device = [stage.name for stage in stages_of(config) if stage.place == DEVICE and not stage.is_upload]
-        is_cold = case == LOOKUP.name and config.lookup.get("state") == COLD
-        # That a lookup on the device waits for the host (cached_copy) only its class says, which imports torch: failed
-        # rows of such a one say graph_calls, though others say 0.
+        # That the lookup waits for the host, its class says, which imports torch; here, that threads of the CPU gather.
+        is_launched = case == LOOKUP.name and (config.lookup.get("state") == COLD or "threads" in config.lookup)
         return {
             "strategy": told if is_usual else f"{told} cache_state={config.cache_state}",
-            "graph_calls": config.graph_calls if case in on_device and not is_cold else 0,
+            "graph_calls": config.graph_calls if case in on_device and not is_launched else 0,
         }
 
     def _reading(self) -> dict[str, Any]:

@@ -6,7 +6,7 @@ On a terminal with colours and a moving bar; elsewhere as plain lines.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,7 @@ from engram_exp.measure.limits import is_beaten
 from engram_exp.measure.rates import Limit
 from engram_exp.results import schema
 from engram_exp.results.schema import OPTIONS, of_role
+from engram_exp.run.overridden import COLUMN_OF
 from engram_exp.vocabulary import DECODER, FETCH, IN_SERIES, LOOKUP, OK
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 CONFIGURED = of_role(
     schema.STRATEGY, schema.SUBJECT, schema.STEP, schema.ASKED, schema.OPTIONS, schema.WAY, schema.LABEL, schema.FACT
 )
+ALWAYS_SHOWN = ("strategy", "batch_size", "seq_len", "components")  # where runs differ in them
 REFRESH_S = 0.25
 STEPS_MS = (10, 20, 50)  # of a model, that a disk is held against
 PLAIN_WIDTH = 200  # plain lines are not wrapped at the width of a terminal that is not there
@@ -113,23 +115,30 @@ class Terminal:
             if cases:
                 self.say(f"  {', '.join(cases)}: {what}")
 
-    def summary(self, frame: pd.DataFrame) -> None:
-        """Show the runs of a sweep: what differs between them, the median of every case, and which were disturbed."""
+    def summary(self, frame: pd.DataFrame, swept: Iterable[str] = ()) -> None:
+        """Show the runs of a sweep: what tells them apart, the median of every case, and which were disturbed.
+
+        Args:
+            frame: rows of all runs.
+            swept: keys that had several values; their columns are shown even if others tell them.
+        """
         from engram_exp.analysis.disturbed import disturbance
+        from engram_exp.analysis.subjects import spelled
 
         if frame.empty:
             self.console.print("no run left results")
             return
-        known = {name: frame[name] if name == OPTIONS else frame[name].replace("", None) for name in CONFIGURED}
-        varying = [name for name in CONFIGURED if known[name].nunique() > 1]  # an empty one does not apply, but options
+        told = frame.assign(**{name: frame[name].replace("", None) for name in CONFIGURED if name != OPTIONS})
+        runs = told.groupby("run_id", sort=False).first()
+        shown = _telling_apart(runs, {*ALWAYS_SHOWN, *(COLUMN_OF.get(key, OPTIONS) for key in swept)})
         cases = list(dict.fromkeys(frame["case"]))
         body = []
-        for _, run in frame.groupby("run_id", sort=False):
+        for run_id, run in frame.groupby("run_id", sort=False):
             by_case = {row["case"]: row for row in run.to_dict("records")}
-            config = [str(run.iloc[0][name]) for name in varying]
+            config = [spelled(value) for value in runs.loc[run_id, shown]]
             body.append([*config, *(_summary_cell(by_case.get(case)) for case in cases)])
         self.console.print("\n[bold]median ms of every run[/bold]")
-        self._table((*varying, *cases), body)
+        self._table((*shown, *cases), body)
         if told := disturbance(frame):
             self.say(f"  {told}")
 
@@ -205,6 +214,16 @@ class _Lines:
 
     def finish(self) -> None:
         self("", self.timings)
+
+
+def _telling_apart(runs: pd.DataFrame, always: Collection[str]) -> list[str]:
+    """The columns that differ between runs, without those that follow from the others that are shown."""
+    varying = [name for name in CONFIGURED if runs[name].nunique() > 1]  # an empty one does not apply, but options
+    kept = [name for name in varying if name in always]
+    for name in varying:
+        if name not in kept and (not kept or (runs.groupby(kept, dropna=False)[name].nunique() > 1).any()):
+            kept.append(name)
+    return [name for name in varying if name in kept]
 
 
 def _result_cells(row: Mapping[str, Any]) -> list[str]:

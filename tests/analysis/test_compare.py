@@ -116,12 +116,25 @@ def test_only_what_is_comparable_is_paired():
             [{"warps": 4, "seed": 0}, {"warps": 8, "seed": 1}],
             "1 of A, 0 of B; they differ in how values of several columns are combined",
         ),
-        ([{}, {"case": "up_ids"}], [{}], "1 of A, 0 of B; they differ in case"),
+        ([{}, {"case": "up_ids"}], [{}], "1 of A, 0 of B (up_ids); they differ in case"),
+        (
+            [{}, {"case": "lookup", "graph_calls": 8}],
+            [{}, {"case": "lookup", "graph_calls": 0}],
+            "1 of A, 1 of B (lookup); they differ in graph_calls",
+        ),
     ],
 )
 def test_what_has_no_partner_is_told(a, b, unpaired):
     sides = [pd.concat([runs([1.0], **columns) for columns in side]) for side in (a, b)]
     assert compare(*sides).attrs["unpaired"] == unpaired
+
+
+def test_one_case_is_compared_by_itself():
+    a, b = (pd.concat([runs([ms] * 4), runs([2 * ms] * 4, case=case)]) for ms, case in ((1, "up_ids"), (2, "up_rows")))
+    found = compare(a, b, case="full")
+    assert (found["case"].tolist(), found["ratio"].tolist(), found.attrs["unpaired"]) == (["full"], [2], "")
+    with pytest.raises(ComparisonError, match=r"^side B holds no measured case up_ids; it has full, up_rows$"):
+        compare(a, b, case="up_ids")
 
 
 def test_what_strategies_choose_by_themselves_is_decided_at_each_size():

@@ -38,6 +38,14 @@ def test_what_steps_expose_is_compared_by_differences(a, b, verdict):
     assert all(pd.isna(row[name]) for name in ("ratio", "ratio_lo", "ratio_hi"))
 
 
+def test_what_steps_expose_is_a_case_like_others_though_it_needs_two():
+    four = [114, 112, 115, 113], [88, 86, 90, 87]
+    (row,) = exposed_of(*four)
+    (alone,) = exposed_of(*four, case="exposed")
+    assert alone.items() >= {name: value for name, value in row.items() if pd.notna(value)}.items()
+    assert not exposed_of(*four, case="step")
+
+
 def test_a_threshold_below_a_thousandth_holds_for_what_is_exposed_too():
     (row,) = exposed_of([114, 112, 115, 113], [122, 123, 121, 120], threshold=0.0001)
     assert row["verdict"] == "slower"

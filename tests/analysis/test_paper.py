@@ -53,13 +53,14 @@ def test_what_differs_between_processes_is_too():
     assert line["loss_hi"] < 100 * (1 - 1 / 1.5)
 
 
-@pytest.mark.parametrize("without", [{"rounds": 5}, {"samples": False}])
-def test_too_few_samples_carry_no_interval(without):
-    has_samples = without.pop("samples", True)
-    frame, samples = step_campaign(**without)
-    (line,) = paper_table(frame, samples if has_samples else samples[:0], STEPS).to_dict("records")
-    assert line["loss_percent"] == pytest.approx(20)
-    assert np.isnan([line[f"{name}_{end}"] for name in ("loss", "exposed") for end in ("lo", "hi")]).all()
+@pytest.mark.parametrize(("left", "few"), [(5, "prompts of 8 tokens (5)"), (0, "prompts of 8 tokens (0)"), (6, "")])
+def test_too_few_samples_of_a_shape_carry_no_interval_and_it_is_named(left, few):
+    frame, samples = step_campaign(processes=2)
+    of_one = samples["run_id"].str.endswith("_1_8_1_")
+    (line,) = paper_table(frame, samples[~of_one | (samples["iteration"] < left)], STEPS).to_dict("records")
+    assert (line["loss_percent"], line["few_rounds"]) == (pytest.approx(20), few)
+    bounds = [line[f"{name}_{end}"] for name in ("loss", "exposed") for end in ("lo", "hi")]
+    assert np.isnan(bounds).all() if few else np.isfinite(bounds).all()
 
 
 def test_there_is_a_line_for_each_decoder_and_strategy():

@@ -35,7 +35,8 @@ def test_compare_prints_a_table_and_says_what_decides_nothing(command):
     assert "seq_len" in out
     assert "undecided" in out
     assert "no interval: too few runs; 4 on each side (or 3 and 5, 2 and 8) are enough: measure with repeats=5" in out
-    assert "2 of A, 2 of B; they differ in case" in out, "either has an upload that the other has not"
+    says = "2 of A, 2 of B (up_embed, up_ids); they differ in case"
+    assert says in out, "either has an upload that the other has not"
 
 
 STEPS = str(ROOT / "outputs/reference/h100_step")
@@ -55,6 +56,20 @@ def test_compare_shows_what_steps_expose_as_a_difference(command):
     (line,) = [line for line in out.splitlines() if "exposed │" in line]
     assert f"│ {apart:+.4f} ms │" in line
     assert "exposed: what a step takes longer than with its rows in place" in out
+
+
+def test_what_the_case_tells_needs_no_column(command, tmp_path):
+    for number, graph_calls in enumerate((8, 8, 0)):
+        of_case = {"lookup": {"graph_calls": graph_calls}, "full": {"graph_calls": 0}}
+        row = {"run_id": f"{number}", "status": "ok", "wall_ms_median": 1.0, "repeat": number}
+        (tmp_path / f"{number}").mkdir()
+        write_run(tmp_path / f"{number}", {}, [{**row, "case": case, **more} for case, more in of_case.items()])
+    two = "--only", "repeat=0", "--only", "repeat=1"
+    assert "graph_calls" not in command("compare", str(tmp_path), str(tmp_path), *two)[1]
+    assert "graph_calls" in command("compare", str(tmp_path), str(tmp_path))[1]
+    _, out, _ = command("compare", str(tmp_path), str(tmp_path), "--case", "full")
+    assert "graph_calls" not in out
+    assert "lookup" not in out
 
 
 def campaign(folder, times):

@@ -45,12 +45,27 @@ def test_a_campaign_gives_the_table(paper, tmp_path):
     assert code == 0
     for decoder, loss in (("dense_4b", "1.92"), ("dense_8b", "2.78")):
         lines = [[cell.strip() for cell in line.split("│")] for line in out.splitlines() if decoder in line]
-        told = {line[4]: line[-6:-1] for line in lines}
+        told = {line[2]: line[-6:-1] for line in lines}
         assert told["uva"] == ["20.00", "20.00 .. 20.00", "12.00", "12.00 .. 12.00", loss]
         assert told["kv_on_gpu"] == ["50.00", "50.00 .. 50.00", "45.00", "45.00 .. 45.00", loss]
     assert "9 sequences, prompts and outputs of 4 to 9 tokens each (seed 0), " in out
     assert "intervals are of one process a shape: what its rounds differ in; the paper gives none" in out
     assert "table_scale is below 1" not in out
+
+
+def test_what_lines_share_stands_below_a_table_that_fits_a_terminal(paper, tmp_path):
+    written(tmp_path, decoder="dense_8b", row_bytes=264, fusion="gated")
+    written(tmp_path, decoder="dense_4b", row_bytes=264, options="model.hidden_size=2560", dtype="fp8")
+    _, out, _ = paper(tmp_path, *WORKLOAD)
+    table, _, below = out.partition("┘\n")
+    assert [word for word in ("table_scale", "row_bytes", "options", "dtype", "fusion") if word in table] == []
+    assert max(map(len, table.splitlines())) <= 120
+    told = ["in all lines: table_scale=1, rows of 264 bytes", "dense_8b: fusion=gated"]
+    assert sorted(below.splitlines()[:3]) == sorted([*told, "dense_4b: fp8, model.hidden_size=2560"])
+    written(tmp_path, decoder="dense_4b", row_bytes=132, strategy="device")
+    table, _, below = paper(tmp_path, *WORKLOAD)[1].partition("┘\n")
+    assert "row_bytes" in table, "it differs between lines of one decoder"
+    assert "bytes" not in below
 
 
 def test_the_presets_measure_what_the_usual_workload_needs():
@@ -83,7 +98,10 @@ def test_few_rounds_and_mixed_code_are_told(paper, tmp_path):
     written(tmp_path / "a", rounds=5, git_sha="a")
     written(tmp_path / "b", rounds=5, git_sha="b", strategy="device")
     _, out, _ = paper(tmp_path, *WORKLOAD)
-    assert "no interval: a process has fewer than 6 rounds" in out
+    few = ", ".join(f"decode steps of {sequences} sequences (5)" for sequences in (1, 2, 4))
+    of = "dense_8b, uva; dense_8b, device"
+    says = f"no interval ({of}): a process needs 6 rounds (a larger budget_s takes more), and has fewer of {few}, "
+    assert f"{says}prompts of 4 tokens (5), prompts of 8 tokens (5) and 1 more\n" in out
     assert "steps of several git_sha are mixed" in out
     _, out, _ = paper(tmp_path, *WORKLOAD, "--only", "strategy=device")
     assert "mixed" not in out

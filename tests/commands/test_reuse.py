@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from common import H200, ROOT
 
-from engram_exp.commands.reuse import _config
+from engram_exp.commands.reuse import _config, _write
 from engram_exp.layer.profile import read_profile
 from engram_exp.results.write import write_run
 from engram_exp.reuse.points import measured_points
@@ -67,6 +67,17 @@ def test_a_text_has_its_curves(tmp_path, cache_dir):
         "sequences": [4, 4], "seq_len": [2, 2], "cache_gb": [0.001, 0.002], "policy": ["lru", "lru"],
         "hit_rate": [0.6, 0.8],
     }  # fmt: skip
+
+
+def test_without_the_extra_there_are_tables_and_no_figure(tmp_path, monkeypatch, capsys):
+    for name in [name for name in sys.modules if name.startswith("engram_exp.pages")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "altair", None)
+    table = pd.DataFrame({"hit_rate": [0.5]})
+    with pytest.warns(UserWarning, match="out has no reuse.svg: altair is not installed .pip install -e '.*report"):
+        _write(tmp_path / "out", table, table, {})
+    assert capsys.readouterr().out == f"{tmp_path / 'out'}\n"
+    assert sorted(file.name for file in (tmp_path / "out").iterdir()) == ["cache.csv", "steps.csv"]
 
 
 def test_tokens_may_be_a_text_ids_or_a_source(tmp_path, cache_dir):

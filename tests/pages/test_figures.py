@@ -108,6 +108,15 @@ def test_effects_compare_what_differs_in_one_thing():
     assert {row["value"] for row in effects["table"]} == {"huge", "pinned", "pageable"}
 
 
+def test_what_runs_share_is_named_where_they_have_it():
+    frame = load_campaign(H200 / "sorting", ["batch_size=262144"])
+    without = frame.assign(run_id=frame["run_id"] + "b", components="", warps=float("nan"))
+    both = pd.concat([frame, without])
+    (shown,) = (figure for figure in figures(both, subjects(both)) if figure.section == EFFECTS)
+    plain = {f"262,144 x 1, rows of {row_bytes} bytes" for row_bytes in (128, 512)}
+    assert {row["runs"] for row in data_of(shown)} == plain | {f"{label}, components=tuned, warps=4" for label in plain}
+
+
 def test_a_run_without_all_of_its_stages_has_no_bar():
     frame = load_campaign(H200 / "memory")
     assert not [figure for figure in figures(frame, subjects(frame)) if figure.section == STAGES]

@@ -136,6 +136,7 @@ def test_where_measuring_takes_too_much_memory_a_case_ends_and_not_the_run(run_i
         ["strategy=distinct"],
         ["strategy=cached", "lookup.gb=0.001"],
         ["strategy=cached", "lookup.gb=0.001", "lookup.state=cold"],
+        ["strategy=cached_copy", "lookup.gb=0.001"],
     ],
 )
 def test_failed_rows_are_of_the_same_subjects_as_others(configure, tmp_path, options):

@@ -120,12 +120,14 @@ def test_failed_rows_tell_them_too():
 
 
 def test_a_sweep_tells_its_runs_apart(call_here, tmp_path):
-    done = call_here("-m", "model.hc_mult=1,2", "cases=[hashing]", "worker=inline")
+    done = call_here("-m", "model.heads=1,2", "cases=[hashing]", "worker=inline")
     assert done.returncode == 0, done.stderr
     frame = load_results(tmp_path)
-    assert [text.split(" ")[0] for text in frame["options"]] == ["model.hc_mult=1", "model.hc_mult=2"]
+    assert [text.split(" ")[1] for text in frame["options"]] == ["model.heads=1", "model.heads=2"]
     assert (frame["layers"] == 2).all()
-    assert "options" in done.stdout.split("median ms of every run")[1]
+    head, first, *_ = done.stdout.split("median ms of every run")[1].split("\n")[1:]
+    assert head.split() == ["options", "hashing"], "what was swept, and not the rows that follow from it"
+    assert "model.heads=1" in first
 
 
 EXPLICIT = (  # what auto comes to is no other measurement

@@ -7,10 +7,10 @@ from engram_exp.results.schema import COLUMNS
 from engram_exp.run.terminal import Terminal, _exposed, _waits
 
 
-def summary(capsys, *changes):
+def summary(capsys, *changes, swept=()):
     base = dict.fromkeys(COLUMNS, "") | {"case": "full", "status": "ok", "wall_ms_median": 1.0}
     frame = pd.DataFrame([{**base, "run_id": str(n), **change} for n, change in enumerate(changes)])
-    Terminal().summary(frame)
+    Terminal().summary(frame, swept)
     return [line.split() for line in capsys.readouterr().out.splitlines()[2:]]
 
 
@@ -23,6 +23,30 @@ def test_what_was_set_is_shown_where_it_varies(capsys):
 def test_what_does_not_apply_everywhere_tells_no_runs_apart(capsys):
     head, *_ = summary(capsys, {"programs": 8, "strategy": "uva"}, {"strategy": "kv_on_gpu"})
     assert head == ["strategy", "full"]
+
+
+def bundles():
+    """Two bundles at two sizes, one of which launches as the size asks for."""
+    vllm = {"components": "vllm_0_33", "lookup": "vllm_0_33", "layout": "split", "programs": 132.0}
+    tuned = {"components": "tuned_uva", "lookup": "triton_link", "layout": "packed", "programs": float("nan")}
+    sizes = {1: {"batches": 256, "row_order": "as_asked"}, 8192: {"batches": 16, "row_order": "partitioned"}}
+    order = {"row_order": "as_asked"}
+    return [{**sizes[n], **of, **(order if of is vllm else {}), "batch_size": n} for of in (vllm, tuned) for n in sizes]
+
+
+def test_what_follows_from_what_is_shown_needs_no_column(capsys):
+    head, first, *_ = summary(capsys, *bundles())
+    assert (head, first) == (["batch_size", "components", "full"], ["1", "vllm_0_33", "1.000"])
+    head, *_ = summary(capsys, *bundles(), swept=["batch_size", "components", "dtype.layout"])
+    assert head == ["batch_size", "components", "layout", "full"], "it was swept"
+    head, *lines = summary(capsys, *bundles(), {**bundles()[0], "programs": 66.0})
+    assert head == ["batch_size", "components", "programs", "full"]
+    assert [line[2:] for line in lines] == [["132", "1.000"], ["132", "1.000"], ["1.000"], ["1.000"], ["66", "1.000"]]
+
+
+def test_what_no_column_tells_is_shown_if_it_was_swept(capsys):
+    runs = [{"used_rows": rows, "options": f"model.heads={heads}"} for heads, rows in ((1, 500), (2, 1000))]
+    assert summary(capsys, *runs, swept=["model.heads"])[0] == ["options", "full"]
 
 
 def test_a_suspect_time_is_not_shown(capsys):
