@@ -13,13 +13,14 @@ from engram_exp.analysis.compare import ENOUGH_RUNS, MIXED
 from engram_exp.analysis.curves import Curve, Regime, curves, regimes, sort_thresholds
 from engram_exp.analysis.disk_tier import on_disk, thresholds
 from engram_exp.analysis.disturbed import disturbance
-from engram_exp.analysis.engines import DECODE, PREFILL, Gpus
+from engram_exp.analysis.engines import DECODE, PREFILL, Gpus, named_by_engine
 from engram_exp.analysis.exposed import OnDevice, Step, steps_of, yardstick_of
 from engram_exp.analysis.exposed_rows import beside_fast_decoders, exposed_times
 from engram_exp.analysis.memory import Files, fitting_in, memory_of, rounded_up_gb, too_small_gb
 from engram_exp.analysis.placements import Placement, by_exchange, gpus_of, placements_of
 from engram_exp.analysis.selection import NOTHING, AdviceError, layers_of, lookups_like, one_subject
 from engram_exp.analysis.subjects import about_of, spelled
+from engram_exp.analysis.ways import with_bundles
 from engram_exp.analysis.worth import Worth, within_budget, worth_of
 from engram_exp.machine.data_sheets import most_memory_gb
 from engram_exp.vocabulary import DEVICE, FULL, HOST, LFU, LRU, OF_A_STEP, WARM
@@ -99,7 +100,7 @@ def advise(
         AdviceError: the data do not hold the model, or hold several dtypes or kinds of tokens, or no runs with an
             accelerator, or only steps of a decoder that is too slow, or nothing fits.
     """
-    frame = by_exchange(frame)
+    frame = by_exchange(with_bundles(frame, files) if files else frame)
     good = one_subject(frame, model, dtype, ids)
     uses = (DECODE, decode), (PREFILL, prefill)
     return _of_subject(frame, good, uses, (device_memory_gb, host_memory_gb), files)
@@ -132,8 +133,9 @@ def _of_subject(
         for name, memory in needed.items()
     }
     steps = steps_of(stepped, fitting, on_device, kept, gpus)
-    found = {} if steps else curves(good)
-    choices = [] if steps else [choose(good, found, fitting, use, tokens, layers, gpus) for use, tokens in uses]
+    found, of_bundles = ({} if steps else curves(rows) for rows in (good, named_by_engine(good)))
+    asked = [] if steps else uses
+    choices = [choose(found, of_bundles, fitting, use, tokens, layers, gpus) for use, tokens in asked]
     chosen = [choice.strategy for choice in choices] + [step.best for step in steps]
     longer = exposed_times(whole) if steps else whole
     held_against = of_runs[of_runs["case"].isin(OF_A_STEP)] if steps else good
@@ -184,7 +186,7 @@ def _notes(
     times += [one.time for step in steps for one in step.strategies]
     notes = []
     if len(names) == 1:
-        notes.append(f"nothing but {', '.join(names)} was measured: it is the best of one")
+        notes.append(f"no strategy but {', '.join(names)} was measured: it is the best of one")
     if (yardstick := yardstick_of(gpus.number)) not in names:
         unknown = "what tables in device memory expose" if steps else "what an offload adds"
         notes.append(f"strategy={yardstick} was not measured: {unknown} is unknown")

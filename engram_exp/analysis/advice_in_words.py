@@ -16,6 +16,7 @@ from engram_exp.analysis.engines import sorting
 from engram_exp.analysis.exposed import yardstick_of
 from engram_exp.analysis.exposed_in_words import CardInWords, cards_of, differences, lines_of_card
 from engram_exp.analysis.placements_in_words import lines_of_placements
+from engram_exp.analysis.ways import against, others_of, whose
 from engram_exp.analysis.worth_in_words import lines_of_worth
 
 
@@ -136,16 +137,13 @@ def certainty(choice: Choice) -> str:
     """What the data decide of a choice."""
     if choice.strategy is None:
         return f"not measured; the nearest that was: {_nearest(choice)}"
-    if choice.undecided:
-        text = f"undecided against {', '.join(choice.undecided)}"
-    elif choice.slower:
-        few = f" by intervals of fewer than {ENOUGH_RUNS} runs" if choice.ms_per_layer.runs < ENOUGH_RUNS else ""
-        text = f"ahead of {', '.join(choice.slower)}{few}"
-    else:
-        text = "nothing else that fits was measured there"
-    how = "" if choice.ms_per_layer.known == MEASURED else f"; {choice.ms_per_layer.known}"
-    missing = f"; not measured there: {', '.join(choice.unmeasured)}" if choice.unmeasured else ""
-    return text + how + missing
+    time = choice.ms_per_layer
+    undecided, slower = others_of(choice.undecided, choice.slower, time.ways)
+    few = f" by intervals of fewer than {ENOUGH_RUNS} runs" if not undecided and time.runs < ENOUGH_RUNS else ""
+    text = against(undecided, slower) + few if undecided or slower else "nothing else that fits was measured there"
+    how = "" if time.known == MEASURED else time.known
+    missing = f"not measured there: {', '.join(choice.unmeasured)}" if choice.unmeasured else ""
+    return "; ".join(filter(None, (whose(time.ways), text, how, missing)))
 
 
 def _use(choice: Choice, plural: str, yardstick: str) -> Use:
@@ -181,7 +179,8 @@ def _ways(time: Time) -> list[str]:
     lines = []
     for way in time.ways:
         at = f" at {way.tokens:,} tokens" if time.known == INTERPOLATED else ""
-        lines.append(f"as {' '.join(way.overrides)} (the fastest of {way.of} ways measured{at})")
+        typed = f"as {' '.join(way.overrides)}{at}" if way.overrides else ""
+        lines.append(", ".join(filter(None, (typed, whose([way]), against(*others_of([], [], [way]))))))
     return lines
 
 
@@ -199,7 +198,7 @@ def _engine(release: str, option: Option | None, choice: Choice) -> Point:
     if option is None:
         return Point(f"{release}: no option for this strategy, nor for another that fits and was measured here")
     if option.is_own:
-        return Point(f"{release} as {option.strategy}, its own way, {_against(option, choice)}:", option.flags)
+        return Point(f"{release} as {option.strategy}, its own way, {_against(release, option, choice)}:", option.flags)
     not_its = ", not its own way" if option.has_own else ""
     if option.strategy == choice.strategy:
         return Point(f"{release} as {option.strategy}{not_its}:", option.flags)
@@ -208,11 +207,16 @@ def _engine(release: str, option: Option | None, choice: Choice) -> Point:
     return Point(f"{release}: no option for this strategy; {nearest}:", option.flags)
 
 
-def _against(option: Option, choice: Choice) -> str:
+def _against(release: str, option: Option, choice: Choice) -> str:
     """The time of an engine's own way, and whether its interval tells it from that of the choice."""
     time, best = option.ms_per_layer, choice.ms_per_layer
-    is_open = time != best and time.is_open_against(best)
-    return f"{_span(time)} ms a layer{', undecided against the time above' if is_open else ''}"
+    if option.strategy == choice.strategy and best.is_of(release):
+        then = "the choice"
+    elif time.is_open_against(best):
+        then = "undecided against the time above"
+    else:
+        then = f"of which the choice saves {time.more_than(best):.4g}"
+    return f"{_span(time)} ms a layer, {then}"
 
 
 def _differences(advice: Advice) -> list[str]:

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-import pandas as pd
-
 from engram_exp.analysis.compare import ENOUGH_RUNS
-from engram_exp.analysis.curves import INTERPOLATED, UNKNOWN, Curve, Time, curves, time_at
+from engram_exp.analysis.curves import INTERPOLATED, UNKNOWN, Curve, Time, time_at
 from engram_exp.analysis.engines import Gpus, Setting, settings_for
 from engram_exp.analysis.exposed import yardstick_of
+from engram_exp.analysis.ways import best_of_release
 
 
 @dataclass(frozen=True)
@@ -18,7 +17,7 @@ class Option:
     """What a serving engine can do of what was measured and fits the budget.
 
     Args:
-        strategy: the fastest that it has flags for.
+        strategy: the fastest that it has flags for; those that were not measured in its own way last.
         ms_per_layer: its time.
         flags: of the engine's release.
         differs: what the release does otherwise than was measured, and when.
@@ -67,8 +66,8 @@ class Choice:
 
 
 def choose(
-    good: pd.DataFrame,
     found: Mapping[str, Curve],
+    of_bundles: Mapping[str, Curve],
     fitting: Sequence[str],
     use: str,
     tokens: int,
@@ -78,8 +77,8 @@ def choose(
     """The best for one use.
 
     Args:
-        good: rows of one subject.
         found: times of the layer over tokens, by strategy.
+        of_bundles: likewise, where engines' own ways are strategies of their own (`named_by_engine`).
         fitting: strategies within the budget.
         use, tokens: decode or prefill, and tokens per step.
         layers: of the model that have a table.
@@ -99,8 +98,8 @@ def choose(
         added: Time | None = replace(time, ms=0.0, lo=0.0, hi=0.0)
     else:
         added = _added(time, time_at(found.get(yardstick, {}), tokens), layers)
-    ways = settings_for(use, gpus)
-    engines = {release: _nearest(good, known, settings, tokens) for release, settings in ways.items()}
+    releases = settings_for(use, gpus).items()
+    engines = {release: _option(settings, known, of_bundles, tokens) for release, settings in releases}
     return Choice(use, tokens, best, [], unmeasured, undecided, slower, time, added, engines)
 
 
@@ -122,16 +121,16 @@ def _nearest_sizes(found: Mapping[str, Curve], fitting: Sequence[str], tokens: i
     return [*list(below)[-1:], *list(above)[:1]]
 
 
-def _nearest(
-    good: pd.DataFrame, known: Mapping[str, Time], settings: Mapping[str, Setting], tokens: int
+def _option(
+    settings: Mapping[str, Setting], known: Mapping[str, Time], of_bundles: Mapping[str, Curve], tokens: int
 ) -> Option | None:
-    """The fastest of the strategies that a release has flags for; those whose own way was measured first."""
-    options = []
+    """What the user of a release can have of these."""
+    times = {}
     for name in (name for name in known if name in settings):
-        own = time_at(curves(good[settings[name].has(good)]).get(name, {}), tokens)
-        is_own = own.ms is not None
-        time = own if is_own else known[name]
-        options.append(
-            Option(name, time, settings[name].flags, settings[name].differs, is_own, bool(settings[name].own))
-        )
-    return min(options, key=lambda each: (not each.is_own, each.ms_per_layer.ms or 0.0), default=None)
+        own = time_at(of_bundles.get(settings[name].own.get("components", ""), {}), tokens)
+        times[name] = known[name], own if own.ms is not None else None
+    best = best_of_release(settings, times)
+    if best is None:
+        return None
+    one = settings[best.strategy]
+    return Option(best.strategy, best.time, one.flags, one.differs, best.is_own, bool(one.own))

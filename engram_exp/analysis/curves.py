@@ -4,24 +4,25 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import groupby, pairwise
 from typing import Any, TypeVar
 
 import pandas as pd
 
+from engram_exp.analysis.engines import engines_of
 from engram_exp.analysis.ratios import difference_of
 from engram_exp.analysis.subjects import (
     STEP,
     WAYS,
-    Way,
     as_typed,
-    fastest_of_shape,
     in_one_shape,
     over_runs,
-    ways_told,
+    varying,
+    with_nulls,
     with_tokens,
 )
+from engram_exp.analysis.ways import BY_BUNDLE, OF_ENGINE, Way, ways_of
 from engram_exp.vocabulary import AS_ASKED, DEVICE, FULL, OK, PARTITIONED, SORTED
 
 MEASURED, INTERPOLATED, NOT_MEASURED = "measured", "interpolated", "not measured"
@@ -38,7 +39,7 @@ class Time:
     lo, hi: all of the 95 % intervals of these runs' medians; None where a run had too few samples for one.
     known: measured, interpolated (on a straight line between logarithms) or not measured.
     runs: it was measured in; of an interpolated one, the fewer of its neighbours'.
-    ways: which one it is, where the strategy was measured in several; of an interpolated time, those of its neighbours.
+    ways: which one it is, if that is to be told (`Way`); of an interpolated time, those of its neighbours.
     of_runs: the medians of the runs; of an interpolated time, and of a difference, none.
     """
 
@@ -63,9 +64,23 @@ class Time:
         """Whether the intervals leave open which of the two is less, or one has none."""
         return not (self.is_below(other) or other.is_below(self))
 
+    def more_than(self, other: Time) -> float:
+        """By how many ms: as `compare` has it of runs, where both sides have them; else of the medians."""
+        if self.of_runs and other.of_runs:
+            return difference_of(other.of_runs, self.of_runs).shift
+        return (self.ms or 0.0) - (other.ms or 0.0)
+
+    def is_of(self, release: str) -> bool:
+        """Whether it is of a release's own way."""
+        return any(way.engine == release for way in self.ways)
+
+    def of_engine(self, release: str) -> Time | None:
+        """That of a release's own way, where that was measured under the same strategy."""
+        return next((way.by_engine[release] for way in self.ways if release in way.by_engine), None)
+
 
 # Columns that times are told from: pandas takes a while over each of the others.
-READ = ("case", "run_id", "by_auto", "wall_ms_median", "wall_ms_lo", "wall_ms_hi", *STEP, *WAYS)
+READ = ("case", "run_id", "by_auto", BY_BUNDLE, "wall_ms_median", "wall_ms_lo", "wall_ms_hi", *STEP, *WAYS)
 UNKNOWN = Time(None, None, None, NOT_MEASURED)
 Curve = Mapping[int, Time]
 Point = TypeVar("Point")
@@ -92,24 +107,30 @@ def times_of(rows: pd.DataFrame, **more: tuple[str, Any]) -> Iterator[tuple[dict
 
     Args:
         rows: measured ones of one case and one subject, with `tokens_per_step`.
-        more: as `over_runs` takes it; the dictionaries hold what it comes to.
+        more: as `over_runs` takes it; the dictionaries hold what it comes to, and how it was done.
     """
     if rows.empty:
         return
     key = ["strategy", "tokens_per_step"]
+    rows = rows if BY_BUNDLE in rows else rows.assign(**{BY_BUNDLE: ""})
     columns = dict.fromkeys([*key, *READ, *(column for column, _ in more.values())])
-    rows = as_typed(in_one_shape(rows[[*columns]]))
-    fastest = fastest_of_shape(rows)
-    told = ways_told(rows, fastest)
-    for row in over_runs(fastest, key, of_runs=("wall_ms_median", tuple), **more).sort_values(key).to_dict("records"):
-        without = math.isnan(row["lo"]) or math.isnan(row["hi"])
-        lo, hi = (None, None) if without else (row["lo"], row["hi"])
-        name, tokens = row["strategy"], row["tokens_per_step"]
-        ways = [told[name, tokens]] if (name, tokens) in told else []
-        yield (
-            {str(column): value for column, value in row.items()},
-            Time(row["ms"], lo, hi, MEASURED, row["runs"], ways, row["of_runs"]),
-        )
+    rows = with_nulls(as_typed(in_one_shape(rows[[*columns]])))
+    rows = rows.assign(**{OF_ENGINE: engines_of(rows)})
+    differing = varying(rows, WAYS)
+    alike = rows.iloc[0][[name for name in WAYS if name not in differing]].to_dict()
+    first = {name: (name, "first") for name in (BY_BUNDLE, OF_ENGINE)}
+    told = over_runs(rows, [*key, *differing], of_runs=("wall_ms_median", tuple), **first, **more)
+    for (_, tokens), of_ways in told.sort_values([*key, "ms"], kind="stable").groupby(key):
+        found = [{**alike, **{str(name): value for name, value in row.items()}} for row in of_ways.to_dict("records")]
+        times = [_measured(row) for row in found]
+        yield found[0], replace(times[0], ways=ways_of(tokens, found, times))
+
+
+def _measured(row: Mapping[str, Any]) -> Time:
+    """Of a row as `over_runs` has it."""
+    without = math.isnan(row["lo"]) or math.isnan(row["hi"])
+    lo, hi = (None, None) if without else (row["lo"], row["hi"])
+    return Time(row["ms"], lo, hi, MEASURED, row["runs"], of_runs=row["of_runs"])
 
 
 def time_at(curve: Curve, tokens: int) -> Time:

@@ -196,12 +196,18 @@ RELEASES = {
 }
 
 
+def engines_of(rows: pd.DataFrame) -> pd.Series[str]:
+    """The release whose own way each row is of, as `vLLM 0.33.0`; empty: none's."""
+    found = rows["strategy"].str[:0]
+    for (engine, version), release in RELEASES.items():
+        for setting in release.settings:
+            found = found.mask(setting.has(rows), f"{engine} {version}")
+    return found
+
+
 def named_by_engine(rows: pd.DataFrame) -> pd.DataFrame:
     """The rows, in which an engine's own way is a strategy of its own, named as its bundle."""
-    strategy = rows["strategy"]
-    for setting in (setting for release in RELEASES.values() for setting in release.settings):
-        strategy = strategy.mask(setting.has(rows), rows["components"])
-    return rows.assign(strategy=strategy)
+    return rows.assign(strategy=rows["strategy"].mask(engines_of(rows) != "", rows["components"]))
 
 
 def settings_for(use: str, gpus: Gpus = ONE_GPU) -> dict[str, dict[str, Setting]]:

@@ -11,6 +11,7 @@ import pandas as pd
 from engram_exp.analysis.curves import Time, times_of
 from engram_exp.analysis.engines import DECODE, ONE_GPU, PREFILL, Gpus, Setting, settings_for
 from engram_exp.analysis.exposed_rows import exposed_times
+from engram_exp.analysis.ways import BY_BUNDLE, best_of_release
 from engram_exp.results.schema import KEYS
 from engram_exp.vocabulary import BESIDE, LOW, ONE, THIS_STEP
 
@@ -18,7 +19,6 @@ YARDSTICK, YARDSTICK_OF_RANKS = "device", "replicated"
 USUALLY = {"prefetch": BESIDE, "lead": THIS_STEP, "prefetch_streams": ONE, "prefetch_priority": LOW}
 TOLD: dict[str, Any] = {  # of rows of one strategy and size together
     "ready_ms": ("ready_ms", "median"), "device_bytes": ("peak_device_bytes", "max"),
-    **{name: (name, "first") for name in USUALLY},
     "table_scale": ("table_scale", "min"), "batch_size": ("batch_size", "first"), "seq_len": ("seq_len", "first"),
 }  # fmt: skip
 
@@ -37,8 +37,8 @@ class Exposed:
 
     Args:
         strategy: in the way that exposes the least, where it was measured in several.
-        overrides: what one types for it: the strategy, what tells its way from others that were measured, and how its
-            rows are fetched, wherever that is not as usual.
+        overrides: what one types for it: the strategy, unless a bundle brings it, what tells its way from others that
+            were measured, and how its rows are fetched, wherever that is not as usual.
         time: longer, all layers together.
         percent, percent_lo, percent_hi: the same, of the step with rows in place.
         ready_ms: that step; of several runs, the median of their medians.
@@ -112,9 +112,6 @@ class Step:
         return next((one for one in self.strategies if one.strategy == strategy), None)
 
 
-OwnWays = dict[tuple[str, str, int, int], OfEngine]  # by release, strategy, sequences and tokens of each
-
-
 def yardstick_of(gpus: int) -> str:
     """The strategy that keeps all tables in the memory of each of so many GPUs."""
     return YARDSTICK if gpus == 1 else YARDSTICK_OF_RANKS
@@ -141,28 +138,14 @@ def steps_of(
         sizes: dict[int, list[tuple[dict[str, Any], Time]]] = {}
         for row, time in times_of(part, **TOLD):
             sizes.setdefault(row["tokens_per_step"], []).append((row, time))
-        own = _own_ways(use, part, gpus)
         for _, strategies in sorted(sizes.items()):
-            found.append(_step(use, strategies, own, fitting, on_device, kept, gpus))
+            found.append(_step(use, strategies, fitting, on_device, kept, gpus))
     return found
-
-
-def _own_ways(use: str, part: pd.DataFrame, gpus: Gpus) -> OwnWays:
-    """What was measured of the engines' own ways."""
-    return {
-        (release, name, int(row["batch_size"]), int(row["seq_len"])): OfEngine(
-            name, True, time, _percent(time.ms, row["ready_ms"])
-        )
-        for release, settings in settings_for(use, gpus).items()
-        for name, setting in settings.items()
-        for row, time in times_of(part[setting.has(part)], **TOLD)
-    }
 
 
 def _step(
     use: str,
     strategies: list[tuple[dict[str, Any], Time]],
-    own: OwnWays,
     fitting: Collection[str],
     on_device: Mapping[str, OnDevice],
     kept: tuple[int, int] | None,
@@ -183,16 +166,7 @@ def _step(
         undecided=open_ones,
         more=[one.strategy for one in able[1:] if one.strategy not in open_ones],
         strategies=found,
-        engines={
-            release: _of_engine(
-                [
-                    (settings[one.strategy], own.get((release, one.strategy, batch_size, seq_len)), one)
-                    for one in able
-                    if one.strategy in settings
-                ]
-            )
-            for release, settings in settings_for(use, gpus).items()
-        },
+        engines={release: _of_engine(release, settings, able) for release, settings in settings_for(use, gpus).items()},
         yardstick=held_against,
     )
 
@@ -233,20 +207,20 @@ def _exposed(
     )
 
 
-def _of_engine(options: Sequence[tuple[Setting, OfEngine | None, Exposed]]) -> OfEngine | None:
-    """The best of what a release has flags for: each by its own way, if that was measured, and as it was at best. What
-    may not be its way comes last, of strategies for which it has one."""
-    found = [
-        (bool(setting.own) and own is None, own or OfEngine(one.strategy, False, one.time, one.percent))
-        for setting, own, one in options
-    ]
-    return min(found, key=lambda each: (each[0], each[1].time.ms or 0.0), default=(None, None))[1]
+def _of_engine(release: str, settings: Mapping[str, Setting], able: Sequence[Exposed]) -> OfEngine | None:
+    """What its user can have of these."""
+    best = best_of_release(settings, {one.strategy: (one.time, one.time.of_engine(release)) for one in able})
+    if best is None:
+        return None
+    ready_ms = next(one.ready_ms for one in able if one.strategy == best.strategy)
+    return OfEngine(best.strategy, best.is_own, best.time, _percent(best.time.ms, ready_ms))
 
 
 def _overrides(row: dict[str, Any], time: Time) -> list[str]:
+    first, *others = f"strategy={row['strategy']}".split()
+    told = [] if "strategy" in row[BY_BUNDLE].split() else [first]
     unusual = [f"{KEYS[name]}={row[name]}" for name, usual in USUALLY.items() if row[name] not in (usual, "")]
-    told = [f"strategy={row['strategy']}", *(text for way in time.ways for text in way.overrides), *unusual]
-    return list(dict.fromkeys(told))
+    return list(dict.fromkeys([*told, *others, *(text for way in time.ways for text in way.overrides), *unusual]))
 
 
 def _percent(ms: float | None, whole_ms: float) -> float | None:

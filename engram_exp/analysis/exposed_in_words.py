@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from engram_exp.analysis.advice import Advice
 from engram_exp.analysis.curves import Time
 from engram_exp.analysis.engines import ONE_GPU, USES, Gpus, settings_for
-from engram_exp.analysis.exposed import Exposed, Step
-
-FEW = 3  # strategies are named one by one
+from engram_exp.analysis.exposed import Exposed, OfEngine, Step
+from engram_exp.analysis.ways import against, others_of, whose
 
 
 class SizeInWords(NamedTuple):
@@ -113,6 +112,8 @@ def _size(step: Step) -> SizeInWords:
     if best is None:
         measured = ", ".join(one.strategy for one in step.strategies)
         return SizeInWords(size, certainty=f"nothing that fits was measured, but {measured}")
+    undecided, slower = others_of(step.undecided, step.more, best.time.ways)
+    told = whose(best.time.ways), against(undecided, slower) or "nothing else that fits was measured"
     yardstick = step.of(step.yardstick)
     apart = yardstick is not None and yardstick is not best
     return SizeInWords(
@@ -123,8 +124,8 @@ def _size(step: Step) -> SizeInWords:
         percents=_percents(best),
         yardstick=microseconds(yardstick.time.ms or 0.0) if yardstick and apart else "",
         overrides=" ".join(best.overrides),
-        certainty=_certainty(step, best),
-        sure=_open(step.undecided) if step.undecided else "clear" if step.more else "the only one",
+        certainty="; ".join(filter(None, told)),
+        sure=_open(undecided) if undecided else "clear" if slower else "the only one",
     )
 
 
@@ -174,16 +175,6 @@ def _and(value: str, interval: str) -> str:
     return f"{value} ({interval})" if interval else value
 
 
-def _certainty(step: Step, best: Exposed) -> str:
-    if step.undecided:
-        text = f"undecided against {', '.join(step.undecided)}"
-    elif step.more:
-        text = f"ahead of {', '.join(step.more)}" if len(step.more) < FEW else f"ahead of all {len(step.more)} others"
-    else:
-        text = "nothing else that fits was measured"
-    return text + (f"; the best of {best.time.ways[0].of} ways" if best.time.ways else "")
-
-
 def _runs(steps: Sequence[Step]) -> str:
     runs = [one.time.runs for step in steps if (one := step.of(step.best or ""))] or [0]
     few, many = min(runs), max(runs)
@@ -194,16 +185,31 @@ def _engines(use: str, steps: Sequence[Step], gpus: Gpus) -> list[tuple[str, str
     """What each release can be told to do, what that exposes size by size, and how this is known."""
     found = []
     for release, settings in settings_for(use, gpus).items():
-        sizes: dict[tuple[str, bool], list[tuple[str, str]]] = {}
+        sizes: dict[tuple[str, bool, bool], list[tuple[Step, OfEngine, Exposed]]] = {}
         for step in steps:
-            if one := step.engines[release]:
-                told = _longer(one.time), f"{step.tokens:,}"
-                sizes.setdefault((one.strategy, one.is_own), []).append(told)
+            if (one := step.engines[release]) and (best := step.of(step.best or "")):
+                is_choice = best.strategy == one.strategy and best.time.is_of(release)
+                sizes.setdefault((one.strategy, one.is_own, is_choice), []).append((step, one, best))
         if not sizes:
             found.append((f"{release}: no option for a strategy that fits and was measured here", ""))
-        for (name, is_own), of_sizes in sizes.items():
-            us, at = (", ".join(texts) for texts in zip(*of_sizes, strict=True))
-            bundle = settings[name].own.get("components")
-            by = f", its own way (components={bundle})" if is_own else ", not its own way" if bundle else ""
-            found.append((f"{release} as {name}{by}, {us} us at {at} tokens:", settings[name].flags))
+        for (name, is_own, is_choice), of_sizes in sizes.items():
+            us = ", ".join(_longer(one.time) for _, one, _ in of_sizes)
+            at = ", ".join(f"{step.tokens:,}" for step, _, _ in of_sizes)
+            by = ", its own way" if is_own else ", not its own way" if settings[name].own else ""
+            then = "; the choice" if is_choice else _saved(of_sizes) if is_own else ""
+            found.append((f"{release} as {name}{by}, {us} us at {at} tokens{then}:", settings[name].flags))
     return found
+
+
+def _saved(sizes: Sequence[tuple[Step, OfEngine, Exposed]]) -> str:
+    """How much less a step takes longer as chosen than in an engine's own way."""
+    saved = [(one.time.more_than(best.time), best.ready_ms) for _, one, best in sizes]
+    us = _from_to([ms for ms, _ in saved], microseconds)
+    share = _from_to([ms / ready_ms for ms, ready_ms in saved], lambda share: f"{share * 100:.2f}")
+    undecided = [f"{step.tokens:,}" for step, one, best in sizes if one.time.is_open_against(best.time)]
+    unsure = f"; undecided at {', '.join(undecided)}" if undecided else ""
+    return f"; the choice saves {us} us ({share} % of the step{unsure})"
+
+
+def _from_to(values: Sequence[float], spelled: Callable[[float], str]) -> str:
+    return " to ".join(dict.fromkeys(map(spelled, (min(values), max(values)))))

@@ -10,6 +10,7 @@ import pandas as pd
 
 from engram_exp.analysis.placements import share_on_device, tables_on_host
 from engram_exp.analysis.selection import AdviceError
+from engram_exp.analysis.ways import Bundles
 from engram_exp.analysis.worth import OF_LAYER, row_memory_gb
 from engram_exp.machine.data_sheets import most_memory_gb
 from engram_exp.vocabulary import DISK, HOST
@@ -17,7 +18,7 @@ from engram_exp.vocabulary import DISK, HOST
 VALUES_PER_SCALE = 32  # of one byte each, before the byte of their scale: the rows that `layout` tells of
 
 
-class Files(Protocol):
+class Files(Bundles, Protocol):
     """What configuration files say of names that rows hold, as `engram_exp.config.decoders` tells it."""
 
     def kept_of(self, decoder: str, options: str, dtype: str) -> tuple[int, int] | None: ...

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,7 +10,7 @@ import pandas as pd
 
 from engram_exp.results import schema
 from engram_exp.results.load import load_results
-from engram_exp.results.schema import KEYS, of_role
+from engram_exp.results.schema import of_role
 from engram_exp.vocabulary import AUTO, FULL, OK
 
 WAYS = of_role(schema.WAY, schema.OPTIONS)  # of several, the fastest stands for a strategy
@@ -56,20 +55,6 @@ class Subject(NamedTuple):
 
     label: str
     rows: pd.DataFrame
-
-
-@dataclass(frozen=True)
-class Way:
-    """The fastest of several ways in which a strategy was measured.
-
-    tokens: per step, where it was measured.
-    overrides: what one types to get it, as far as the ways differ.
-    of: how many there are.
-    """
-
-    tokens: int
-    overrides: list[str]
-    of: int
 
 
 def load_campaign(folder: str | Path, only: Sequence[str] = ()) -> pd.DataFrame:
@@ -194,11 +179,7 @@ def fastest_ways(rows: pd.DataFrame) -> pd.DataFrame:
     """Of one subject, the rows of the way whose `full` is the fastest, for each strategy and number of tokens per step,
     all strategies in one shape (`in_one_shape`); of several repetitions, all. Where no `full` was timed, the fastest
     way of each case."""
-    return fastest_of_shape(as_typed(in_one_shape(rows)))
-
-
-def fastest_of_shape(rows: pd.DataFrame) -> pd.DataFrame:
-    """The same of rows in one shape, as typed."""
+    rows = as_typed(in_one_shape(rows))
     key = ["strategy", "tokens_per_step"]
     way = rows.groupby([*key, *varying(rows, WAYS)], dropna=False).ngroup()
     full = rows["case"] == FULL
@@ -210,34 +191,6 @@ def fastest_of_shape(rows: pd.DataFrame) -> pd.DataFrame:
     ms = full_ms.where(has_full, case_ms)
     decided_together = rows["case"].where(~has_full, FULL)
     return rows[ms == ms.groupby([*(rows[name] for name in key), decided_together]).transform("min")]
-
-
-def ways_told(full: pd.DataFrame, fastest: pd.DataFrame) -> dict[tuple[str, int], Way]:
-    """Of one subject, by strategy and tokens per step: the fastest way, where several were measured.
-
-    Args:
-        full: its rows of `full` in one shape, as typed, with `tokens_per_step`.
-        fastest: those of the fastest ways.
-    """
-    key = ["strategy", "tokens_per_step"]
-    rows = with_nulls(full)
-    differing = varying(rows, WAYS)
-    if not differing:
-        return {}
-    at_each = rows.groupby(key)[differing]
-    numbers, found = at_each.nunique(dropna=False).to_dict("index"), {}
-    for best in with_nulls(fastest).drop_duplicates(key).to_dict("records"):
-        place = best["strategy"], best["tokens_per_step"]
-        told = [name for name in differing if numbers[place][name] > 1]
-        overrides = [text for name in told if (value := spelled(best[name])) for text in _typed(name, value)]
-        if overrides:
-            found[place] = Way(place[1], overrides, at_each.get_group(place).groupby(told, dropna=False).ngroups)
-    return found
-
-
-def _typed(name: str, value: str) -> list[str]:
-    """What one types to get the value of a column."""
-    return value.split() if name in of_role(schema.OPTIONS) else [f"{KEYS[name]}={value}"]
 
 
 def over_runs(rows: pd.DataFrame, by: Sequence[str], **more: tuple[str, Any]) -> pd.DataFrame:

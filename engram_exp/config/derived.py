@@ -228,17 +228,24 @@ def batches_of(config: DictConfig) -> int:
 
 
 def chunk_tokens_of(config: DictConfig) -> int | None:
-    """Tokens of a pipeline's chunk, None without a pipeline.
-
-    Unless a number is configured: a quarter of the batch, but at least 4 and at most 32 MiB of stored rows. On an H200
-    with 16 CPU threads smaller chunks lose more to opening parallel regions than they gain by overlapping.
-    """
+    """Tokens of a pipeline's chunk, None without a pipeline."""
     chunk_tokens = config.schedule.chunk_tokens
     if chunk_tokens != AUTO:
         return None if chunk_tokens is None else int(chunk_tokens)
-    token_bytes = geometry_of(config).stored_bytes(1)
+    return chunk_of(config.batch_size * config.seq_len, geometry_of(config).stored_bytes(1))
+
+
+def chunk_of(tokens: int, token_bytes: int) -> int:
+    """Tokens of a chunk, unless a number is configured: a quarter of the batch, but at least 4 and at most 32 MiB of
+    stored rows. On an H200 with 16 CPU threads smaller chunks lose more to opening parallel regions than they gain by
+    overlapping.
+
+    Args:
+        tokens: of the batch.
+        token_bytes: of a token's stored rows.
+    """
     smallest, largest = (max(1, size_bytes // token_bytes) for size_bytes in CHUNK_BYTES)
-    return int(min(largest, max(smallest, config.batch_size * config.seq_len // CHUNKS)))
+    return int(min(largest, max(smallest, tokens // CHUNKS)))
 
 
 def capture_of(config: DictConfig) -> str:

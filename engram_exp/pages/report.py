@@ -14,6 +14,7 @@ import pandas as pd
 from engram_exp.analysis.advice_in_words import in_words, shared
 from engram_exp.analysis.answers import Answer, answer, by_weight
 from engram_exp.analysis.subjects import ABOUT, STEP, WAYS, as_typed, load_campaign, over_runs, subjects
+from engram_exp.analysis.ways import with_bundles
 from engram_exp.config import decoders
 from engram_exp.pages.detail import detail
 from engram_exp.results import schema
@@ -76,7 +77,7 @@ def report(
     folder = Path(folder)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        frame = load_campaign(folder, only)
+        frame = with_bundles(load_campaign(folder, only), decoders)
         commands, machines = _environments(folder)
     told = [warning.message for warning in caught if warning.category in (LeftOutWarning, UncheckedWarning)]
     about = subjects(frame)

@@ -34,12 +34,14 @@ def test_an_engine_has_the_time_of_its_own_way_where_that_was_measured():
     assert not decode.engines[SGLANG].is_own
 
 
-@pytest.mark.parametrize(("spread", "told"), [(0.01, ""), (0.4, ", undecided against the time above")])
+@pytest.mark.parametrize(
+    ("spread", "told"), [(0.01, "of which the choice saves 0.1"), (0.4, "undecided against the time above")]
+)
 def test_an_engine_s_own_way_has_an_interval_and_says_whether_it_tells_it_apart(spread, told):
     own = rows("uva", {64: 0.3, 65536: 90.0}, spread, components="vllm_0_33", lookup="vllm_0_33")
     text = "\n".join(lines_of(ask(pd.concat([three(components="tuned"), own]))))
     interval = f"{0.3 * (1 - spread):.4g} to {0.3 * (1 + spread):.4g} within its one process"
-    assert f"  vLLM 0.33.0 as uva, its own way, 0.3 ({interval}) ms a layer{told}: --engram-config" in text
+    assert f"  vLLM 0.33.0 as uva, its own way, 0.3 ({interval}) ms a layer, {told}: --engram-config" in text
 
 
 def test_a_release_s_own_way_is_told_by_what_its_bundle_chooses():

@@ -9,7 +9,7 @@ from made_up import ask, rows, three
 from engram_exp.analysis.advice import AdviceError
 from engram_exp.analysis.advice_in_words import lines_of
 from engram_exp.analysis.curves import Time, curves, regimes, time_at
-from engram_exp.analysis.subjects import Way, fastest_ways, subjects, with_tokens
+from engram_exp.analysis.subjects import fastest_ways, subjects, with_tokens
 
 
 @pytest.mark.parametrize(
@@ -94,7 +94,8 @@ def test_the_fastest_way_of_a_strategy_counts():
 def test_options_of_how_it_is_done_make_another_way():
     pinned = rows("uva", {64: 0.15}, options="hardware.pin_threads=true lookup.foo=3")
     frame = pd.concat([three(), pinned])
-    assert curves(frame)["uva"][64].ways == [Way(64, ["hardware.pin_threads=true", "lookup.foo=3"], 2)]
+    (way,) = curves(frame)["uva"][64].ways
+    assert (way.overrides, way.of) == (["hardware.pin_threads=true", "lookup.foo=3"], 2)
     assert (ask(frame).choices[0].ms_per_layer.ms, len(subjects(frame))) == (0.15, 1)
 
 
@@ -107,7 +108,9 @@ def test_repetitions_on_which_auto_decided_differently_are_one_way():
     typed = rows("uva", {64: 0.5}, **{**asked, "by_auto": ""}, row_order="sorted", programs=16.0)
     found = curves(pd.concat([*decided, typed]))["uva"][64]
     assert (found.ms, found.runs) == (0.2, 2)
-    assert found.ways == [Way(64, ["lookup.order=auto", "lookup.programs=auto"], 2)]
+    (way,) = found.ways
+    told = (way.tokens, way.overrides, way.of, way.slower)
+    assert told == (64, ["lookup.order=auto", "lookup.programs=auto"], 2, ["lookup.order=sorted lookup.programs=16"])
 
 
 @pytest.mark.parametrize("options", ["model.hc_mult=1", "tokens.share=0.1", "dtype.tolerance=0.5", "~tokens.share"])
@@ -134,7 +137,8 @@ def test_a_suspect_time_decides_nothing():
 def test_keys_that_a_way_does_not_have_are_not_told():
     gathered = rows("uva", {64: 1.0}, lookup="gather")
     read = rows("uva", {64: 2.0}, lookup="triton", rows_per_program=16.0)
-    assert curves(pd.concat([gathered, read]))["uva"][64].ways == [Way(64, ["lookup=gather"], 2)]
+    (way,) = curves(pd.concat([gathered, read]))["uva"][64].ways
+    assert way.overrides == ["lookup=gather"]
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,9 @@ from engram_exp.analysis.advice_in_words import lines_of
 from engram_exp.analysis.worth import RowMemory, layers_of
 from engram_exp.results.schema import SCHEMA_VERSION
 
-FILES = SimpleNamespace(kept_of=lambda *_: (131072, 1024), tables_of=lambda strategy: None, columns_of=lambda *_: None)
+FILES = SimpleNamespace(
+    kept_of=lambda *_: (131072, 1024), tables_of=lambda _: None, columns_of=lambda *_: None, brought_by=lambda _: {}
+)
 CACHED = {1.0: (0.1, 0.6), 2.0: (0.08, 0.7), 4.0: (0.0795, 0.71)}  # GB: ms, hit rate
 
 
