@@ -37,6 +37,7 @@ class Pool:
 
     def __init__(self, most: int, pipes: list[Any]) -> None:
         self.most, self.pipes = most, pipes
+        self.asked = 0
 
     def __call__(self, size: int, check: Check, *arguments: Any) -> list[Any]:
         """What a check returns on each of so many ranks.
@@ -44,17 +45,23 @@ class Pool:
         Raises:
             AssertionError: with the traceback of a rank on which it raised.
         """
+        self.asked += 1
         for pipe in self.pipes[:size]:
-            pipe.send((size, check, arguments))
+            pipe.send((self.asked, size, check, arguments))
         until = time.monotonic() + PATIENCE_S
-        answers = [
-            pipe.recv() if pipe.poll(max(0.0, until - time.monotonic())) else (SILENT, None)
-            for pipe in self.pipes[:size]
-        ]
+        answers = [self._answer(pipe, until) for pipe in self.pipes[:size]]
         errors = [(error == SILENT, rank, error) for rank, (error, _) in enumerate(answers) if error]
         for _, rank, error in sorted(errors):  # the others wait for one that raised
             raise AssertionError(f"rank {rank} of {size}: {error}")
         return [found for _, found in answers]
+
+    def _answer(self, pipe: Any, until: float) -> tuple[str | None, Any]:
+        """What a rank answers to what it was asked last: it may still owe answers that nobody waited for."""
+        while pipe.poll(max(0.0, until - time.monotonic())):
+            asked, error, found = pipe.recv()
+            if asked == self.asked:
+                return error, found
+        return SILENT, None
 
 
 @contextmanager
@@ -87,9 +94,9 @@ def _serve(rank: int, most: int, path: str, pipe: Any) -> None:
         size: tuple(dist.new_group(list(range(size)), backend="gloo") for _ in range(2)) for size in range(1, most + 1)
     }
     while (asked := pipe.recv()) is not None:
-        size, check, arguments = asked
+        number, size, check, arguments = asked
         ranks = Ranks(rank, size, rank, size, PATIENCE_S, *of_size[size], store)
         try:
-            pipe.send((None, check(ranks, *arguments)))
+            pipe.send((number, None, check(ranks, *arguments)))
         except BaseException:
-            pipe.send((traceback.format_exc(), None))
+            pipe.send((number, traceback.format_exc(), None))

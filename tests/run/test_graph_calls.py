@@ -71,6 +71,7 @@ def test_a_group_looks_like_its_last_call(configure, launched, monkeypatch):
         tiny = "strategy=uva", "capture=none", "batch_size=1", "seq_len=1", "cases=[lookup]"
         bench = bench_of(configure(*TINY, *tiny, "graph_calls=3"))
         bench.build()
+        assert not bench.errors, bench.errors
         bench.capture()
         case = bench.timed("lookup")
         monkeypatch.setattr(TritonLookup, "__call__", lambda self, ids: (asked.append(ids), call(self, ids))[1])

@@ -15,7 +15,7 @@ from engram_exp.run.terminal import Terminal
 
 @pytest.mark.parametrize("strategy", ["uva", "device"])
 def test_a_strategy_of_the_device_is_skipped_without_one(run_inline, monkeypatch, strategy):
-    monkeypatch.setenv("TRITON_INTERPRET", "0")
+    monkeypatch.setattr("engram_exp.run.requirements.triton_is_interpreted", lambda: False)
     rows = run_inline(f"strategy={strategy}")
     assert {row["status"] for row in rows} == {"skipped"}
     assert rows[0]["error"] == "no accelerator: this strategy runs hashing on one"
