@@ -116,13 +116,15 @@ class Terminal:
                 self.say(f"  {', '.join(cases)}: {what}")
 
     def summary(self, frame: pd.DataFrame, swept: Iterable[str] = ()) -> None:
-        """Show the runs of a sweep: what tells them apart, the median of every case, and which were disturbed.
+        """Show the runs of a sweep: what tells them apart, the median of every case and of what a step exposes, and
+        which were disturbed.
 
         Args:
             frame: rows of all runs.
             swept: keys that had several values; their columns are shown even if others tell them.
         """
         from engram_exp.analysis.disturbed import disturbance
+        from engram_exp.analysis.exposed_rows import with_exposed
         from engram_exp.analysis.subjects import spelled
 
         if frame.empty:
@@ -131,9 +133,10 @@ class Terminal:
         told = frame.assign(**{name: frame[name].replace("", None) for name in CONFIGURED if name != OPTIONS})
         runs = told.groupby("run_id", sort=False).first()
         shown = _telling_apart(runs, {*ALWAYS_SHOWN, *(COLUMN_OF.get(key, OPTIONS) for key in swept)})
-        cases = list(dict.fromkeys(frame["case"]))
+        rows = with_exposed(frame)
+        cases = list(dict.fromkeys(rows["case"]))
         body = []
-        for run_id, run in frame.groupby("run_id", sort=False):
+        for run_id, run in rows.groupby("run_id", sort=False):
             by_case = {row["case"]: row for row in run.to_dict("records")}
             config = [spelled(value) for value in runs.loc[run_id, shown]]
             body.append([*config, *(_summary_cell(by_case.get(case)) for case in cases)])

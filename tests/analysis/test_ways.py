@@ -13,6 +13,7 @@ from engram_exp.analysis.advice_in_words import certainty, lines_of
 from engram_exp.config import decoders
 from engram_exp.results.schema import WAY, of_role
 from engram_exp.run.job import Job
+from engram_exp.run.job_rows import job_columns
 
 SUBJECT = (
     "model=deepseek_v41_flash", "dtype=fp8", "hardware=cuda", "decoder=dense_8b", "seq_len=1", "batch_size=64",
@@ -26,7 +27,7 @@ LINE = "  vLLM 0.33.0 as uva, its own way, {} us at 64 tokens; the choice{}: --e
 def measured(us, *typed):
     """Rows of steps of 64 sequences, as runs tell what was typed for them."""
     job = Job.create(*composed(*SUBJECT, *typed), Path("nowhere"), overrides=typed)
-    told = job.columns()
+    told = job_columns(job)
     ways = {name: told.get(name) for name in (*of_role(WAY), "by_auto", "options")}
     return steps(
         told["strategy"], {(64, 1): us}, **{name: "" if value is None else value for name, value in ways.items()}

@@ -49,6 +49,16 @@ def test_what_no_column_tells_is_shown_if_it_was_swept(capsys):
     assert summary(capsys, *runs, swept=["model.heads"])[0] == ["options", "full"]
 
 
+def test_what_a_step_exposes_has_a_column(capsys):
+    none = dict.fromkeys([name for name in COLUMNS if name.startswith("exposed_ms")], float("nan"))
+    step = {**none, "case": "step", "wall_ms_median": 3.5, "exposed_ms_median": 0.5}
+    ready = {**none, "case": "ready", "wall_ms_median": 3.0}
+    runs = {**ready, "run_id": "0"}, {**step, "run_id": "0"}, {**none, "case": "step", "status": "crash"}
+    head, *lines = summary(capsys, *runs)
+    assert head == ["ready", "step", "exposed"]
+    assert lines == [["3.000", "3.500", "0.500"], ["crash"]]
+
+
 def test_a_suspect_time_is_not_shown(capsys):
     assert summary(capsys, {"status": "suspect"}) == [["full"], ["suspect"]]
 
