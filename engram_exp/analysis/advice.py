@@ -184,6 +184,7 @@ def _notes(
     """What limits advice that is given from these strategies, curves or steps, and rows."""
     times = [time for curve in found.values() for time in curve.values()]
     times += [one.time for step in steps for one in step.strategies]
+    times += [time for one in times for way in one.ways for time in way.by_engine.values()]
     notes = []
     if len(names) == 1:
         notes.append(f"no strategy but {', '.join(names)} was measured: it is the best of one")

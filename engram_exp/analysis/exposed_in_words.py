@@ -9,7 +9,7 @@ from engram_exp.analysis.advice import Advice
 from engram_exp.analysis.curves import Time
 from engram_exp.analysis.engines import ONE_GPU, USES, Gpus, settings_for
 from engram_exp.analysis.exposed import Exposed, OfEngine, Step
-from engram_exp.analysis.ways import against, others_of, whose
+from engram_exp.analysis.ways import against, few, others_of, whose
 
 
 class SizeInWords(NamedTuple):
@@ -113,7 +113,7 @@ def _size(step: Step) -> SizeInWords:
         measured = ", ".join(one.strategy for one in step.strategies)
         return SizeInWords(size, certainty=f"nothing that fits was measured, but {measured}")
     undecided, slower = others_of(step.undecided, step.more, best.time.ways)
-    told = whose(best.time.ways), against(undecided, slower) or "nothing else that fits was measured"
+    told = whose(best.time.ways), against(undecided, slower) or _alone(step)
     yardstick = step.of(step.yardstick)
     apart = yardstick is not None and yardstick is not best
     return SizeInWords(
@@ -127,6 +127,12 @@ def _size(step: Step) -> SizeInWords:
         certainty="; ".join(filter(None, told)),
         sure=_open(undecided) if undecided else "clear" if slower else "the only one",
     )
+
+
+def _alone(step: Step) -> str:
+    """That nothing decides, and what was measured but does not fit."""
+    others = few([one.strategy for one in step.strategies if one.strategy != step.best])
+    return "nothing else that fits was measured" + (f"; does not fit: {', '.join(others)}" if others else "")
 
 
 def _open(others: Sequence[str]) -> str:
@@ -193,11 +199,10 @@ def _engines(use: str, steps: Sequence[Step], gpus: Gpus) -> list[tuple[str, str
         if not sizes:
             found.append((f"{release}: no option for a strategy that fits and was measured here", ""))
         for (name, is_own, is_choice), of_sizes in sizes.items():
-            us = ", ".join(_longer(one.time) for _, one, _ in of_sizes)
-            at = ", ".join(f"{step.tokens:,}" for step, _, _ in of_sizes)
+            us = ", ".join(f"{_longer(one.time)} us at {step.tokens:,} tokens" for step, one, _ in of_sizes)
             by = ", its own way" if is_own else ", not its own way" if settings[name].own else ""
-            then = "; the choice" if is_choice else _saved(of_sizes) if is_own else ""
-            found.append((f"{release} as {name}{by}, {us} us at {at} tokens{then}:", settings[name].flags))
+            then = " (the choice)" if is_choice else _saved(of_sizes) if is_own else ""
+            found.append((f"{release} as {name}{by}, {us}{then}:", settings[name].flags))
     return found
 
 
@@ -208,7 +213,7 @@ def _saved(sizes: Sequence[tuple[Step, OfEngine, Exposed]]) -> str:
     share = _from_to([ms / ready_ms for ms, ready_ms in saved], lambda share: f"{share * 100:.2f}")
     undecided = [f"{step.tokens:,}" for step, one, best in sizes if one.time.is_open_against(best.time)]
     unsure = f"; undecided at {', '.join(undecided)}" if undecided else ""
-    return f"; the choice saves {us} us ({share} % of the step{unsure})"
+    return f" (the choice, which is not its way, saves {us} us, {share} % of the step{unsure})"
 
 
 def _from_to(values: Sequence[float], spelled: Callable[[float], str]) -> str:

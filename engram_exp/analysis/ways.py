@@ -111,7 +111,7 @@ def _typed(row: Mapping[str, Any], differing: Sequence[str]) -> list[str]:
 def others_of(undecided: Sequence[str], slower: Sequence[str], ways: Sequence[Way]) -> tuple[list[str], list[str]]:
     """What runs do not tell from a choice, and what is slower: other strategies, and the other ways of its own."""
     open_ways, behind = ([name for way in ways for name in getattr(way, part)] for part in ("undecided", "slower"))
-    return [*undecided, *_few(open_ways)], [*slower, *_few(behind)]
+    return [*undecided, *few(open_ways)], [*slower, *few(behind)]
 
 
 def whose(ways: Sequence[Way]) -> str:
@@ -119,15 +119,16 @@ def whose(ways: Sequence[Way]) -> str:
     return "; ".join(f"{engine}'s way" for engine in dict.fromkeys(way.engine for way in ways) if engine)
 
 
-def _few(names: list[str]) -> list[str]:
+def few(names: list[str]) -> list[str]:
+    """The names of a few ways, or how many there are."""
     return names if len(names) <= FEW else [f"{len(names)} other ways"]
 
 
 def against(undecided: Sequence[str], slower: Sequence[str]) -> str:
     """What is decided of a choice; of nothing, the empty text."""
-    if undecided:
-        return f"undecided against {', '.join(undecided)}"
-    return f"ahead of {', '.join(slower) if len(slower) <= FEW else 'all others'}" if slower else ""
+    others = ", ".join(slower) if len(slower) <= FEW else f"{len(slower)} others"
+    parts = f"undecided against {', '.join(undecided)}" if undecided else "", f"ahead of {others}" if slower else ""
+    return "; ".join(filter(None, parts))
 
 
 def best_of_release(settings: Mapping[str, Setting], times: Mapping[str, tuple[Time, Time | None]]) -> OfRelease | None:

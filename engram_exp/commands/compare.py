@@ -27,13 +27,15 @@ from engram_exp.analysis.subjects import load_campaign, spelled
 from engram_exp.commands.arguments import add_only, share
 from engram_exp.results.schema import OPTIONS
 
+ALWAYS_TOLD = ("strategy", "components", "decoder", "batch_size", "seq_len")  # where what is compared differs in them
+
 
 def _telling_apart(found: pd.DataFrame) -> list[str]:
     """The columns that are needed beside the case to tell what is compared apart, and those that differ in some of
     it."""
-    told: list[str] = []
-    groups = found["case"].nunique()
-    for name in dict.fromkeys(["strategy", "batch_size", "seq_len", *WORKLOAD, *CHOICES]):
+    told = [name for name in ALWAYS_TOLD if found[name].nunique(dropna=False) > 1]
+    groups = len(found[["case", *told]].drop_duplicates())
+    for name in dict.fromkeys([*WORKLOAD, *CHOICES]):
         if (more := len(found[["case", *told, name]].drop_duplicates())) > groups:
             told, groups = [*told, name], more
     differs = {name: found[name].astype(str).str.contains(AGAINST, regex=False) for name in (*CHOICES, OPTIONS)}
@@ -75,7 +77,7 @@ def run(arguments: argparse.Namespace) -> None:
         return
     varying = _telling_apart(found)
     table = Table(*varying, "case", "runs", "A ms", "B ms", "B / A", "95 % interval", "B is")
-    for row in found.to_dict("records"):
+    for row in found.sort_values([name for name in ALWAYS_TOLD if name in varying], kind="stable").to_dict("records"):
         told = f"{row['runs_a']}, {row['runs_b']}", f"{row['wall_ms_a']:.4g}", f"{row['wall_ms_b']:.4g}"
         ways = (spelled(row[name]) for name in varying)
         table.add_row(*ways, row["case"], *told, *_apart(row), row["verdict"])

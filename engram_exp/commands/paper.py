@@ -58,6 +58,7 @@ def run(arguments: argparse.Namespace) -> None:
     requests = draw(arguments.sequences, *lengths, arguments.seed, arguments.prompt_share)
     steps = list(steps_of(requests, arguments.max_sequences, arguments.max_tokens))
     found = paper_table(frame, load_samples(arguments.folder), steps, arguments.seed)
+    found = found.sort_values(["decoder", "strategy"], kind="stable")
     notes = [_workload(arguments, steps), *_notes(found, frame)]
     if arguments.csv:
         print(found.to_csv(index=False), end="")
@@ -127,12 +128,12 @@ def _workload(arguments: argparse.Namespace, steps: list[Step]) -> str:
 def _notes(found: pd.DataFrame, frame: pd.DataFrame) -> list[str]:
     """What must be known beside the table."""
     steps = frame[frame["case"].isin(CASES)]
-    few = found["processes"].min()
-    covers = f"of {few} processes a shape or more" if few > 1 else f"{ONE_PROCESS} a shape: what its rounds differ in"
-    notes = [
-        f"intervals are {covers}; the paper gives none",
-        "every decode step attends to a fixed context; prompts that share a step are timed as one of as many tokens",
-    ]
+    fewest = found["processes"].min()
+    covers = f"of {fewest} processes a shape or more" if fewest > 1 else f"{ONE_PROCESS} a shape: what rounds differ in"
+    notes = [f"intervals are {covers}; the paper gives none"] if found["loss_lo"].notna().any() else []
+    notes.append(
+        "every decode step attends to a fixed context; prompts that share a step are timed as one of as many tokens"
+    )
     for few, lines in found[found["few_rounds"] != ""].groupby("few_rounds", sort=False):
         of = "; ".join(lines["decoder"] + ", " + lines["strategy"])
         notes.append(

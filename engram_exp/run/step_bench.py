@@ -140,7 +140,7 @@ class StepBench:
                 layer.renew(self.built.batches[0])
             self._try(case, self._verify)
         for case in self._right():
-            self._try(case, self.caches.require_kept)
+            self._try(case, self.caches.verify)
 
     def _right(self) -> list[str]:
         return [case for case in self.cases if case not in self.errors]

@@ -73,7 +73,7 @@ class StepCaches:
                 self.runs.runs[case](batch)
                 self.clock.synchronize()
 
-    def require_kept(self, case: str) -> None:
+    def verify(self, case: str) -> None:
         """Compare all rows that the caches of a case keep with their tables.
 
         Raises:

@@ -141,7 +141,7 @@ class Terminal:
             config = [spelled(value) for value in runs.loc[run_id, shown]]
             body.append([*config, *(_summary_cell(by_case.get(case)) for case in cases)])
         self.console.print("\n[bold]median ms of every run[/bold]")
-        self._table((*shown, *cases), body)
+        self._table((*shown, *(f"{case} ms" if case in shown else case for case in cases)), body)
         if told := disturbance(frame):
             self.say(f"  {told}")
 

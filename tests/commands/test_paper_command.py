@@ -49,7 +49,7 @@ def test_a_campaign_gives_the_table(paper, tmp_path):
         assert told["uva"] == ["20.00", "20.00 .. 20.00", "12.00", "12.00 .. 12.00", loss]
         assert told["kv_on_gpu"] == ["50.00", "50.00 .. 50.00", "45.00", "45.00 .. 45.00", loss]
     assert "9 sequences, prompts and outputs of 4 to 9 tokens each (seed 0), " in out
-    assert "intervals are of one process a shape: what its rounds differ in; the paper gives none" in out
+    assert "intervals are of one process a shape: what rounds differ in; the paper gives none" in out
     assert "table_scale is below 1" not in out
 
 
@@ -99,7 +99,7 @@ def test_few_rounds_and_mixed_code_are_told(paper, tmp_path):
     written(tmp_path / "b", rounds=5, git_sha="b", strategy="device")
     _, out, _ = paper(tmp_path, *WORKLOAD)
     few = ", ".join(f"decode steps of {sequences} sequences (5)" for sequences in (1, 2, 4))
-    of = "dense_8b, uva; dense_8b, device"
+    of = "dense_8b, device; dense_8b, uva"
     says = f"no interval ({of}): a process needs 6 rounds (a larger budget_s takes more), and has fewer of {few}, "
     assert f"{says}prompts of 4 tokens (5), prompts of 8 tokens (5) and 1 more\n" in out
     assert "steps of several git_sha are mixed" in out

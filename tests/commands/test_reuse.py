@@ -70,8 +70,7 @@ def test_a_text_has_its_curves(tmp_path, cache_dir):
 
 
 def test_without_the_extra_there_are_tables_and_no_figure(tmp_path, monkeypatch, capsys):
-    for name in [name for name in sys.modules if name.startswith("engram_exp.pages")]:
-        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.delitem(sys.modules, "engram_exp.pages.reuse", raising=False)  # which imports it
     monkeypatch.setitem(sys.modules, "altair", None)
     table = pd.DataFrame({"hit_rate": [0.5]})
     with pytest.warns(UserWarning, match="out has no reuse.svg: altair is not installed .pip install -e '.*report"):

@@ -57,11 +57,9 @@ def test_a_step_has_its_rows(run_inline, tmp_path, device, shape, strategy):
     assert waits == ([] if "prefetch.lead=previous_step" in shape else ["1", "3"])
     if strategy == "kv_on_gpu":
         assert frame.at["step", "bytes_moved"] == frame.at["ready", "bytes_moved"] + frame.at["fetch", "bytes_moved"]
-    assert (
-        frame.at["step", "flops"]
-        == frame.at["ready", "flops"]
-        == frame.at["decoder", "flops"] + 2 * (frame.at["full", "flops"] + frame.at["fusion", "flops"])
-    )
+    flops_of = frame["flops"]
+    of_layers = 2 * (flops_of["full"] + flops_of["fusion"])
+    assert flops_of["step"] == flops_of["ready"] == flops_of["decoder"] + of_layers
 
 
 @pytest.mark.slow
