@@ -215,7 +215,7 @@ def _against(release: str, option: Option, choice: Choice) -> str:
     elif time.is_open_against(best):
         then = "undecided against the time above"
     else:
-        then = f"of which the choice, which is not its way, saves {time.more_than(best):.4g}"
+        then = f"of which the choice, not its way, saves {time.more_than(best):.4g}"
     return f"{_span(time)} ms a layer, {then}"
 
 

@@ -199,10 +199,11 @@ def _engines(use: str, steps: Sequence[Step], gpus: Gpus) -> list[tuple[str, str
         if not sizes:
             found.append((f"{release}: no option for a strategy that fits and was measured here", ""))
         for (name, is_own, is_choice), of_sizes in sizes.items():
-            us = ", ".join(f"{_longer(one.time)} us at {step.tokens:,} tokens" for step, one, _ in of_sizes)
+            us = "; ".join(_longer(one.time) for _, one, _ in of_sizes)
+            at = "; ".join(f"{step.tokens:,}" for step, _, _ in of_sizes)
             by = ", its own way" if is_own else ", not its own way" if settings[name].own else ""
             then = " (the choice)" if is_choice else _saved(of_sizes) if is_own else ""
-            found.append((f"{release} as {name}{by}, {us}{then}:", settings[name].flags))
+            found.append((f"{release} as {name}{by}, {us} us at {at} tokens{then}:", settings[name].flags))
     return found
 
 
@@ -213,7 +214,7 @@ def _saved(sizes: Sequence[tuple[Step, OfEngine, Exposed]]) -> str:
     share = _from_to([ms / ready_ms for ms, ready_ms in saved], lambda share: f"{share * 100:.2f}")
     undecided = [f"{step.tokens:,}" for step, one, best in sizes if one.time.is_open_against(best.time)]
     unsure = f"; undecided at {', '.join(undecided)}" if undecided else ""
-    return f" (the choice, which is not its way, saves {us} us, {share} % of the step{unsure})"
+    return f" (the choice, not its way, saves {us} us, {share} % of the step{unsure})"
 
 
 def _from_to(values: Sequence[float], spelled: Callable[[float], str]) -> str:

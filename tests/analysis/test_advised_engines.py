@@ -36,7 +36,7 @@ def test_an_engine_has_the_time_of_its_own_way_where_that_was_measured():
 
 @pytest.mark.parametrize(
     ("spread", "told"),
-    [(0.01, "of which the choice, which is not its way, saves 0.1"), (0.4, "undecided against the time above")],
+    [(0.01, "of which the choice, not its way, saves 0.1"), (0.4, "undecided against the time above")],
 )
 def test_an_engine_s_own_way_has_an_interval_and_says_whether_it_tells_it_apart(spread, told):
     own = rows("uva", {64: 0.3, 65536: 90.0}, spread, components="vllm_0_33", lookup="vllm_0_33")

@@ -169,7 +169,7 @@ def test_an_engines_user_is_told_what_its_own_way_exposes():
     assert not step.engines["SGLang 0.5.23"].is_own, "it does not fetch beside the decoder"
     told = text(ours, own, staged)
     assert (
-        "SGLang 0.5.23 as uva, its own way, 140 us at 512 tokens (the choice, which is not its way, "
+        "SGLang 0.5.23 as uva, its own way, 140 us at 512 tokens (the choice, not its way, "
         "saves 110 us, 1.10 % of the step): SGLANG_"
     ) in told
 

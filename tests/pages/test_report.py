@@ -181,7 +181,7 @@ def test_the_first_screen_is_cards_and_their_picture(open_page, tmp_path):
     chart = view.locator(".chart").first.bounding_box()
     assert chart["y"] + chart["height"] <= 900
     assert view.evaluate("document.documentElement.scrollWidth") <= 1440
-    assert "vLLM 0.33.0 as uva, its own way, 14.0, 28.0, 44.0, 140, 268, 524 us at" in view.inner_text(".card")
+    assert "vLLM 0.33.0 as uva, its own way, 14.0; 28.0; 44.0; 140; 268; 524 us at" in view.inner_text(".card")
 
 
 def test_where_steps_were_measured_cards_and_their_picture_come_first(open_page, tmp_path):
