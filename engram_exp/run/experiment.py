@@ -6,6 +6,7 @@ import logging
 import zlib
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -38,7 +39,7 @@ from engram_exp.run.parts import Parts, tables_of
 from engram_exp.run.plan import Plan
 from engram_exp.run.rank_plan import free_here
 from engram_exp.run.ranked import check_rank, clock_of, of_all_ranks, whole_table_bytes
-from engram_exp.run.requirements import check_plan, check_time
+from engram_exp.run.requirements import check_plan, check_time, require_accelerator
 from engram_exp.run.rows import (
     case_columns,
     failed_columns,
@@ -135,6 +136,8 @@ class Experiment:
             memory_group.join(round(job.config.memory_limit_gb * 1e9))
         self.plan = Plan(job.config, job.choices, ranks)
         wake(self.plan.device)
+        if find_spec("triton") is None:
+            require_accelerator(self.plan)  # before its kernels, which cannot be imported, are asked for anything
         self.before = before or Before()
         self.parts = Parts(self.plan, tables=self.before.tables)
         self.parts.tables.keep_only(tables_of(self.parts))

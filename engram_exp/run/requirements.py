@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from importlib import import_module
 from typing import Any
 
 import psutil
@@ -59,7 +60,7 @@ def check_plan(plan: Plan) -> None:
         ConfigError: naming the key.
     """
     check_cpus(plan.config.hardware)
-    _require_accelerator(plan)
+    require_accelerator(plan)
     _require_readable_table(plan)
     sheet = plan.config.hardware.data_sheet
     if sheet:
@@ -198,15 +199,26 @@ def check_dtype(plan: Plan) -> None:
             raise ConfigError("dtype", plan.choices.get("dtype") or "fp8", remedy) from error
 
 
-def _require_accelerator(plan: Plan) -> None:
+def require_accelerator(plan: Plan) -> None:
+    """Skip a run (`SkippedError`) with a step that only a kernel does, where there is no GPU for it."""
     if plan.has_link or triton_is_interpreted():
         return
     for stage in plan.stages:
         if stage.side != DEVICE or stage.is_upload or not KINDS[stage.name].rotates:
             continue
-        component: Any = get_class(plan.config[stage.name]._target_)
-        if not getattr(component, "anywhere", False):  # there, kernels do that
+        if not _runs_anywhere(plan.config[stage.name]._target_):  # there, kernels do that
             raise SkippedError(f"no accelerator: this strategy runs {stage.name} on one")
+
+
+def _runs_anywhere(target: str) -> bool:
+    """Whether a component runs on the CPU, too; without Triton one that is a kernel cannot even be imported."""
+    module, _, name = target.rpartition(".")
+    try:
+        return getattr(getattr(import_module(module), name), "anywhere", False)
+    except ModuleNotFoundError as error:
+        if error.name != "triton":
+            raise
+        return False
 
 
 def _require_readable_table(plan: Plan) -> None:

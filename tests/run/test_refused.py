@@ -1,5 +1,7 @@
 """Runs that cannot be are refused or skipped, before anything is built for them."""
 
+import sys
+
 import pytest
 from common import TINY
 
@@ -19,6 +21,16 @@ def test_a_strategy_of_the_device_is_skipped_without_one(run_inline, monkeypatch
     rows = run_inline(f"strategy={strategy}")
     assert {row["status"] for row in rows} == {"skipped"}
     assert rows[0]["error"] == "no accelerator: this strategy runs hashing on one"
+
+
+def test_without_triton_a_strategy_of_the_device_is_skipped_before_its_kernels_are_imported(run_inline, monkeypatch):
+    monkeypatch.setattr("engram_exp.run.requirements.triton_is_interpreted", lambda: False)
+    monkeypatch.setattr("engram_exp.run.experiment.find_spec", lambda name: None)
+    monkeypatch.setattr("engram_exp.run.experiment.tables_of", pytest.fail)
+    monkeypatch.setitem(sys.modules, "triton", None)
+    monkeypatch.delitem(sys.modules, "engram_exp.steps.hashing.triton", raising=False)
+    rows = run_inline("strategy=uva")
+    assert {row["error"] for row in rows} == {"no accelerator: this strategy runs hashing on one"}
 
 
 @pytest.mark.accelerator
